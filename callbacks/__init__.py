@@ -1,0 +1,8 @@
+"""When clustering happens and how it is watched."""
+
+from lightning_ncmtl.callbacks.cluster_report import ClusterReport
+from lightning_ncmtl.callbacks.network_clustering import NetworkClusteringCallback
+from lightning_ncmtl.callbacks.prediction_writer import PredictionWriter
+from lightning_ncmtl.callbacks.step_seed import StepSeed
+
+__all__ = ["ClusterReport", "NetworkClusteringCallback", "PredictionWriter", "StepSeed"]

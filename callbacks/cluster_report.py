@@ -1,0 +1,99 @@
+"""The clusters found, as a table on the screen and as ``clusters.json`` in the run directory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+from torchmetrics.functional.clustering import adjusted_rand_score
+
+from lightning_ncmtl.callbacks.network_clustering import NetworkClusteringCallback
+
+
+class ClusterReport(Callback):
+    """At the end of training, shows which tasks share each layer and how well each task does.
+
+    It writes ``clusters.json`` beside the logs (``trainer.log_dir``)::
+
+        {"layers": {NAME: {"num_clusters": K, "assignment": {TASK: k}, "frozen_at_step": int | null,
+                           "trace": [[step, [a_0, ..., a_N-1]], ...]}},
+         "planted": {TASK: group} | null, "ari": {NAME: float} | null}
+
+    The adjusted Rand index (Hubert & Arabie, 1985) compares the clusters with groups that the data module knows
+    (its ``planted_groups``): 1 for the same groups, about 0 for unrelated ones.
+    """
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        directory = trainer.log_dir or trainer.default_root_dir  # on all ranks: it is broadcast
+        if not trainer.is_global_zero:
+            return
+        report = self.report(trainer)
+        path = Path(directory) / "clusters.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report) + "\n", encoding="utf-8")
+        console = Console()
+        console.print(_cluster_table(report))
+        if accuracy := _accuracies(trainer):
+            console.print(_accuracy_table(accuracy))
+        console.print(f"Run directory: {directory}", soft_wrap=True)
+
+    def report(self, trainer: Trainer) -> dict[str, Any]:
+        """The content of ``clusters.json``."""
+        callback = next((c for c in trainer.callbacks if isinstance(c, NetworkClusteringCallback)), None)
+        layers = {} if callback is None else callback.summary()
+        datamodule = trainer.datamodule
+        planted = getattr(datamodule, "planted_groups", None)
+        tasks = getattr(datamodule, "domains", None)
+        for layer in layers.values():
+            names = tasks or [str(task) for task in range(len(layer["assignment"]))]
+            layer["assignment"] = dict(zip(names, layer["assignment"], strict=bool(layer["assignment"])))
+        ari = None
+        if planted is not None:
+            groups = torch.tensor(list(planted.values()))
+            ari = {
+                name: float(adjusted_rand_score(torch.tensor(list(layer["assignment"].values())), groups))
+                for name, layer in layers.items()
+                if layer["assignment"]
+            }
+        return {"layers": layers, "planted": planted, "ari": ari}
+
+
+def _accuracies(trainer: Trainer) -> dict[str, float]:
+    """Accuracy of the last validation, by task; the average under ``""``."""
+    prefix = "val/accuracy"
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix).removeprefix("/"): value for name, value in metrics.items()}
+
+
+def _cluster_table(report: dict[str, Any]) -> Table:
+    table = Table("layer", "cluster", "tasks", title="Clusters", title_justify="left")
+    for name, layer in report["layers"].items():
+        frozen = layer["frozen_at_step"]
+        heading = f"{name}\n{layer['num_clusters']} clusters"
+        heading += "" if frozen is None else f"\nfrozen at step {frozen}"
+        if not layer["assignment"]:
+            table.add_row(heading, "", "not clustered")
+        elif report["ari"] is not None:
+            heading += f"\nARI {report['ari'][name]:.3f}"
+        members: dict[int, list[str]] = {}
+        for task, cluster in layer["assignment"].items():
+            members.setdefault(cluster, []).append(task)
+        clusters = sorted(members.items())
+        if clusters:
+            numbers = "\n".join(str(cluster) for cluster, _ in clusters)
+            table.add_row(heading, numbers, "\n".join(", ".join(tasks) for _, tasks in clusters))
+        table.add_section()
+    return table
+
+
+def _accuracy_table(accuracy: dict[str, float]) -> Table:
+    table = Table("task", "accuracy", title="Validation", title_justify="left")
+    for task, value in sorted(accuracy.items()):
+        if task:
+            table.add_row(task, f"{value:.3f}")
+    table.add_section()
+    table.add_row("average", f"{accuracy['']:.3f}")
+    return table

@@ -1,0 +1,301 @@
+"""Text classification in many domains, one task per domain."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from datasets import Dataset
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_info
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from lightning_ncmtl.datamodules.sampling import Balance, MixedBatchLoader, MixedBatchSampler
+from lightning_ncmtl.datamodules.sources import Source, Split
+from lightning_ncmtl.datamodules.text import collate, encode, train_tokenizer
+from lightning_ncmtl.datamodules.vectors import read_vectors
+from lightning_ncmtl.errors import InputError
+
+Stage = Literal["train", "validation", "test", "predict"]
+
+
+class MultiDomainDataModule(LightningDataModule):
+    """Documents of many domains in mixed batches (see :class:`lightning_ncmtl.datamodules.text.Batch`).
+
+    The vocabulary is learned from training documents alone. It travels in the checkpoint together with the domains, so
+    that a checkpoint is enough to predict on raw text.
+
+    Args:
+        source: Where documents come from.
+        domains: The domains to use, in this order (the order of the task ids); all by default.
+        num_classes: Number of classes; labels are ``0 .. num_classes - 1``.
+        batch_size: Documents per batch and device (the paper: 32).
+        balance: How an epoch draws the domains: ``proportional`` to their size, or ``uniform``.
+        validation_size: The last documents of each domain's training split that validate instead.
+        folds: Instead, divide each domain and label into this many parts (the paper: 10) ...
+        fold: ... and validate on this part, from 0.
+        vocab_size: Upper bound on the number of words; the encoder's ``vocab_size`` must be at least this.
+        min_frequency: Rarer words become unknown.
+        max_words: Sentences are cut into pieces of at most this many words.
+        max_sentences: Documents are truncated to this many sentences.
+        vectors: Pretrained word vectors in GloVe's format, plain or ``.gz``, given to the encoder when training starts.
+        predict_path: What ``predict`` reads: ``.jsonl`` or ``.csv`` with the fields ``text`` and ``domain``.
+        num_workers: Processes that make batches in the background.
+        seed: Seed of the order of documents and of the folds.
+
+    Attributes:
+        domains: Names of the domains; the place of a name is its task id.
+        tokenizer: The vocabulary, or ``None`` before it was learned or restored.
+        counts: Per stage: documents, with invalid bytes, empty, truncated.
+
+    Raises:
+        InputError: If settings or documents cannot be used.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        domains: list[str] | None = None,
+        num_classes: int = 2,
+        batch_size: int = 32,
+        balance: Balance = "proportional",
+        validation_size: int = 200,
+        folds: int | None = None,
+        fold: int = 0,
+        vocab_size: int = 30_000,
+        min_frequency: int = 2,
+        max_words: int = 50,
+        max_sentences: int = 40,
+        vectors: str | None = None,
+        predict_path: str | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["source"], logger=False)
+        if "_instantiator" in self.hparams:  # made by LightningCLI: all plain values, the source included
+            self.save_hyperparameters(logger=False)
+        if folds is not None and not (folds >= 2 and 0 <= fold < folds):
+            raise InputError(f"folds must be at least 2 and fold in 0 .. folds - 1, found folds={folds}, fold={fold}")
+        self.source = source
+        self.domains = list(source.domains() if domains is None else domains)
+        if not self.domains or len(set(self.domains)) < len(self.domains):
+            raise InputError(f"domains must be one or more different names, found {self.domains}")
+        self.num_classes = num_classes
+        self.batch_size = batch_size
+        self.balance = balance
+        self.validation_size = validation_size
+        self.folds = folds
+        self.fold = fold
+        self.vocab_size = vocab_size
+        self.min_frequency = min_frequency
+        self.max_words = max_words
+        self.max_sentences = max_sentences
+        self.vectors_path = vectors
+        self.predict_path = predict_path
+        self.num_workers = num_workers
+        self.seed = seed
+        self.tokenizer: Tokenizer | None = None
+        self.counts: dict[Stage, dict[str, int]] = {}
+        self._texts: dict[Stage, Dataset] = {}
+        self._encoded: dict[Stage, Dataset] = {}
+
+    @property
+    def num_tasks(self) -> int:
+        """Number of domains."""
+        return len(self.domains)
+
+    @property
+    def planted_groups(self) -> dict[str, int] | None:
+        """The true group of each domain, where the source planted groups."""
+        planted = self.source.planted_groups
+        return None if planted is None else {domain: planted[domain] for domain in self.domains}
+
+    def setup(self, stage: str) -> None:
+        """Read and check the documents that a stage needs. A test split is read by ``test`` alone."""
+        if stage in ("fit", "validate"):
+            self._split_training_documents()
+        elif stage == "test":
+            self._texts["test"] = self._read("test")
+        elif stage == "predict":
+            self._texts["predict"] = self._read_predict()
+        if stage == "fit" and self.tokenizer is None:
+            self._learn_vocabulary()
+
+    def vectors(self) -> Tensor | None:
+        """Pretrained vectors ``[V, dim]`` of the vocabulary's words, NaN where unknown; ``None`` if none were given."""
+        if self.vectors_path is None:
+            return None
+        assert self.tokenizer is not None, "call setup('fit') first"
+        vectors = read_vectors(self.vectors_path, self.tokenizer.get_vocab())
+        known = int((~vectors.isnan().any(1)).sum())
+        rank_zero_info(f"{self.vectors_path}: vectors for {known:,} of {len(vectors):,} words ({known / len(vectors):.1%})")
+        return vectors
+
+    def train_dataloader(self) -> MixedBatchLoader:
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> MixedBatchLoader:
+        return self._loader("validation")
+
+    def test_dataloader(self) -> MixedBatchLoader:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> MixedBatchLoader:
+        return self._loader("predict")
+
+    def predict_texts(self) -> Iterator[tuple[str, str]]:
+        """Domain and text of what ``predict`` reads, in the order of ``index``."""
+        documents = self._texts["predict"]
+        for task, text in zip(documents["task_id"], documents["text"], strict=True):
+            yield self.domains[task], text
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs to read raw text: the vocabulary and the domains."""
+        return {"domains": self.domains, "tokenizer": None if self.tokenizer is None else self.tokenizer.to_str()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["domains"] != self.domains:
+            raise InputError(
+                f"the checkpoint was trained on the domains {', '.join(state_dict['domains'])}; "
+                f"the data has {', '.join(self.domains)}: set data.domains"
+            )
+        if state_dict["tokenizer"] is not None:
+            self.tokenizer = Tokenizer.from_str(state_dict["tokenizer"])
+            self._encoded.clear()
+
+    def _split_training_documents(self) -> None:
+        documents = self._read("train")
+        held_out = np.zeros(len(documents), dtype=bool)
+        tasks, labels = np.array(documents["task_id"]), np.array(documents["label"])
+        if self.folds is None:
+            for task, domain in enumerate(self.domains):
+                members = np.flatnonzero(tasks == task)
+                if not 0 < self.validation_size < len(members):
+                    raise InputError(
+                        f"validation_size must be between 1 and {len(members) - 1}, one less than the training "
+                        f"documents of {domain!r}, found {self.validation_size}"
+                    )
+                held_out[members[-self.validation_size :]] = True
+        else:
+            rng = np.random.default_rng(self.seed)
+            for group in np.unique(np.stack([tasks, labels]), axis=1).T:
+                members = rng.permutation(np.flatnonzero((tasks == group[0]) & (labels == group[1])))
+                held_out[members[self.fold :: self.folds]] = True
+        self._texts["train"] = documents.select(np.flatnonzero(~held_out))
+        self._texts["validation"] = documents.select(np.flatnonzero(held_out))
+
+    def _read(self, split: Split) -> Dataset:
+        columns: dict[str, list[Any]] = {"text": [], "label": [], "task_id": []}
+        for task, domain in enumerate(self.domains):
+            before = len(columns["text"])
+            for text, label in self.source.read(domain, split):
+                if not 0 <= label < self.num_classes:
+                    raise InputError(
+                        f"domain {domain!r} has the label {label}, outside 0 .. {self.num_classes - 1}: "
+                        f"set data.num_classes to {label + 1} or more"
+                    )
+                columns["text"].append(text)
+                columns["label"].append(label)
+            if len(columns["text"]) == before:
+                raise InputError(f"domain {domain!r} has no documents in its {split} split")
+            columns["task_id"] += [task] * (len(columns["text"]) - before)
+        return _with_index(columns)
+
+    def _read_predict(self) -> Dataset:
+        if self.predict_path is None:
+            raise InputError("predict needs a file of texts: set data.predict_path to a .jsonl or .csv file")
+        path = Path(self.predict_path)
+        if not path.is_file():
+            raise InputError(f"the file {self.predict_path!r} does not exist: set data.predict_path")
+        columns: dict[str, list[Any]] = {"text": [], "label": [], "task_id": []}
+        for number, row in enumerate(_read_rows(path), start=1):
+            text, domain = row.get("text"), row.get("domain")
+            if not isinstance(text, str) or domain not in self.domains:
+                raise InputError(
+                    f"{path}: row {number} needs a 'text' and a 'domain' out of {', '.join(self.domains)}, "
+                    f"found {str(dict(row))[:80]}"
+                )
+            columns["text"].append(text)
+            columns["label"].append(-1)
+            columns["task_id"].append(self.domains.index(domain))
+        if not columns["text"]:
+            raise InputError(f"the file {self.predict_path!r} has no texts")
+        return _with_index(columns)
+
+    def _learn_vocabulary(self) -> None:
+        self.tokenizer = train_tokenizer(self._texts["train"]["text"], self.vocab_size, self.min_frequency)
+
+    def _loader(self, stage: Stage, shuffle: bool = False) -> MixedBatchLoader:
+        dataset = self._encode(stage)
+        sampler = MixedBatchSampler(
+            dataset["task_id"],
+            dataset["length"],
+            self.batch_size,
+            balance=self.balance,
+            shuffle=shuffle,
+            seed=self.seed,
+            num_replicas=1 if self.trainer is None else self.trainer.world_size,
+            rank=0 if self.trainer is None else self.trainer.global_rank,
+        )
+        columns = ["tokens", "sentence_lengths", "task_id", "label", "index"]
+        return MixedBatchLoader(
+            dataset.select_columns(columns),
+            sampler=sampler,
+            batch_size=None,  # the sampler yields whole batches
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _encode(self, stage: Stage) -> Dataset:
+        if stage not in self._encoded:
+            if self.tokenizer is None:  # an untrained model is validated or tested, without a checkpoint
+                self._split_training_documents()
+                self._learn_vocabulary()
+            dataset = self._texts[stage].map(
+                encode,
+                batched=True,
+                input_columns="text",
+                fn_kwargs={
+                    "tokenizer": self.tokenizer,
+                    "max_words": self.max_words,
+                    "max_sentences": self.max_sentences,
+                },
+                desc=f"Tokenising {stage}",
+            )
+            invalid = sum("\ufffd" in text for text in dataset["text"])
+            self.counts[stage] = counts = {
+                "documents": len(dataset),
+                "with invalid bytes": invalid,
+                "empty": sum(dataset["empty"]),
+                "truncated": sum(dataset["truncated"]),
+            }
+            self._encoded[stage] = dataset
+            rank_zero_info(f"{stage}: " + ", ".join(f"{value:,} {what}" for what, value in counts.items()))
+        return self._encoded[stage]
+
+
+def _with_index(columns: dict[str, list[Any]]) -> Dataset:
+    return Dataset.from_dict({**columns, "index": range(len(columns["text"]))})
+
+
+def _read_rows(path: Path) -> Iterable[Mapping[str, Any]]:
+    """The rows of a JSONL or CSV file."""
+    if path.suffix not in (".jsonl", ".csv"):
+        raise InputError(f"cannot read {str(path)!r}: predict reads .jsonl and .csv files")
+    with path.open(encoding="utf-8", errors="replace", newline="") as lines:
+        if path.suffix == ".csv":
+            yield from csv.DictReader(lines)
+            return
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path}:{number}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{path}:{number}: expected an object with 'text' and 'domain', found {line[:40]!r}")
+            yield row

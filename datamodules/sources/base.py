@@ -1,0 +1,35 @@
+"""What a source of documents has to offer."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+Split = Literal["train", "test"]
+
+
+class Document(NamedTuple):
+    """A text and its label, an integer from 0."""
+
+    text: str
+    label: int
+
+
+class Source(ABC):
+    """A corpus of labelled documents in several domains."""
+
+    @property
+    def planted_groups(self) -> dict[str, int] | None:
+        """The true group of each domain, where somebody planted it; reports compare the found clusters with it."""
+        return None
+
+    @abstractmethod
+    def domains(self) -> list[str]:
+        """Names of all domains, sorted."""
+
+    @abstractmethod
+    def read(self, domain: str, split: Split) -> Iterator[Document]:
+        """The documents of one domain, in a fixed order.
+
+        Raises:
+            InputError: If there is no such domain or split, or a line cannot be read.
+        """

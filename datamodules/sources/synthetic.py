@@ -1,0 +1,88 @@
+"""The embedded corpus: made from a seed, with planted groups of domains that a clustering has to find."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from lightning_ncmtl.datamodules.sources.base import Document, Source, Split
+from lightning_ncmtl.errors import InputError
+
+
+class Synthetic(Source):
+    """Made-up reviews whose opinion words mean the same within a group of domains and clash between groups.
+
+    Every opinion word is good or bad. A part of them means the same everywhere; each other word gets a meaning per
+    group, by a coin, and a domain of the group flips it with probability ``disagreement``. So domains of a group help
+    each other, and domains of different groups hurt each other. A document states mostly opinions that agree with
+    its label, among filler words that carry no signal.
+
+    Args:
+        num_domains: Number of domains.
+        num_groups: Number of planted groups; domain ``i`` is in group ``i % num_groups``.
+        train_documents: Training documents per domain.
+        test_documents: Test documents per domain.
+        opinion_words: Number of opinion words.
+        common: Fraction of the opinion words that mean the same in all domains.
+        disagreement: Probability that a domain flips a word of its group.
+        opinions: Opinion words per document.
+        agreement: Probability that an opinion agrees with the document's label.
+        filler_words: Size of the vocabulary without meaning.
+        seed: Seed of the whole corpus.
+    """
+
+    def __init__(
+        self,
+        num_domains: int = 12,
+        num_groups: int = 4,
+        train_documents: int = 400,
+        test_documents: int = 200,
+        opinion_words: int = 80,
+        common: float = 0.1,
+        disagreement: float = 0.05,
+        opinions: int = 6,
+        agreement: float = 0.85,
+        filler_words: int = 300,
+        seed: int = 0,
+    ) -> None:
+        if not 1 <= num_groups <= num_domains:
+            raise InputError(f"num_groups must be between 1 and num_domains {num_domains}, found {num_groups}")
+        self.num_domains = num_domains
+        self.num_groups = num_groups
+        self.sizes: dict[Split, int] = {"train": train_documents, "test": test_documents}
+        self.opinions = opinions
+        self.agreement = agreement
+        self.filler_words = filler_words
+        self.seed = seed
+        # Meanings [domains, words], +1 good and -1 bad.
+        rng = np.random.default_rng(seed)
+        by_group = rng.choice([-1, 1], size=(num_groups, opinion_words))
+        by_group[:, : round(common * opinion_words)] = by_group[0, : round(common * opinion_words)]
+        flips = rng.random((num_domains, opinion_words)) < disagreement
+        self.meanings = by_group[np.arange(num_domains) % num_groups] * np.where(flips, -1, 1)
+
+    @property
+    def planted_groups(self) -> dict[str, int]:
+        return {domain: index % self.num_groups for index, domain in enumerate(self.domains())}
+
+    def domains(self) -> list[str]:
+        return [f"domain{index:02d}" for index in range(self.num_domains)]
+
+    def read(self, domain: str, split: Split) -> Iterator[Document]:
+        if domain not in (known := self.domains()):
+            raise InputError(f"unknown domain {domain!r}: the embedded corpus has {', '.join(known)}")
+        index = known.index(domain)
+        rng = np.random.default_rng([self.seed, index, list(self.sizes).index(split)])
+        meanings = self.meanings[index]
+        frequency = 1 / np.arange(1, self.filler_words + 1)  # Zipf's law
+        frequency /= frequency.sum()
+        for _ in range(self.sizes[split]):
+            label = int(rng.integers(2))
+            agrees = rng.random(self.opinions) < self.agreement
+            wanted = np.where(agrees, 2 * label - 1, 1 - 2 * label)
+            sentences = []
+            for sign in wanted:
+                words = [f"w{word}" for word in rng.choice(self.filler_words, rng.integers(2, 5), p=frequency)]
+                opinion = rng.choice(np.flatnonzero(meanings == sign))
+                words.insert(int(rng.integers(len(words) + 1)), f"opinion{opinion}")
+                sentences.append(" ".join(words) + " .")
+            yield Document(" ".join(sentences), label)

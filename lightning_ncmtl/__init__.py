@@ -1,0 +1,10 @@
+"""Network clustering for multi-task learning, on PyTorch Lightning."""
+
+from importlib.metadata import version
+
+from lightning_ncmtl.clustering import KMeansResult, kmeans
+from lightning_ncmtl.layers import ClusterLinear, TaskLinear
+from lightning_ncmtl.modules import NCMTL
+
+__version__ = version("lightning-ncmtl")
+__all__ = ["NCMTL", "ClusterLinear", "KMeansResult", "TaskLinear", "kmeans"]

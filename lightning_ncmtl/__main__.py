@@ -1,0 +1,6 @@
+"""``python -m lightning_ncmtl`` is the same as ``ncmtl``."""
+
+from lightning_ncmtl.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The command line: ``ncmtl fit | validate | test | predict``."""
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback, PredictionWriter, StepSeed
+from lightning_ncmtl.datamodules import MultiDomainDataModule
+from lightning_ncmtl.errors import InputError
+
+DEFAULT_CONFIG = Path(__file__).with_name("lightning_cli.yaml")
+_RUN_DIR = "NCMTL_RUN_DIR"  # how the main process tells the processes that DDP starts
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the configuration as ``config.yaml`` in the run directory, and in every checkpoint."""
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        # What the settings left to the data is written down, so that the checkpoint does without the data.
+        config["data"]["domains"] = trainer.datamodule.domains
+        for key in ("config", "ckpt_path", "run_dir"):
+            config.pop(key, None)
+        checkpoint["config"] = yaml.safe_dump(config)
+
+
+class NCMTLCLI(LightningCLI):
+    """LightningCLI with the clustering, the checkpoints and a run directory at the top level of the configuration.
+
+    Settings come from, each over the one before: the packaged ``lightning_cli.yaml``; the checkpoint, where
+    ``--ckpt_path`` names a file; each ``--config``; the other arguments.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run_dir", type=str | None, default=None, help="Where all files of the run go; runs/TIME by default."
+        )
+        parser.add_lightning_class_args(NetworkClusteringCallback, "clustering")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "clustering.seed", compute_fn=int)
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes")
+        parser.link_arguments("data.num_tasks", "model.init_args.num_tasks", apply_on="instantiate")
+        parser.link_arguments("data.domains", "model.init_args.task_names", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        arguments = sys.argv[1:] if args is None else args
+        if isinstance(arguments, list) and (checkpoint := _value_of("--ckpt_path", arguments)):
+            args = [arguments[0], "--config", _config_of(checkpoint), *arguments[1:]]
+        super().parse_arguments(parser, args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Replaced by :meth:`parse_arguments`: Lightning's lets the checkpoint override the command line."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = self.config[self.subcommand]
+        run_dir = _make_run_dir(settings.run_dir, self.subcommand)
+        if settings.trainer.logger in (None, True):
+            kwargs["logger"] = [logger(run_dir, name="", version="") for logger in (CSVLogger, TensorBoardLogger)]
+        return super().instantiate_trainer(default_root_dir=run_dir, **kwargs)
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: The arguments; those of the process by default.
+    """
+    try:
+        NCMTLCLI(
+            LightningModule,
+            MultiDomainDataModule,
+            subclass_mode_model=True,
+            save_config_callback=SaveConfig,
+            auto_configure_optimizers=False,
+            trainer_defaults={"callbacks": [StepSeed(), ClusterReport()]},
+            parser_kwargs={
+                name: {"default_config_files": [str(DEFAULT_CONFIG)]} for name in NCMTLCLI.subcommands()
+            },
+            args=args,
+        )
+    except InputError as error:
+        print(f"ncmtl: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    for position, argument in enumerate(arguments):
+        if argument.startswith(f"{option}="):
+            return argument.removeprefix(f"{option}=")
+        if argument == option and position + 1 < len(arguments):
+            return arguments[position + 1]
+    return None
+
+
+def _config_of(checkpoint: str) -> str:
+    """The configuration in a checkpoint, as YAML; empty if it was not written by this command line."""
+    if not Path(checkpoint).is_file():
+        raise InputError(f"the checkpoint {checkpoint!r} does not exist: set --ckpt_path to a file")
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise InputError(f"{checkpoint!r} is not a checkpoint: {str(error).splitlines()[0]}") from error
+    return str(content.get("config", "{}"))
+
+
+def _make_run_dir(wanted: str | None, subcommand: str) -> str:
+    if _RUN_DIR in os.environ:
+        return os.environ[_RUN_DIR]
+    if wanted is not None and (Path(wanted) / "config.yaml").exists():
+        raise InputError(f"the directory {wanted!r} already holds a run: choose another --run_dir")
+    run_dir = Path(wanted or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{subcommand}")
+    if rank_zero_only.rank == 0:
+        while wanted is None and run_dir.exists():
+            run_dir = run_dir.with_name(f"{run_dir.name}x")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        os.environ[_RUN_DIR] = str(run_dir)
+    return str(run_dir)

@@ -1,0 +1,104 @@
+"""Hierarchical attention network (Yang et al., NAACL 2016), with two LSTM layers per level as in the paper, 4.1."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+
+from lightning_ncmtl.errors import InputError
+
+
+class HAN(nn.Module):
+    """Words to sentences to a document: an LSTM with attention at each level.
+
+    Args:
+        vocab_size: Rows of the embedding table; at least the number of words in the vocabulary.
+        embedding_dim: Size of the word vectors (the paper: 200).
+        hidden_size: LSTM units per direction.
+        num_layers: LSTM layers per level (the paper: 2).
+        bidirectional: Whether the LSTMs read in both directions.
+        dropout: Dropout on word vectors, between LSTM layers, and on sentence and document vectors.
+
+    Attributes:
+        out_features: Size of a document vector.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 30_000,
+        embedding_dim: int = 200,
+        hidden_size: int = 50,
+        num_layers: int = 2,
+        bidirectional: bool = True,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=0)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.words = _AttentiveLSTM(embedding_dim, hidden_size, num_layers, bidirectional, dropout)
+        self.sentences = _AttentiveLSTM(self.words.out_features, hidden_size, num_layers, bidirectional, dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.out_features = self.sentences.out_features
+
+    @torch.no_grad()
+    def load_vectors(self, vectors: Tensor) -> None:
+        """Start from pretrained word vectors.
+
+        Args:
+            vectors: ``[V, embedding_dim]``, row ``i`` for the word with id ``i``; a row of NaN keeps its random start.
+
+        Raises:
+            InputError: If the shape does not fit the embedding table.
+        """
+        rows, width = self.embedding.weight.shape
+        if vectors.shape[1] != width or len(vectors) > rows:
+            raise InputError(
+                f"word vectors {list(vectors.shape)} do not fit the encoder's embedding table {[rows, width]}: "
+                f"set the encoder's embedding_dim to {vectors.shape[1]} and its vocab_size to {len(vectors)} or more"
+            )
+        known = ~vectors.isnan().any(1)
+        self.embedding.weight[: len(vectors)][known] = vectors[known].to(self.embedding.weight)
+
+    def forward(self, documents: Mapping[str, Tensor]) -> Tensor:
+        """Encode documents.
+
+        Args:
+            documents: ``tokens [S, L]``, word ids of all sentences of the batch, one after the other, 0 where padded;
+                ``sentence_lengths [S]``, words per sentence; ``document_lengths [B]``, sentences per document.
+
+        Returns:
+            Document vectors ``[B, out_features]``.
+        """
+        words = self.dropout(self.embedding(documents["tokens"]))
+        sentences = self.dropout(self.words(words, documents["sentence_lengths"]))
+        lengths = documents["document_lengths"]
+        stacked = pad_sequence(sentences.split(lengths.tolist()), batch_first=True)
+        return self.dropout(self.sentences(stacked, lengths))
+
+
+class _AttentiveLSTM(nn.Module):
+    """A packed LSTM whose outputs are averaged with learned attention (Yang et al., 2016, equations 5 to 10)."""
+
+    def __init__(self, in_features: int, hidden_size: int, num_layers: int, bidirectional: bool, dropout: float) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(
+            in_features,
+            hidden_size,
+            num_layers,
+            batch_first=True,
+            dropout=dropout if num_layers > 1 else 0.0,
+            bidirectional=bidirectional,
+        )
+        self.out_features = hidden_size * (1 + bidirectional)
+        self.attention = nn.Linear(self.out_features, self.out_features)
+        self.context = nn.Linear(self.out_features, 1, bias=False)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """``x [M, T, in_features]`` and ``lengths [M]`` to ``[M, out_features]``."""
+        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        hidden, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        scores = self.context(self.attention(hidden).tanh()).squeeze(-1)
+        padding = torch.arange(hidden.shape[1], device=x.device) >= lengths.unsqueeze(1)
+        attention = scores.masked_fill(padding, -torch.inf).softmax(1)
+        return (attention.unsqueeze(1) @ hidden).squeeze(1)

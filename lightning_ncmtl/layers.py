@@ -1,0 +1,139 @@
+"""Layers with one set of weights per task, stacked in one parameter.
+
+Shapes: B batch, N tasks, P tasks present in the batch, K clusters.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ncmtl.errors import InputError
+
+
+class TaskLinear(nn.Module):
+    """A linear layer of its own for every task: a *specific* layer.
+
+    Args:
+        num_tasks: Number of tasks N.
+        in_features: Size of each input row.
+        out_features: Size of each output row.
+        bias: Whether each task also learns an additive bias.
+
+    Attributes:
+        weight: ``[num_tasks, out_features, in_features]``.
+        bias: ``[num_tasks, out_features]``, or ``None``.
+
+    Example:
+        >>> layer = TaskLinear(num_tasks=3, in_features=4, out_features=2)
+        >>> layer(torch.randn(5, 4), torch.tensor([0, 2, 0, 2, 2])).shape
+        torch.Size([5, 2])
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, num_tasks: int, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        for name, value in (("num_tasks", num_tasks), ("in_features", in_features), ("out_features", out_features)):
+            if value < 1:
+                raise InputError(f"{name} must be at least 1, found {value}")
+        self.num_tasks = num_tasks
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty(num_tasks, out_features, in_features))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(num_tasks, out_features))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, shared: bool = False, generator: torch.Generator | None = None) -> None:
+        """Draw new weights, as ``nn.Linear`` does for each task.
+
+        Args:
+            shared: Draw once and give every task the same weights (the *shared start*).
+            generator: Source of random numbers; the global one by default.
+        """
+        bound = 1 / math.sqrt(self.in_features)
+        for parameter in self.parameters(recurse=False):
+            if shared:
+                parameter.copy_(torch.empty_like(parameter[0]).uniform_(-bound, bound, generator=generator))
+            else:
+                parameter.uniform_(-bound, bound, generator=generator)
+
+    def forward(self, x: Tensor, task_ids: Tensor) -> Tensor:
+        """Apply to each row the weights of its task.
+
+        Args:
+            x: ``[B, in_features]``, in any order of tasks.
+            task_ids: ``[B]`` integers in ``0 .. num_tasks - 1``; tasks may be absent.
+
+        Returns:
+            ``[B, out_features]``, row ``b`` computed with the weights of ``task_ids[b]``.
+
+        Raises:
+            InputError: If a task id is out of range.
+        """
+        if len(x) == 0:
+            return x.new_zeros(0, self.out_features)
+        # One batched product over the present tasks: rows are sorted by task and padded to the largest group, which
+        # reads each weight once. (Gathering `weight[task_ids]` per row is the slowest choice for large batches.)
+        present, group, counts = task_ids.unique(return_inverse=True, return_counts=True)
+        if present[0] < 0 or present[-1] >= self.num_tasks:
+            found = int(present[0] if present[0] < 0 else present[-1])
+            raise InputError(f"task id {found} is out of range: the layer has tasks 0 to {self.num_tasks - 1}")
+        order = group.argsort(stable=True)
+        starts = counts.cumsum(0) - counts
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device) - starts[group[order]]
+        rows = x.new_zeros(len(present), int(counts.max()), self.in_features)
+        rows[group, place] = x
+        weight = self.weight[present].transpose(1, 2)
+        out = rows @ weight if self.bias is None else torch.baddbmm(self.bias[present].unsqueeze(1), rows, weight)
+        return out[group, place]
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_tasks={self.num_tasks}, in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}"
+        )
+
+
+class ClusterLinear(TaskLinear):
+    """A :class:`TaskLinear` whose tasks are grouped into clusters during training: a *cluster* layer.
+
+    The layer only computes. Which tasks share weights is decided by
+    :class:`lightning_ncmtl.callbacks.NetworkClusteringCallback`, which writes equal weights to all tasks of a cluster.
+
+    All tasks start with the same weights (the shared start), so that weights differ only by what tasks learned.
+    This departs from the paper, whose independent random start decides the clusters for good.
+
+    Args:
+        num_tasks: Number of tasks N.
+        in_features: Size of each input row.
+        out_features: Size of each output row.
+        num_clusters: Number of clusters K, at most ``num_tasks``.
+        bias: Whether each task also learns an additive bias.
+
+    Attributes:
+        assignment: ``[num_tasks]`` int64 buffer: the cluster of each task, ``-1`` before the first clustering.
+
+    Raises:
+        InputError: If ``num_clusters`` is not in ``1 .. num_tasks``.
+    """
+
+    assignment: Tensor
+
+    def __init__(
+        self, num_tasks: int, in_features: int, out_features: int, num_clusters: int, bias: bool = True
+    ) -> None:
+        super().__init__(num_tasks, in_features, out_features, bias)
+        if not 1 <= num_clusters <= num_tasks:
+            raise InputError(f"num_clusters must be between 1 and the number of tasks {num_tasks}, found {num_clusters}")
+        self.num_clusters = num_clusters
+        self.register_buffer("assignment", torch.full((num_tasks,), -1))
+        self.reset_parameters(shared=True)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, num_clusters={self.num_clusters}"

@@ -1,0 +1,5 @@
+"""The LightningModules."""
+
+from lightning_ncmtl.modules.ncmtl import NCMTL
+
+__all__ = ["NCMTL"]
