@@ -35,7 +35,6 @@ class HAN(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=0)
-        nn.init.normal_(self.embedding.weight, std=0.1)
         self.words = _AttentiveLSTM(embedding_dim, hidden_size, num_layers, bidirectional, dropout)
         self.sentences = _AttentiveLSTM(self.words.out_features, hidden_size, num_layers, bidirectional, dropout)
         self.dropout = nn.Dropout(dropout)
@@ -46,7 +45,8 @@ class HAN(nn.Module):
         """Start from pretrained word vectors.
 
         Args:
-            vectors: ``[V, embedding_dim]``, row ``i`` for the word with id ``i``; a row of NaN keeps its random start.
+            vectors: ``[V, embedding_dim]``, row ``i`` for the word with id ``i``. A row of NaN keeps its random start,
+                scaled to the spread of the vectors that are known.
 
         Raises:
             InputError: If the shape does not fit the embedding table.
@@ -58,6 +58,7 @@ class HAN(nn.Module):
                 f"set the encoder's embedding_dim to {vectors.shape[1]} and its vocab_size to {len(vectors)} or more"
             )
         known = ~vectors.isnan().any(1)
+        self.embedding.weight *= vectors[known].std().to(self.embedding.weight)
         self.embedding.weight[: len(vectors)][known] = vectors[known].to(self.embedding.weight)
 
     def forward(self, documents: Mapping[str, Tensor]) -> Tensor:

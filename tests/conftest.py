@@ -1,0 +1,54 @@
+"""What several tests share: small corpora and quiet trainers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from pytorch_lightning import Trainer
+
+from lightning_ncmtl import NCMTL
+from lightning_ncmtl.datamodules import MultiDomainDataModule
+from lightning_ncmtl.datamodules.sources import Synthetic
+from lightning_ncmtl.encoders import HAN
+
+datasets.disable_progress_bars()
+torch.set_num_threads(1)  # tiny models
+
+
+@pytest.fixture
+def source() -> Synthetic:
+    return Synthetic(num_domains=4, num_groups=2, train_documents=40, test_documents=21, opinion_words=12)
+
+
+@pytest.fixture
+def datamodule(source: Synthetic) -> MultiDomainDataModule:
+    return MultiDomainDataModule(source, batch_size=16, validation_size=11, vocab_size=400, min_frequency=1)
+
+
+@pytest.fixture
+def make_model() -> Callable[..., NCMTL]:
+    def make(**settings: Any) -> NCMTL:
+        torch.manual_seed(0)
+        encoder = HAN(vocab_size=400, embedding_dim=8, hidden_size=4, num_layers=1)
+        return NCMTL(encoder, **{"num_tasks": 4, "cluster_features": (8, 6), "num_clusters": (2, 3), **settings})
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
+    def make(**settings: Any) -> Trainer:
+        defaults: dict[str, Any] = {
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": tmp_path,
+        }
+        return Trainer(**{**defaults, **settings})
+
+    return make
