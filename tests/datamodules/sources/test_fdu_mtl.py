@@ -1,0 +1,56 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from lightning_ncmtl.datamodules.sources import FDUMTL, Document
+from lightning_ncmtl.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "books.task.train").write_bytes(b"1\tgood book\r\n0\tbad \xff byte\n1\t\n")
+    (tmp_path / "books.task.test").write_bytes(b"0\ta test\n")
+    (tmp_path / "books.task.unlabel").write_bytes(b"no label\n")
+    (tmp_path / "dvd.task.train").write_bytes(b"1\tfine\x85film\n")
+    return tmp_path
+
+
+def test_reads_documents_in_order(folder: Path) -> None:
+    source = FDUMTL(str(folder))
+    assert source.domains() == ["books", "dvd"]
+    assert list(source.read("books", "train")) == [
+        Document("good book", 1),
+        Document("bad \ufffd byte", 0),
+        Document("", 1),
+    ]
+    assert list(source.read("books", "test")) == [Document("a test", 0)]
+    assert source.planted_groups is None
+
+
+def test_missing_files_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown domain 'cars'.*books, dvd"):
+        next(FDUMTL(str(folder)).read("cars", "train"))
+    with pytest.raises(InputError, match=r"dvd\.task\.test', which the test split of 'dvd' needs"):
+        next(FDUMTL(str(folder)).read("dvd", "test"))
+    with pytest.raises(InputError, match="nowhere' does not exist: set data.source.path"):
+        FDUMTL("nowhere").domains()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no file"):
+        FDUMTL(str(tmp_path / "empty")).domains()
+
+
+@pytest.mark.parametrize("line", ["no label", "x\tletter", "-1\tnegative", "\tnothing"])
+def test_damaged_lines_are_refused(folder: Path, line: str) -> None:
+    (folder / "books.task.train").write_text(f"1\tfine\n{line}\n")
+    with pytest.raises(InputError, match=r"books.task.train:2: expected 'label<TAB>text', found"):
+        list(FDUMTL(str(folder)).read("books", "train"))
+
+
+@pytest.mark.skipif("FDU_MTL" not in os.environ, reason="set FDU_MTL to the folder of the real corpus")
+def test_the_real_corpus() -> None:
+    source = FDUMTL(os.environ["FDU_MTL"])
+    texts = [text for domain in source.domains() for text, _ in source.read(domain, "train")]
+    assert len(source.domains()) == 14
+    assert len(texts) == 22_180
+    assert sum("\ufffd" in text for text in texts) == 1

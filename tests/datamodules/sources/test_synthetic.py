@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from lightning_ncmtl.datamodules.sources import Synthetic
+from lightning_ncmtl.errors import InputError
+
+
+def test_is_a_function_of_the_seed() -> None:
+    one, same, other = Synthetic(seed=1), Synthetic(seed=1), Synthetic(seed=2)
+    assert list(one.read("domain03", "train")) == list(same.read("domain03", "train"))
+    assert list(one.read("domain03", "train")) != list(other.read("domain03", "train"))
+
+
+def test_splits_and_domains_differ() -> None:
+    source = Synthetic(train_documents=30, test_documents=20)
+    parts = [list(source.read(d, s)) for d in source.domains()[:2] for s in ("train", "test")]  # type: ignore[arg-type]
+    assert [len(part) for part in parts] == [30, 20, 30, 20]
+    texts = [document.text for part in parts for document in part]
+    assert len(set(texts)) == len(texts)
+
+
+def test_planted_groups_agree_inside_and_clash_between() -> None:
+    source = Synthetic(num_domains=6, num_groups=3, opinion_words=400, common=0.1, disagreement=0.05)
+    assert list(source.planted_groups.values()) == [0, 1, 2, 0, 1, 2]
+    agreement = (source.meanings[:, None] == source.meanings[None]).mean(2)
+    groups = np.arange(6) % 3
+    same = (groups[:, None] == groups[None]) & ~np.eye(6, dtype=bool)
+    other = groups[:, None] != groups[None]
+    assert agreement[same].min() > 0.85  # 1 - 2 * 0.05 * 0.95 in expectation
+    assert 0.4 < agreement[other].min() <= agreement[other].max() < 0.7  # about half, and the common tenth
+
+
+def test_sharing_helps_within_groups_and_hurts_between() -> None:
+    """The property the corpus is made for, checked with a linear model from outside."""
+    source = Synthetic(num_domains=6, num_groups=2, train_documents=150, test_documents=200)
+    domains = list(source.planted_groups.items())
+
+    def accuracy(train_on: list[str], test_on: str) -> float:
+        train = [document for domain in train_on for document in source.read(domain, "train")]
+        test = list(source.read(test_on, "test"))
+        counts = CountVectorizer()
+        features = counts.fit_transform([document.text for document in train])
+        model = LogisticRegression(max_iter=1000).fit(features, [document.label for document in train])
+        return float(model.score(counts.transform([d.text for d in test]), [d.label for d in test]))
+
+    alone = np.mean([accuracy([d], d) for d, _ in domains])
+    group = np.mean([accuracy([e for e, h in domains if h == g], d) for d, g in domains])
+    everyone = np.mean([accuracy([e for e, _ in domains], d) for d, _ in domains])
+    assert group > alone + 0.01
+    assert group > everyone + 0.03
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(InputError, match="num_groups must be between 1 and num_domains 3, found 4"):
+        Synthetic(num_domains=3, num_groups=4)
+    with pytest.raises(InputError, match="unknown domain 'cars'"):
+        next(Synthetic().read("cars", "train"))
