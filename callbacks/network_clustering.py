@@ -36,7 +36,8 @@ class NetworkClusteringCallback(Callback):
 
     Args:
         num_clusters: Number of clusters, one for all layers or one per layer; by default each layer's own.
-        warmup_epochs: Epochs in which tasks train apart, before the first clustering.
+        warmup_epochs: Epochs in which tasks train apart, before the first clustering. (A layer with one cluster has
+            nothing to wait for and shares from the first step.)
         warmup_steps: The same in optimizer steps; overrides ``warmup_epochs``.
         every_n_steps: Run k-means every this many optimizer steps (the paper: 1). Sharing runs after each.
         freeze_after_epochs: Keep the clusters as they are after this many epochs of training (the paper: 4); ``None``
@@ -118,8 +119,6 @@ class NetworkClusteringCallback(Callback):
         }
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
         self._layers = {n: m for n, m in pl_module.named_modules() if isinstance(m, ClusterLinear)}
         if not self._layers:
             raise InputError(f"{type(pl_module).__name__} has no ClusterLinear layer for NetworkClusteringCallback")
@@ -127,6 +126,8 @@ class NetworkClusteringCallback(Callback):
             layer.num_clusters = clusters
         self._states = {name: _LayerState() for name in self._layers}
         self._last_step = 0
+        if stage != "fit":
+            return
         if self.preset == "literal":  # a checkpoint is restored later and wins
             generator = torch.Generator().manual_seed(self.seed)
             for module in pl_module.modules():
@@ -154,13 +155,16 @@ class NetworkClusteringCallback(Callback):
         if step == self._last_step:  # gradients are being accumulated
             return
         self._last_step = step
-        if self._in_warmup(trainer):
+        # A layer with one cluster is a hard layer: there is nothing to find out, so it shares from the first step.
+        warmup = self._in_warmup(trainer)
+        layers = {name: layer for name, layer in self._layers.items() if not warmup or layer.num_clusters == 1}
+        if not layers:
             return
         self._freeze_if_due(trainer)
-        rows = {name: _flatten(layer) for name, layer in self._layers.items()}
+        rows = {name: _flatten(layer) for name, layer in layers.items()}
         _check_finite(rows, step)
         changed = self._assign(trainer, rows, step)
-        for name, layer in self._layers.items():
+        for name, layer in layers.items():
             state = self._states[name]
             assert state.assignment is not None
             frozen = state.frozen_at_step is not None
@@ -226,7 +230,7 @@ class NetworkClusteringCallback(Callback):
         """
         due = {
             name: state
-            for name, state in self._states.items()
+            for name, state in ((name, self._states[name]) for name in rows)
             if state.assignment is None or (state.frozen_at_step is None and step % self.every_n_steps == 0)
         }
         found = {name: self._cluster(rows[name], name, step) for name in due} if trainer.is_global_zero else {}

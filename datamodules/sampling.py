@@ -65,7 +65,7 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
         self.batch_size = batch_size
         self.balance = balance
         self.pool = pool
-        self.skip = 0  # batches that the next iteration leaves out, to continue in the middle of an epoch
+        self.skip = 0  # batches to leave out, to continue in the middle of an epoch
         if shuffle:
             # Global batches of at most batch_size * ranks documents, but no fewer than ranks, so that no rank is empty.
             batches = -(-len(self.lengths) // (batch_size * num_replicas))
@@ -79,8 +79,7 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]  # yields batches
         batches = self._training_batches() if self.shuffle else self._evaluation_batches()
-        skip, self.skip = self.skip, 0
-        return iter(batches[skip:])
+        return iter(batches[self.skip :])
 
     def _training_batches(self) -> list[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch])

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -56,10 +57,11 @@ class NCMTLCLI(LightningCLI):
         parser.link_arguments("data.domains", "model.init_args.task_names", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        arguments = sys.argv[1:] if args is None else args
-        if isinstance(arguments, list) and (checkpoint := _value_of("--ckpt_path", arguments)):
-            args = [arguments[0], "--config", _config_of(checkpoint), *arguments[1:]]
-        super().parse_arguments(parser, args)
+        """Parse a list of arguments, under which lies the configuration of the checkpoint that they name."""
+        arguments = [str(argument) for argument in (sys.argv[1:] if args is None else args)]
+        if checkpoint := _value_of("--ckpt_path", arguments):
+            arguments[1:1] = ["--config", _config_of(checkpoint)]
+        self.config = parser.parse_args(arguments)
 
     def _parse_ckpt_path(self) -> None:
         """Replaced by :meth:`parse_arguments`: Lightning's lets the checkpoint override the command line."""
@@ -72,12 +74,18 @@ class NCMTLCLI(LightningCLI):
         return super().instantiate_trainer(default_root_dir=run_dir, **kwargs)
 
 
-def main(args: ArgsType = None) -> None:
+def main(args: list[str] | None = None) -> None:
     """Run the command line.
 
     Args:
         args: The arguments; those of the process by default.
     """
+    # Each run has a directory of its own, so a checkpoint always comes from another one.
+    warnings.filterwarnings("ignore", "The dirpath has changed from")
+    # pytorch-lightning 2.6 with torch 2.13
+    warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
+    # Lightning's own save_last keeps the last checkpoint that was among the best.
+    last = ModelCheckpoint(filename="last", enable_version_counter=False)
     try:
         NCMTLCLI(
             LightningModule,
@@ -85,15 +93,22 @@ def main(args: ArgsType = None) -> None:
             subclass_mode_model=True,
             save_config_callback=SaveConfig,
             auto_configure_optimizers=False,
-            trainer_defaults={"callbacks": [StepSeed(), ClusterReport()]},
+            trainer_defaults={"callbacks": [StepSeed(), ClusterReport(), last]},
             parser_kwargs={
                 name: {"default_config_files": [str(DEFAULT_CONFIG)]} for name in NCMTLCLI.subcommands()
             },
             args=args,
         )
-    except InputError as error:
-        print(f"ncmtl: error: {error}", file=sys.stderr)
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__  # jsonargparse wraps what constructors raise
+        if cause is None:
+            raise
+        print(f"ncmtl: error: {cause}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        os.environ.pop(_RUN_DIR, None)
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
@@ -117,7 +132,7 @@ def _config_of(checkpoint: str) -> str:
 
 
 def _make_run_dir(wanted: str | None, subcommand: str) -> str:
-    if _RUN_DIR in os.environ:
+    if _RUN_DIR in os.environ:  # a process that DDP started
         return os.environ[_RUN_DIR]
     if wanted is not None and (Path(wanted) / "config.yaml").exists():
         raise InputError(f"the directory {wanted!r} already holds a run: choose another --run_dir")

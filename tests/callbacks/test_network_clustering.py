@@ -1,0 +1,283 @@
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_ncmtl import NCMTL, ClusterLinear
+from lightning_ncmtl.callbacks import NetworkClusteringCallback, StepSeed
+from lightning_ncmtl.datamodules import MultiDomainDataModule
+from lightning_ncmtl.errors import InputError
+
+MakeModel = Callable[..., NCMTL]
+MakeTrainer = Callable[..., Trainer]
+
+
+class Watch(Callback):
+    """Looks at the cluster layers after every optimizer step, behind the clustering."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.shared: list[bool] = []
+        self.assignments: list[list[int]] = []
+        self.rows: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        layer = pl_module.cluster_layers[0]
+        if trainer.global_step in self.steps:
+            return
+        self.steps.append(trainer.global_step)
+        self.assignments.append(layer.assignment.tolist())
+        self.rows.append(rows(layer))
+        self.shared.append(all_shared(pl_module))
+
+
+def rows(layer: ClusterLinear) -> Tensor:
+    return torch.cat([p.detach().flatten(1).clone() for p in (layer.weight, layer.bias)], 1)  # type: ignore[union-attr]
+
+
+def all_shared(module: LightningModule) -> bool:
+    """Whether the tasks of each cluster have bitwise equal weights, and different clusters different ones."""
+    for layer in module.cluster_layers:
+        values = rows(layer)
+        for one in range(len(values)):
+            for other in range(len(values)):
+                if (layer.assignment[one] == layer.assignment[other]) != torch.equal(values[one], values[other]):
+                    return False
+    return True
+
+
+def fit(
+    callback: NetworkClusteringCallback, model: NCMTL, data: MultiDomainDataModule, trainer: MakeTrainer, **settings: Any
+) -> Watch:
+    watch = Watch()
+    trainer(callbacks=[callback, watch], **settings).fit(model, datamodule=data)
+    return watch
+
+
+def test_tasks_of_a_cluster_share_weights_after_every_step(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+) -> None:
+    model = make_model()
+    callback = NetworkClusteringCallback(warmup_epochs=1, freeze_after_epochs=3)
+    watch = fit(callback, model, datamodule, make_trainer, max_epochs=4)
+    per_epoch = len(datamodule.train_dataloader())
+    assert watch.steps == list(range(1, 4 * per_epoch + 1))
+    assert not any(watch.shared[:per_epoch])  # warm-up
+    assert all(watch.shared[per_epoch:])
+    for number, layer in enumerate(model.cluster_layers):
+        assert layer.assignment.unique().tolist() == list(range(layer.num_clusters))
+        assert torch.equal(callback.assignments[f"cluster_layers.{number}"], layer.assignment)
+    summary = callback.summary()["cluster_layers.0"]
+    assert summary["frozen_at_step"] == 3 * per_epoch + 1
+    assert summary["trace"][0][0] == per_epoch + 1
+    assert all(step <= 3 * per_epoch for step, _ in summary["trace"])
+    assert summary["trace"][-1][1] == summary["assignment"] == model.cluster_layers[0].assignment.tolist()
+
+
+def test_warmup_steps(make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule) -> None:
+    callback = NetworkClusteringCallback(warmup_steps=3)
+    watch = fit(callback, make_model(), datamodule, make_trainer, max_epochs=1)
+    assert watch.shared[:4] == [False, False, False, True]
+
+
+def test_gradient_accumulation_clusters_once_per_optimizer_step(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+) -> None:
+    calls: list[int] = []
+
+    class Counting(NetworkClusteringCallback):
+        def _assign(self, trainer: Trainer, rows: dict[str, Tensor], step: int) -> dict[str, float]:
+            calls.append(step)
+            return super()._assign(trainer, rows, step)
+
+    watch = fit(
+        Counting(warmup_epochs=0), make_model(), datamodule, make_trainer, max_epochs=2, accumulate_grad_batches=3
+    )
+    steps = 2 * -(-len(datamodule.train_dataloader()) // 3)
+    assert calls == list(range(1, steps + 1))
+    assert watch.steps == [0, *calls]  # 0 before the first optimizer step
+    assert all(watch.shared[1:])
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precision(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, precision: str
+) -> None:
+    callback = NetworkClusteringCallback(warmup_epochs=1)
+    model = make_model()
+    watch = fit(callback, model, datamodule, make_trainer, max_epochs=2, precision=precision)
+    assert watch.shared[-1]
+    residual = callback.state_dict()["layers"]["cluster_layers.0"]["residual"]
+    assert residual.dtype == (torch.float64 if precision == "64-true" else torch.float32)
+    assert residual.abs().sum() > 0
+
+
+def test_equals_the_formulas_by_hand(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+) -> None:
+    """Two steps of plain SGD, whose updates are known, with the assignments that the callback found."""
+
+    class Before(Callback):
+        """Weights as the optimizer leaves them; it runs before the clustering."""
+
+        def __init__(self) -> None:
+            self.rows: list[Tensor] = []
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            self.rows.append(rows(pl_module.cluster_layers[0]))
+
+    before, watch = Before(), Watch()
+    callback = NetworkClusteringCallback(warmup_epochs=0, commitment=0.25)
+    model = make_model(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5))
+    make_trainer(callbacks=[before, callback, watch], max_steps=4).fit(model, datamodule=datamodule)
+    residual = torch.zeros_like(before.rows[0])
+    for optimized, shared, assignment in zip(before.rows, watch.rows, watch.assignments, strict=True):
+        own = optimized + residual
+        a = torch.tensor(assignment)
+        centers = torch.stack([own[a == k].mean(0) for k in range(2)])
+        torch.testing.assert_close(shared, centers[a])
+        residual = 0.75 * (own - centers[a])
+    torch.testing.assert_close(callback.state_dict()["layers"]["cluster_layers.0"]["residual"], residual)
+
+
+def test_every_n_steps_clusters_less_often_but_always_shares(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+) -> None:
+    callback = NetworkClusteringCallback(warmup_epochs=0, every_n_steps=4, freeze_after_epochs=None, commitment=0)
+    watch = fit(callback, make_model(), datamodule, make_trainer, max_epochs=3)
+    assert all(watch.shared)
+    changes = [step for step, _ in callback.summary()["cluster_layers.0"]["trace"]]
+    assert changes[0] == 1
+    assert all(step % 4 == 0 for step in changes[1:])
+
+
+def test_literal_preset(make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule) -> None:
+    model = make_model()
+    callback = NetworkClusteringCallback(preset="literal", freeze_after_epochs=None)
+    starts: list[Tensor] = []
+
+    class Start(Callback):
+        def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            starts.extend([rows(model.cluster_layers[0]), model.head.weight.detach().clone()])
+
+    watch = Watch()
+    make_trainer(max_epochs=1, callbacks=[callback, Start(), watch]).fit(model, datamodule=datamodule)
+    assert all(start.unique(dim=0).shape[0] == 4 for start in starts)  # independent random starts
+    assert all(watch.shared)
+    assert callback.state_dict()["layers"]["cluster_layers.0"]["residual"] is None
+
+
+def test_num_clusters_overrides_the_layers(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+) -> None:
+    model = make_model()
+    fit(NetworkClusteringCallback([4, 1], warmup_epochs=0), model, datamodule, make_trainer, max_steps=2)
+    assert [layer.num_clusters for layer in model.cluster_layers] == [4, 1]
+    assert [len(layer.assignment.unique()) for layer in model.cluster_layers] == [4, 1]
+
+
+def test_logs(make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule) -> None:
+    trainer = make_trainer(max_steps=2, callbacks=[NetworkClusteringCallback(warmup_epochs=0)])
+    trainer.fit(make_model(), datamodule=datamodule)
+    for layer in ("cluster_layers.0", "cluster_layers.1"):
+        assert 0 <= trainer.logged_metrics[f"clustering/{layer}/changed"] <= 1
+        assert trainer.logged_metrics[f"clustering/{layer}/loss"] > 0
+
+
+def test_resume_in_the_middle_of_an_epoch_is_exact(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, tmp_path: Path
+) -> None:
+    """Interrupted at a step during clustering, with dropout and a stateful optimizer."""
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step == 14:
+                trainer.save_checkpoint(tmp_path / "it.ckpt")
+
+    def run(ckpt_path: Path | None = None, *extra: Callback) -> tuple[NCMTL, dict[str, Any], dict[str, float]]:
+        data = MultiDomainDataModule(datamodule.source, batch_size=16, validation_size=11, vocab_size=400)
+        model = make_model(dropout=0.2)
+        callback = NetworkClusteringCallback(warmup_epochs=1, freeze_after_epochs=4)
+        trainer = make_trainer(max_epochs=5, callbacks=[callback, StepSeed(3), *extra])
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return model, callback.state_dict(), metrics
+
+    model, state, metrics = run(None, Save())
+    resumed_model, resumed_state, resumed_metrics = run(tmp_path / "it.ckpt")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, resumed_model.state_dict()[name]), name
+    torch.testing.assert_close(resumed_state, state, rtol=0, atol=0)
+    assert resumed_metrics == metrics
+    assert state["layers"]["cluster_layers.0"]["frozen_at_step"] is not None
+
+
+def test_state_survives_a_round_trip(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, tmp_path: Path
+) -> None:
+    callback = NetworkClusteringCallback(warmup_epochs=0)
+    fit(callback, make_model(), datamodule, make_trainer, max_steps=3)
+    state = callback.state_dict()
+    torch.save(state, tmp_path / "state")
+    loaded = torch.load(tmp_path / "state", weights_only=True)  # tensors and plain values only
+    other = NetworkClusteringCallback()
+    other.setup(make_trainer(), make_model(), "fit")
+    other.load_state_dict(copy.deepcopy(loaded))
+    torch.testing.assert_close(other.state_dict(), state, rtol=0, atol=0)
+    assert other.assignments.keys() == {"cluster_layers.0", "cluster_layers.1"}
+
+
+def test_weights_that_are_not_finite_stop_training_before_they_spread(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+) -> None:
+    class Break(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            if trainer.global_step == 3:
+                pl_module.cluster_layers[1].weight.data[2] = torch.nan
+
+    model = make_model()
+    trainer = make_trainer(callbacks=[Break(), NetworkClusteringCallback(warmup_epochs=0)], max_steps=5)
+    with pytest.raises(InputError, match=r"cluster_layers.1 has weights that are not finite .* tasks \[2\] at step 3"):
+        trainer.fit(model, datamodule=datamodule)
+    assert model.cluster_layers[1].weight[[0, 1, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"commitment": 1.5}, "between 0 and 1, found 1.5"),
+        ({"every_n_steps": 0}, "found every_n_steps=0"),
+        ({"restarts": 0}, "restarts=0"),
+        ({"warmup_epochs": -1}, "warmup_epochs=-1"),
+        ({"warmup_epochs": 4}, "freeze_after_epochs 4 leaves no time to cluster after warmup_epochs 4"),
+        ({"preset": "magic"}, "unknown preset 'magic'"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        NetworkClusteringCallback(**settings)
+
+
+def test_bad_modules_are_refused_at_setup(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+) -> None:
+    for clusters, message in (([2], "each of the 2 cluster layers"), (5, "must be in 1 .. 4 tasks, found 5")):
+        with pytest.raises(InputError, match=message):
+            fit(NetworkClusteringCallback(clusters), make_model(), datamodule, make_trainer, max_steps=1)  # type: ignore[arg-type]
+    model = make_model(cluster_features=(), num_clusters=())
+    with pytest.raises(InputError, match="NCMTL has no ClusterLinear layer"):
+        fit(NetworkClusteringCallback(), model, datamodule, make_trainer, max_steps=1)
+
+
+def test_training_shorter_than_the_warm_up_warns(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+) -> None:
+    with pytest.warns(UserWarning, match="stops after 1 epochs, within the warm-up"):
+        fit(NetworkClusteringCallback(), make_model(), datamodule, make_trainer, max_epochs=1)
+    with pytest.warns(UserWarning, match="stops after 2 steps, within the warm-up"):
+        fit(NetworkClusteringCallback(warmup_steps=2), make_model(), datamodule, make_trainer, max_steps=2)

@@ -1,0 +1,253 @@
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+
+from lightning_ncmtl import NCMTL
+from lightning_ncmtl.datamodules import MultiDomainDataModule
+from lightning_ncmtl.datamodules.sources import Document, Source, Split, Synthetic
+from lightning_ncmtl.errors import InputError
+
+
+class Fixed(Source):
+    """A source of given documents."""
+
+    def __init__(self, documents: dict[tuple[str, str], list[tuple[str, int]]]) -> None:
+        self.documents = documents
+        self.was_read: list[tuple[str, str]] = []
+
+    def domains(self) -> list[str]:
+        return sorted({domain for domain, _ in self.documents})
+
+    def read(self, domain: str, split: Split) -> Iterator[Document]:
+        self.was_read.append((domain, split))
+        yield from (Document(*document) for document in self.documents[domain, split])
+
+
+def numbered(count: int, domain: str = "a") -> list[tuple[str, int]]:
+    return [(f"{domain}{number} word", number % 2) for number in range(count)]
+
+
+def texts(data: MultiDomainDataModule, stage: str) -> list[str]:
+    return list(data._texts[stage]["text"])  # type: ignore[index]
+
+
+def test_validation_is_the_last_documents_of_each_domain() -> None:
+    source = Fixed({("a", "train"): numbered(5), ("b", "train"): numbered(4, "b")})
+    data = MultiDomainDataModule(source, validation_size=2)
+    data.setup("fit")
+    assert texts(data, "validation") == ["a3 word", "a4 word", "b2 word", "b3 word"]
+    assert texts(data, "train") == ["a0 word", "a1 word", "a2 word", "b0 word", "b1 word"]
+    assert source.was_read == [("a", "train"), ("b", "train")]  # never the test split
+
+
+def test_folds_are_disjoint_stratified_and_deterministic() -> None:
+    source = Fixed({("a", "train"): numbered(40), ("b", "train"): numbered(21, "b")})
+    folds = []
+    for fold in range(10):
+        data = MultiDomainDataModule(source, folds=10, fold=fold)
+        data.setup("fit")
+        again = MultiDomainDataModule(source, folds=10, fold=fold)
+        again.setup("validate")
+        held_out = texts(data, "validation")
+        assert held_out == texts(again, "validation")
+        assert not set(held_out) & set(texts(data, "train"))
+        assert sum(text.startswith("a") for text in held_out) == 4
+        labels = [label for text, label in zip(held_out, data._texts["validation"]["label"], strict=True) if text[0] == "a"]
+        assert sorted(labels) == [0, 0, 1, 1]
+        folds += held_out
+    assert len(folds) == len(set(folds)) == 61
+
+
+def test_the_vocabulary_comes_from_training_documents_alone() -> None:
+    source = Fixed({("a", "train"): [("seen seen", 0), ("seen", 1), ("held out", 1)], ("a", "test"): [("secret", 0)]})
+    data = MultiDomainDataModule(source, validation_size=1, min_frequency=1)
+    data.setup("fit")
+    assert data.tokenizer is not None
+    assert set(data.tokenizer.get_vocab()) == {"[PAD]", "[UNK]", "seen"}
+
+
+def test_batches_hold_the_documents(datamodule: MultiDomainDataModule) -> None:
+    datamodule.setup("fit")
+    seen = []
+    for batch in datamodule.train_dataloader():
+        assert len(batch["task_ids"].unique()) >= 2
+        start = 0
+        for row, (index, sentences) in enumerate(
+            zip(batch["index"].tolist(), batch["inputs"]["document_lengths"].tolist(), strict=True)
+        ):
+            lengths = batch["inputs"]["sentence_lengths"][start : start + sentences]
+            tokens = batch["inputs"]["tokens"][start : start + sentences]
+            words = [word for line, length in zip(tokens, lengths, strict=True) for word in line[:length].tolist()]
+            start += sentences
+            document = datamodule._encoded["train"].filter(lambda i, index=index: i == index, input_columns="index")[0]
+            assert words == document["tokens"]
+            assert batch["labels"][row] == document["label"]
+            assert batch["task_ids"][row] == document["task_id"]
+            seen.append(index)
+        if len(seen) > 20:
+            break
+    assert len(set(seen)) == len(seen)
+
+
+def test_domains_choose_and_order_the_tasks() -> None:
+    source = Synthetic(num_domains=4, num_groups=2, train_documents=10)
+    data = MultiDomainDataModule(source, domains=["domain03", "domain00"], validation_size=2)
+    assert data.num_tasks == 2
+    assert data.planted_groups == {"domain03": 1, "domain00": 0}
+    data.setup("fit")
+    assert texts(data, "train")[0] == next(source.read("domain03", "train")).text
+
+
+def test_invalid_bytes_empty_and_long_documents_are_counted() -> None:
+    documents = [("fine", 0), ("bad \ufffd byte", 1), ("", 0), ("so long . " * 9, 1), ("fine", 0)]
+    data = MultiDomainDataModule(Fixed({("a", "train"): documents}), validation_size=1, max_sentences=5)
+    data.setup("fit")
+    list(data.train_dataloader())
+    assert data.counts["train"] == {"documents": 4, "with invalid bytes": 1, "empty": 1, "truncated": 1}
+
+
+def test_vectors_follow_the_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "v.txt").write_text("word 1 2\nother 3 4\n")
+    data = MultiDomainDataModule(
+        Fixed({("a", "train"): numbered(4)}), validation_size=1, min_frequency=2, vectors=str(tmp_path / "v.txt")
+    )
+    data.setup("fit")
+    vectors = data.vectors()
+    assert vectors is not None
+    assert data.tokenizer is not None
+    assert vectors[data.tokenizer.token_to_id("word")].tolist() == [1.0, 2.0]
+    assert vectors[:2].isnan().all()
+
+
+def test_state_carries_the_vocabulary(datamodule: MultiDomainDataModule, source: Synthetic) -> None:
+    datamodule.setup("fit")
+    other = MultiDomainDataModule(source, batch_size=16, min_frequency=1)
+    other.load_state_dict(json.loads(json.dumps(datamodule.state_dict())))  # plain values
+    other.setup("test")
+    assert other.tokenizer is not None
+    assert datamodule.tokenizer is not None
+    assert other.tokenizer.get_vocab() == datamodule.tokenizer.get_vocab()
+    with pytest.raises(InputError, match=r"was trained on the domains domain00, .*; the data has domain01: set"):
+        MultiDomainDataModule(source, domains=["domain01"]).load_state_dict(datamodule.state_dict())
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_predictions_read_texts(datamodule: MultiDomainDataModule, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"texts.{suffix}"
+    if suffix == "csv":
+        path.write_text('domain,text,note\ndomain02,"w1, w2",x\ndomain00,,y\n')
+    else:
+        path.write_text('{"domain": "domain02", "text": "w1, w2"}\n{"text": "", "domain": "domain00"}\n')
+    datamodule.predict_path = str(path)
+    datamodule.setup("fit")
+    datamodule.setup("predict")
+    assert list(datamodule.predict_texts()) == [("domain02", "w1, w2"), ("domain00", "")]
+    batch = next(iter(datamodule.predict_dataloader()))
+    assert sorted(zip(batch["index"].tolist(), batch["task_ids"].tolist(), strict=True)) == [(0, 2), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.txt", "x", r"predict reads .jsonl and .csv files"),
+        ("t.jsonl", "{not json\n", r"t.jsonl:1: not JSON"),
+        ("t.jsonl", '"text"\n', r"t.jsonl:1: expected an object"),
+        ("t.jsonl", '{"text": "x", "domain": "cars"}\n', r"row 1 needs a 'text' and a 'domain' out of domain00"),
+        ("t.jsonl", '{"domain": "domain00"}\n', r"row 1 needs a 'text'"),
+        ("t.csv", "text,other\nx,y\n", r"row 1 needs a 'text' and a 'domain'"),
+        ("t.csv", "text,domain\n", r"has no texts"),
+        (None, "", r"does not exist: set data.predict_path"),
+    ],
+)
+def test_bad_texts_to_predict_are_refused(
+    datamodule: MultiDomainDataModule, tmp_path: Path, name: str | None, content: str, message: str
+) -> None:
+    if name is not None:
+        (tmp_path / name).write_text(content)
+    datamodule.predict_path = str(tmp_path / (name or "nothing.csv"))
+    with pytest.raises(InputError, match=message):
+        datamodule.setup("predict")
+
+
+def test_predict_without_a_file_is_refused(datamodule: MultiDomainDataModule) -> None:
+    with pytest.raises(InputError, match="predict needs a file of texts: set data.predict_path"):
+        datamodule.setup("predict")
+
+
+@pytest.mark.parametrize(
+    ("documents", "settings", "message"),
+    [
+        ({("a", "train"): numbered(3)}, {"validation_size": 3}, "between 1 and 2, .* of 'a', found 3"),
+        ({("a", "train"): []}, {}, "domain 'a' has no documents in its train split"),
+        ({("a", "train"): [("x", 2)]}, {}, "the label 2, outside 0 .. 1: set data.num_classes to 3"),
+    ],
+)
+def test_bad_documents_are_refused(documents: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MultiDomainDataModule(Fixed(documents), **settings).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"domains": []}, "one or more different names"),
+        ({"domains": ["a", "a"]}, "one or more different names"),
+        ({"folds": 10, "fold": 10}, "found folds=10, fold=10"),
+        ({"folds": 1}, "found folds=1, fold=0"),
+    ],
+)
+def test_bad_settings_are_refused(source: Synthetic, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MultiDomainDataModule(source, **settings)
+
+
+def test_an_unknown_domain_is_refused(source: Synthetic) -> None:
+    with pytest.raises(InputError, match="unknown domain 'cars'"):
+        MultiDomainDataModule(source, domains=["cars"]).setup("fit")
+
+
+def test_the_order_changes_every_epoch(
+    datamodule: MultiDomainDataModule, make_model: Callable[..., NCMTL], make_trainer: Callable[..., Trainer]
+) -> None:
+    orders: list[list[list[int]]] = []
+
+    class Recording(NCMTL):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            if batch_idx == 0:
+                orders.append([])
+            orders[-1].append(batch["index"].tolist())
+            return super().training_step(batch, batch_idx)
+
+    model = make_model()
+    model.__class__ = Recording
+    make_trainer(max_epochs=3).fit(model, datamodule=datamodule)
+    flat = [sorted(index for batch in order for index in batch) for order in orders]
+    assert flat[0] == flat[1] == flat[2]
+    assert len({json.dumps(order) for order in orders}) == 3
+
+
+def test_background_workers_give_the_same_batches(datamodule: MultiDomainDataModule) -> None:
+    datamodule.setup("fit")
+    alone = [batch["index"].tolist() for batch in datamodule.train_dataloader()]
+    datamodule.num_workers = 2
+    assert [batch["index"].tolist() for batch in datamodule.train_dataloader()] == alone
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_continues_in_the_middle_of_an_epoch(datamodule: MultiDomainDataModule, workers: int) -> None:
+    datamodule.setup("fit")
+    datamodule.num_workers = workers
+    whole = [batch["index"].tolist() for batch in datamodule.train_dataloader()]
+    loader = datamodule.train_dataloader()
+    iterator = iter(loader)
+    assert [next(iterator)["index"].tolist() for _ in range(3)] == whole[:3]
+    resumed = datamodule.train_dataloader()
+    resumed.load_state_dict(loader.state_dict())
+    assert [batch["index"].tolist() for batch in resumed] == whole[3:]
+    assert resumed.state_dict() == {"position": len(whole)}
+    assert [batch["index"].tolist() for batch in resumed] == whole  # the next epoch is whole again

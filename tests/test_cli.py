@@ -1,0 +1,207 @@
+"""The command line."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lightning_ncmtl import NCMTL
+from lightning_ncmtl.cli import main
+from lightning_ncmtl.datamodules import MultiDomainDataModule
+
+# The default experiment with a small corpus and few epochs.
+SMALL = {
+    "data": {
+        "source": {
+            "class_path": "lightning_ncmtl.datamodules.sources.Synthetic",
+            "init_args": {"num_domains": 4, "num_groups": 2, "train_documents": 40, "test_documents": 21},
+        },
+        "batch_size": 8,
+        "validation_size": 11,
+    },
+    "model": {
+        "init_args": {
+            "encoder": {"init_args": {"embedding_dim": 8, "hidden_size": 4}},
+            "cluster_features": [8, 6],
+            "num_clusters": [2, 3],
+        }
+    },
+    "clustering": {"warmup_epochs": 1, "freeze_after_epochs": 3},
+    "trainer": {"max_epochs": 4, "enable_progress_bar": False, "enable_model_summary": False},
+}
+
+
+def ncmtl(folder: Path, *arguments: str) -> None:
+    """Run the command line in this process."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        main(list(arguments))
+    finally:
+        os.chdir(before)
+
+
+def ncmtl_process(folder: Path, *arguments: str) -> None:
+    """Run the command line in a new process."""
+    result = subprocess.run(
+        [sys.executable, "-m", "lightning_ncmtl", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def checkpoint(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small configuration and the run ``whole``."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    ncmtl(folder, "fit", "--config", "small.yaml", "--run_dir", "whole")
+    return folder
+
+
+def test_a_run_directory_holds_everything(folder: Path) -> None:
+    run = folder / "whole"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["init_args"]["num_clusters"] == [2, 3]
+    assert config["seed_everything"] == 1
+    assert {file.name for file in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert list(run.glob("events.out.tfevents*"))
+    report = json.loads((run / "clusters.json").read_text())
+    assert list(report["layers"]) == ["cluster_layers.0", "cluster_layers.1"]
+    assert report["layers"]["cluster_layers.1"]["frozen_at_step"] is not None
+    rows = metrics(run)
+    assert len([row for row in rows if row["val/accuracy"]]) == 4
+    assert all(f"val/accuracy/domain{number:02d}" in rows[0] for number in range(4))
+    assert any(row["clustering/cluster_layers.0/loss"] for row in rows)
+
+
+def test_the_saved_configuration_reproduces_the_run(folder: Path) -> None:
+    ncmtl(folder, "fit", "--config", "whole/config.yaml", "--run_dir", "again")
+    assert metrics(folder / "again") == metrics(folder / "whole")
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_evaluation_needs_the_checkpoint_alone(folder: Path, stage: str) -> None:
+    ncmtl(folder, stage, "--ckpt_path", "whole/checkpoints/last.ckpt", "--run_dir", f"only_{stage}")
+    row = metrics(folder / f"only_{stage}")[-1]
+    if stage == "validate":
+        last = [row for row in metrics(folder / "whole") if row["val/accuracy"]][-1]
+        assert row["val/accuracy"] == last["val/accuracy"]
+        assert row["val/loss"] == last["val/loss"]
+    else:
+        assert 0 <= float(row["test/accuracy"]) <= 1
+
+
+def test_prediction_needs_the_checkpoint_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").write_bytes((folder / "whole/checkpoints/last.ckpt").read_bytes())
+    (tmp_path / "in.csv").write_text("text,domain\nw1 opinion3 w2 .,domain02\n,domain00\n")
+    ncmtl(tmp_path, "predict", "--ckpt_path", "last.ckpt", "--data.predict_path", "in.csv", "--run_dir", "out")
+    lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    assert [(line["domain"], line["text"]) for line in lines] == [("domain02", "w1 opinion3 w2 ."), ("domain00", "")]
+
+    # The same from Python, by hand.
+    model = NCMTL.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True).eval()
+    data = MultiDomainDataModule.load_from_checkpoint(
+        tmp_path / "last.ckpt", weights_only=True, predict_path=str(tmp_path / "in.csv")
+    )
+    data.setup("predict")
+    batch = next(iter(data.predict_dataloader()))
+    with torch.no_grad():
+        probabilities = model.predict_step(batch, 0)["probabilities"]
+    for index, row in zip(batch["index"].tolist(), probabilities, strict=True):
+        assert lines[index]["probabilities"] == pytest.approx(row.tolist(), abs=1e-6)
+
+
+def assert_same_training(one: Path, other: Path) -> None:
+    """Bitwise equal weights, optimizer, vocabulary and clusters."""
+    left, right = (checkpoint(run / "checkpoints/last.ckpt") for run in (one, other))
+    assert (left["state_dict"]["cluster_layers.0.assignment"] >= 0).all()
+    assert left["MultiDomainDataModule"] == right["MultiDomainDataModule"]
+    for key in ("state_dict", "optimizer_states"):
+        torch.testing.assert_close(left[key], right[key], rtol=0, atol=0)
+    callback = "NetworkClusteringCallback"
+    torch.testing.assert_close(left["callbacks"][callback], right["callbacks"][callback], rtol=0, atol=0)
+
+
+def test_resuming_in_a_new_process_continues_exactly(folder: Path) -> None:
+    ncmtl(folder, "fit", "--config", "small.yaml", "--run_dir", "half", "--trainer.max_epochs", "2")
+    settings = ["--ckpt_path", "half/checkpoints/last.ckpt", "--trainer.max_epochs", "4"]
+    ncmtl_process(folder, "fit", "--run_dir", "resumed", *settings)
+    assert_same_training(folder / "resumed", folder / "whole")
+    resumed, whole = metrics(folder / "resumed"), metrics(folder / "whole")
+    assert resumed == [row for row in whole if int(row["step"]) >= int(resumed[0]["step"])]
+
+
+def test_two_processes(folder: Path) -> None:
+    """DDP: fit and test from the command line; ranks agree, and test metrics equal those of one process."""
+    ddp = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    ncmtl_process(folder, "fit", "--config", "small.yaml", "--run_dir", "ddp", *ddp)
+    saved = checkpoint(folder / "ddp/checkpoints/last.ckpt")
+    report = json.loads((folder / "ddp/clusters.json").read_text())
+    for name, layer in report["layers"].items():
+        weight = saved["state_dict"][f"{name}.weight"]
+        assignment = saved["state_dict"][f"{name}.assignment"]
+        assert assignment.tolist() == list(layer["assignment"].values())
+        for cluster in assignment.unique():
+            members = weight[assignment == cluster]
+            assert members.eq(members[0]).all()
+    alone = ["--trainer.devices", "1", "--trainer.strategy", "auto"]
+    ncmtl(folder, "test", "--ckpt_path", "ddp/checkpoints/last.ckpt", "--run_dir", "test1", *alone)
+    ncmtl_process(folder, "test", "--ckpt_path", "ddp/checkpoints/last.ckpt", "--run_dir", "test2")
+    assert metrics(folder / "test1") == metrics(folder / "test2")
+    assert len(metrics(folder / "test1")[0]) > 8
+
+
+BAD = [
+    (["fit", "--data.domains", "[cars,domain01,domain02]"], "unknown domain 'cars'"),
+    (["fit", "--model.num_clusters", "[2,5]"], "between 1 and the number of tasks 4, found 5"),
+    (["fit", "--data.source", "FDUMTL", "--data.source.path", "nowhere"], "folder 'nowhere' does not exist"),
+    (["fit", "--data.source", "FDUMTL", "--data.source.path", "bad"], "the label 7, outside 0 .. 1"),
+    (["fit", "--data.source", "FDUMTL", "--data.source.path", "none"], "'a' has no documents in its train split"),
+    (["fit", "--data.vectors", "wide.txt"], "do not fit the encoder's embedding table"),
+    (["fit", "--clustering.commitment", "2"], "commitment must be between 0 and 1, found 2"),
+    (["fit", "--run_dir", "whole"], "already holds a run"),
+    (["test", "--ckpt_path", "nothing.ckpt"], "'nothing.ckpt' does not exist"),
+    (["test", "--ckpt_path", "small.yaml"], "is not a checkpoint"),
+    (["test", "--ckpt_path", "whole/checkpoints/best.ckpt", "--model.cluster_features", "[8,7]"], "of another model"),
+    (["test", "--ckpt_path", "whole/checkpoints/best.ckpt", "--data.domains", "[domain00,domain01,domain02]"], "of"),
+    (["predict", "--ckpt_path", "whole/checkpoints/best.ckpt"], "set data.predict_path"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_input_is_refused_in_one_line(
+    folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, line in (("bad", "7\tword"), ("none", "")):
+        (folder / name).mkdir(exist_ok=True)
+        for domain in "abcd":
+            (folder / name / f"{domain}.task.train").write_text(line)
+    (folder / "wide.txt").write_text("w1 1 2 3\nw2 4 5 6\n")
+    config = [] if "--ckpt_path" in arguments else ["--config", "small.yaml"]
+    with pytest.raises(SystemExit, match="2"):
+        ncmtl(folder, arguments[0], *config, *arguments[1:])
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    (line,) = [line for line in error.splitlines() if line.startswith("ncmtl: error: ")]
+    assert message in line
