@@ -42,9 +42,10 @@ class ClusterReport(Callback):
 
     def report(self, trainer: Trainer) -> dict[str, Any]:
         """The content of ``clusters.json``."""
-        callback = next((c for c in trainer.callbacks if isinstance(c, NetworkClusteringCallback)), None)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        callback = next((c for c in callbacks if isinstance(c, NetworkClusteringCallback)), None)
         layers = {} if callback is None else callback.summary()
-        datamodule = trainer.datamodule
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
         planted = getattr(datamodule, "planted_groups", None)
         tasks = getattr(datamodule, "domains", None)
         for layer in layers.values():

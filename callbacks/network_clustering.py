@@ -107,7 +107,7 @@ class NetworkClusteringCallback(Callback):
         return {name: s.assignment for name, s in self._states.items() if s.assignment is not None}
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """Per layer, as plain values: ``num_clusters``, ``assignment`` (empty if none), ``frozen_at_step``, ``trace``."""
+        """Per layer ``num_clusters``, ``assignment`` (empty if none), ``frozen_at_step``, ``trace``: plain values."""
         return {
             name: {
                 "num_clusters": self._layers[name].num_clusters,
@@ -137,7 +137,7 @@ class NetworkClusteringCallback(Callback):
         # where ranks evaluate different numbers of batches.
         ignored = {f"{name}.assignment" for name in self._layers}
         ignored |= set(getattr(pl_module, "_ddp_params_and_buffers_to_ignore", ()))
-        pl_module._ddp_params_and_buffers_to_ignore = ignored
+        pl_module._ddp_params_and_buffers_to_ignore = ignored  # type: ignore[assignment]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = trainer.global_step
@@ -286,4 +286,6 @@ def _check_finite(rows: dict[str, Tensor], step: int) -> None:
     for name, row in rows.items():
         if not row.isfinite().all():
             tasks = (~row.isfinite().all(1)).nonzero().flatten().tolist()
-            raise InputError(f"{name} has weights that are not finite (NaN or infinity) for tasks {tasks} at step {step}")
+            raise InputError(
+                f"{name} has weights that are not finite (NaN or infinity) for tasks {tasks} at step {step}"
+            )

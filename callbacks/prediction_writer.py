@@ -39,9 +39,10 @@ class PredictionWriter(Callback):
         path = Path(self.path or Path(trainer.log_dir or trainer.default_root_dir) / "predictions.jsonl")
         if not trainer.is_global_zero:
             return
+        texts = trainer.datamodule.predict_texts()  # type: ignore[attr-defined]
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
-            for index, (domain, text) in enumerate(trainer.datamodule.predict_texts()):
+            for index, (domain, text) in enumerate(texts):
                 row = probabilities[index]
                 prediction = row.index(max(row))
                 line = {"domain": domain, "text": text, "prediction": prediction, "probabilities": row}

@@ -132,7 +132,9 @@ class MultiDomainDataModule(LightningDataModule):
         assert self.tokenizer is not None, "call setup('fit') first"
         vectors = read_vectors(self.vectors_path, self.tokenizer.get_vocab())
         known = int((~vectors.isnan().any(1)).sum())
-        rank_zero_info(f"{self.vectors_path}: vectors for {known:,} of {len(vectors):,} words ({known / len(vectors):.1%})")
+        rank_zero_info(
+            f"{self.vectors_path}: vectors for {known:,} of {len(vectors):,} words ({known / len(vectors):.1%})"
+        )
         return vectors
 
     def train_dataloader(self) -> MixedBatchLoader:
@@ -246,7 +248,7 @@ class MultiDomainDataModule(LightningDataModule):
             dataset.select_columns(columns),
             sampler=sampler,
             batch_size=None,  # the sampler yields whole batches
-            collate_fn=collate,
+            collate_fn=collate,  # type: ignore[arg-type]  # of columns, as the rows come from one look-up
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )

@@ -77,7 +77,7 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
         """Number of batches of this rank."""
         return self.num_batches
 
-    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]  # yields batches
+    def __iter__(self) -> Iterator[list[int]]:
         batches = self._training_batches() if self.shuffle else self._evaluation_batches()
         return iter(batches[self.skip :])
 

@@ -74,9 +74,11 @@ def encode(
         document; ``empty`` and ``truncated``. A document without words becomes one unknown word.
     """
     ends = {index for word, index in tokenizer.get_vocab().items() if _SENTENCE_END.fullmatch(word)}
+    unknown = tokenizer.token_to_id(UNKNOWN)
+    assert unknown is not None
     columns: dict[str, Any] = {key: [] for key in ("tokens", "sentence_lengths", "length", "empty", "truncated")}
     for encoding in tokenizer.encode_batch_fast(list(texts)):
-        ids = encoding.ids or [tokenizer.token_to_id(UNKNOWN)]
+        ids = encoding.ids or [unknown]
         lengths, start = [], 0
         for position, index in enumerate(ids, start=1):
             if index in ends or position - start == max_words or position == len(ids):

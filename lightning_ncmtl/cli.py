@@ -30,7 +30,7 @@ class SaveConfig(SaveConfigCallback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         # What the settings left to the data is written down, so that the checkpoint does without the data.
-        config["data"]["domains"] = trainer.datamodule.domains
+        config["data"]["domains"] = trainer.datamodule.domains  # type: ignore[attr-defined]
         for key in ("config", "ckpt_path", "run_dir"):
             config.pop(key, None)
         checkpoint["config"] = yaml.safe_dump(config)
@@ -58,7 +58,7 @@ class NCMTLCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse a list of arguments, under which lies the configuration of the checkpoint that they name."""
-        arguments = [str(argument) for argument in (sys.argv[1:] if args is None else args)]
+        arguments = sys.argv[1:] if args is None else list(args)
         if checkpoint := _value_of("--ckpt_path", arguments):
             arguments[1:1] = ["--config", _config_of(checkpoint)]
         self.config = parser.parse_args(arguments)
@@ -67,6 +67,7 @@ class NCMTLCLI(LightningCLI):
         """Replaced by :meth:`parse_arguments`: Lightning's lets the checkpoint override the command line."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        assert self.subcommand is not None
         settings = self.config[self.subcommand]
         run_dir = _make_run_dir(settings.run_dir, self.subcommand)
         if settings.trainer.logger in (None, True):
@@ -94,9 +95,7 @@ def main(args: list[str] | None = None) -> None:
             save_config_callback=SaveConfig,
             auto_configure_optimizers=False,
             trainer_defaults={"callbacks": [StepSeed(), ClusterReport(), last]},
-            parser_kwargs={
-                name: {"default_config_files": [str(DEFAULT_CONFIG)]} for name in NCMTLCLI.subcommands()
-            },
+            parser_kwargs={name: {"default_config_files": [str(DEFAULT_CONFIG)]} for name in NCMTLCLI.subcommands()},
             args=args,
         )
     except Exception as error:
@@ -137,7 +136,7 @@ def _make_run_dir(wanted: str | None, subcommand: str) -> str:
     if wanted is not None and (Path(wanted) / "config.yaml").exists():
         raise InputError(f"the directory {wanted!r} already holds a run: choose another --run_dir")
     run_dir = Path(wanted or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{subcommand}")
-    if rank_zero_only.rank == 0:
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         while wanted is None and run_dir.exists():
             run_dir = run_dir.with_name(f"{run_dir.name}x")
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -130,7 +130,9 @@ class ClusterLinear(TaskLinear):
     ) -> None:
         super().__init__(num_tasks, in_features, out_features, bias)
         if not 1 <= num_clusters <= num_tasks:
-            raise InputError(f"num_clusters must be between 1 and the number of tasks {num_tasks}, found {num_clusters}")
+            raise InputError(
+                f"num_clusters must be between 1 and the number of tasks {num_tasks}, found {num_clusters}"
+            )
         self.num_clusters = num_clusters
         self.register_buffer("assignment", torch.full((num_tasks,), -1))
         self.reset_parameters(shared=True)

@@ -11,7 +11,7 @@ from lightning_ncmtl.errors import InputError
 try:
     import faiss
 except ImportError:  # the caller gets the error below, at the first use
-    faiss = None
+    faiss = None  # type: ignore[assignment]
 
 
 def faiss_labels(
@@ -36,7 +36,7 @@ def faiss_labels(
     with _single_thread():
         algorithm.train(points, init_centroids=None if init is None else init.float().cpu().contiguous().numpy())
         _, labels = algorithm.assign(points)
-    return torch.from_numpy(labels).to(x.device), len(algorithm.iteration_stats)
+    return torch.from_numpy(labels).to(x.device), len(algorithm.iteration_stats)  # type: ignore[arg-type]
 
 
 @contextmanager

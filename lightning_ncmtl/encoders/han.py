@@ -75,13 +75,16 @@ class HAN(nn.Module):
         sentences = self.dropout(self.words(words, documents["sentence_lengths"]))
         lengths = documents["document_lengths"]
         stacked = pad_sequence(sentences.split(lengths.tolist()), batch_first=True)
-        return self.dropout(self.sentences(stacked, lengths))
+        out: Tensor = self.dropout(self.sentences(stacked, lengths))
+        return out
 
 
 class _AttentiveLSTM(nn.Module):
     """A packed LSTM whose outputs are averaged with learned attention (Yang et al., 2016, equations 5 to 10)."""
 
-    def __init__(self, in_features: int, hidden_size: int, num_layers: int, bidirectional: bool, dropout: float) -> None:
+    def __init__(
+        self, in_features: int, hidden_size: int, num_layers: int, bidirectional: bool, dropout: float
+    ) -> None:
         super().__init__()
         self.lstm = nn.LSTM(
             in_features,
@@ -102,4 +105,5 @@ class _AttentiveLSTM(nn.Module):
         scores = self.context(self.attention(hidden).tanh()).squeeze(-1)
         padding = torch.arange(hidden.shape[1], device=x.device) >= lengths.unsqueeze(1)
         attention = scores.masked_fill(padding, -torch.inf).softmax(1)
-        return (attention.unsqueeze(1) @ hidden).squeeze(1)
+        out: Tensor = (attention.unsqueeze(1) @ hidden).squeeze(1)
+        return out

@@ -63,7 +63,7 @@ class NCMTL(LightningModule):
         if len(names) != num_tasks:
             raise InputError(f"task_names must name each of the {num_tasks} tasks, found {len(names)} names")
         self.encoder = encoder
-        widths = [encoder.out_features, *cluster_features]
+        widths = [int(encoder.out_features), *cluster_features]  # type: ignore[arg-type]
         self.cluster_layers = nn.ModuleList(
             ClusterLinear(num_tasks, inside, outside, clusters)
             for inside, outside, clusters in zip(widths, widths[1:], num_clusters, strict=False)
@@ -78,9 +78,9 @@ class NCMTL(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Start from the data module's pretrained word vectors, if it has any. (A checkpoint is restored later.)"""
-        vectors = getattr(self.trainer.datamodule, "vectors", None) if stage == "fit" else None
-        if vectors is not None and (matrix := vectors()) is not None:
-            self.encoder.load_vectors(matrix)
+        vectors = getattr(getattr(self.trainer, "datamodule", None), "vectors", None)
+        if stage == "fit" and vectors is not None and (matrix := vectors()) is not None:
+            self.encoder.load_vectors(matrix)  # type: ignore[operator]
 
     def forward(self, inputs: Any, task_ids: Tensor) -> Tensor:
         """Classify a batch.
@@ -93,11 +93,12 @@ class NCMTL(LightningModule):
             Logits ``[B, num_classes]``.
         """
         if len(task_ids) == 0:  # a rank without documents, see MixedBatchSampler
-            return self.head(self.head.weight.new_zeros(0, self.head.in_features), task_ids)
+            return self.head.weight.new_zeros(0, self.head.out_features)
         x = self.encoder(inputs)
         for layer in self.cluster_layers:
             x = self.dropout(layer(x, task_ids).relu())
-        return self.head(x, task_ids)
+        logits: Tensor = self.head(x, task_ids)
+        return logits
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         logits = self(batch["inputs"], batch["task_ids"])

@@ -52,7 +52,11 @@ def all_shared(module: LightningModule) -> bool:
 
 
 def fit(
-    callback: NetworkClusteringCallback, model: NCMTL, data: MultiDomainDataModule, trainer: MakeTrainer, **settings: Any
+    callback: NetworkClusteringCallback,
+    model: NCMTL,
+    data: MultiDomainDataModule,
+    trainer: MakeTrainer,
+    **settings: Any,
 ) -> Watch:
     watch = Watch()
     trainer(callbacks=[callback, watch], **settings).fit(model, datamodule=data)
@@ -242,7 +246,7 @@ def test_weights_that_are_not_finite_stop_training_before_they_spread(
 
     model = make_model()
     trainer = make_trainer(callbacks=[Break(), NetworkClusteringCallback(warmup_epochs=0)], max_steps=5)
-    with pytest.raises(InputError, match=r"cluster_layers.1 has weights that are not finite .* tasks \[2\] at step 3"):
+    with pytest.raises(InputError, match=r"cluster_layers.1 has weights that are not finite .*: tasks \[2\], step 3"):
         trainer.fit(model, datamodule=datamodule)
     assert model.cluster_layers[1].weight[[0, 1, 3]].isfinite().all()
 

@@ -57,7 +57,9 @@ def test_folds_are_disjoint_stratified_and_deterministic() -> None:
         assert held_out == texts(again, "validation")
         assert not set(held_out) & set(texts(data, "train"))
         assert sum(text.startswith("a") for text in held_out) == 4
-        labels = [label for text, label in zip(held_out, data._texts["validation"]["label"], strict=True) if text[0] == "a"]
+        labels = [
+            label for text, label in zip(held_out, data._texts["validation"]["label"], strict=True) if text[0] == "a"
+        ]
         assert sorted(labels) == [0, 0, 1, 1]
         folds += held_out
     assert len(folds) == len(set(folds)) == 61

@@ -1,0 +1,35 @@
+# The commands of a newcomer (fit, test) and of a contributor (lint, format). Each installs what it needs.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: fit test lint format clean
+
+# Train on the embedded corpus and show the clusters found
+fit: .venv/installed
+	$(BIN)/ncmtl fit --config lightning_cli.yaml
+
+# Run the tests
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+# Check style and types
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build && $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/types .
+	$(BIN)/mypy --config-file pyproject.toml build/types/lightning_ncmtl
+
+# Rewrite the files in the project's style
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch first: its pin takes the build without CUDA where there is one
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --constraint constraints.txt torch setuptools
+	$(BIN)/pip install --constraint constraints.txt --no-build-isolation --editable '.[cpu,dev]'
+	touch .venv/installed
+
+clean:
+	rm -rf .venv build dist *.egg-info
