@@ -71,22 +71,21 @@ def _accuracies(trainer: Trainer) -> dict[str, float]:
 
 
 def _cluster_table(report: dict[str, Any]) -> Table:
-    table = Table("layer", "cluster", "tasks", title="Clusters", title_justify="left")
+    table = Table("layer", "clusters", title="Clusters", title_justify="left")
     for name, layer in report["layers"].items():
-        frozen = layer["frozen_at_step"]
-        heading = f"{name}\n{layer['num_clusters']} clusters"
-        heading += "" if frozen is None else f"\nfrozen at step {frozen}"
-        if not layer["assignment"]:
-            table.add_row(heading, "", "not clustered")
-        elif report["ari"] is not None:
-            heading += f"\nARI {report['ari'][name]:.3f}"
+        heading = [name, f"{layer['num_clusters']} clusters"]
+        if report["ari"] and name in report["ari"]:
+            heading.append(f"ARI {report['ari'][name]:.3f}")
+        if layer["frozen_at_step"] is not None:
+            heading.append(f"frozen at step {layer['frozen_at_step']}")
         members: dict[int, list[str]] = {}
         for task, cluster in layer["assignment"].items():
             members.setdefault(cluster, []).append(task)
-        clusters = sorted(members.items())
-        if clusters:
-            numbers = "\n".join(str(cluster) for cluster, _ in clusters)
-            table.add_row(heading, numbers, "\n".join(", ".join(tasks) for _, tasks in clusters))
+        rows = [(str(cluster), ", ".join(tasks)) for cluster, tasks in sorted(members.items())]
+        inner = Table.grid(padding=(0, 2))
+        for row in rows or [("", "not clustered")]:
+            inner.add_row(*row)
+        table.add_row("\n".join(heading), inner)
         table.add_section()
     return table
 

@@ -53,6 +53,7 @@ class NCMTLCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "clustering.seed", compute_fn=int)
         parser.link_arguments("data.num_classes", "model.init_args.num_classes")
+        parser.link_arguments("data.vocab_size", "model.init_args.encoder.init_args.vocab_size")
         parser.link_arguments("data.num_tasks", "model.init_args.num_tasks", apply_on="instantiate")
         parser.link_arguments("data.domains", "model.init_args.task_names", apply_on="instantiate")
 

@@ -81,7 +81,7 @@ class Synthetic(Source):
             wanted = np.where(agrees, 2 * label - 1, 1 - 2 * label)
             sentences = []
             for sign in wanted:
-                words = [f"w{word}" for word in rng.choice(self.filler_words, rng.integers(2, 5), p=frequency)]
+                words = [f"w{word}" for word in rng.choice(self.filler_words, rng.integers(1, 3), p=frequency)]
                 opinion = rng.choice(np.flatnonzero(meanings == sign))
                 words.insert(int(rng.integers(len(words) + 1)), f"opinion{opinion}")
                 sentences.append(" ".join(words) + " .")

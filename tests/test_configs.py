@@ -1,0 +1,58 @@
+"""Every configuration in the repository can be instantiated, and every key in it is explained."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_ncmtl import cli
+from lightning_ncmtl.datamodules import MultiDomainDataModule
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", [None, *CONFIGS], ids=lambda path: "default" if path is None else path.stem)
+@pytest.mark.parametrize("subcommand", ["fit", "test"])
+def test_configurations_instantiate(
+    config: Path | None, subcommand: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Any] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.NCMTLCLI, "_run_subcommand", lambda self, name: built.append(self))
+    arguments = [subcommand, "--config", str(ROOT / "lightning_cli.yaml")]
+    if config is not None:
+        arguments += ["--config", str(config)]
+        data = yaml.safe_load(config.read_text()).get("data", {})
+        if "path" in data.get("source", {}).get("init_args", {}):
+            for domain in data.get("domains", [f"domain{number}" for number in range(14)]):
+                (tmp_path / f"{domain}.task.train").touch()
+            arguments += ["--data.source.path", str(tmp_path)]
+    cli.main(arguments)
+    (made,) = built
+    assert isinstance(made.datamodule, MultiDomainDataModule)
+    assert made.model.head.num_tasks == made.datamodule.num_tasks
+    assert made.model.encoder.embedding.num_embeddings == made.datamodule.vocab_size
+    assert made.trainer.max_epochs > made.config[subcommand].clustering.warmup_epochs
+
+
+def test_there_are_configurations() -> None:
+    assert {path.stem for path in CONFIGS} == {"fdu_mtl", "literal", "paper"}
+
+
+@pytest.mark.parametrize("path", [ROOT / "lightning_cli.yaml", *CONFIGS], ids=lambda path: path.stem)
+def test_settings_are_explained(path: Path) -> None:
+    """A value has a comment above it, or above its neighbour, or its name says it all."""
+    plain = {"class_path", "lr", "monitor", "mode", "max_epochs", "log_every_n_steps", "accelerator", "fold", "preset"}
+    lines = path.read_text().splitlines()
+    for above, line in zip(["", *lines], lines, strict=False):
+        key, colon, value = line.strip().partition(":")
+        if colon and value.strip() and not key.startswith("#") and key not in plain:
+            assert above.strip().startswith("#"), f"{path.name}: {key}"
+
+
+def test_the_packaged_default_is_the_one_at_the_root() -> None:
+    assert cli.DEFAULT_CONFIG.read_text() == (ROOT / "lightning_cli.yaml").read_text()
+    assert sys.modules["lightning_ncmtl.callbacks"].__file__ == str(ROOT / "callbacks" / "__init__.py")
