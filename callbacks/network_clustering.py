@@ -124,8 +124,8 @@ class NetworkClusteringCallback(Callback):
             raise InputError(f"{type(pl_module).__name__} has no ClusterLinear layer for NetworkClusteringCallback")
         for layer, clusters in zip(self._layers.values(), self._clusters_per_layer(), strict=True):
             layer.num_clusters = clusters
-        self._states = {name: _LayerState() for name in self._layers}
-        self._last_step = 0
+        if stage == "fit" or self._states.keys() != self._layers.keys():
+            self._states = {name: _LayerState() for name in self._layers}
         if stage != "fit":
             return
         if self.preset == "literal":  # a checkpoint is restored later and wins
@@ -167,8 +167,8 @@ class NetworkClusteringCallback(Callback):
         for name, layer in layers.items():
             state = self._states[name]
             assert state.assignment is not None
-            frozen = state.frozen_at_step is not None
-            commitment = 1.0 if frozen else self.commitment
+            settled = state.frozen_at_step is not None or layer.num_clusters == 1  # no reason to remember
+            commitment = 1.0 if settled else self.commitment
             assignment = state.assignment.to(rows[name].device)
             shared = share(rows[name], self._residual(state, rows[name]), assignment, layer.num_clusters, commitment)
             _unflatten(layer, shared.weights)
@@ -286,6 +286,4 @@ def _check_finite(rows: dict[str, Tensor], step: int) -> None:
     for name, row in rows.items():
         if not row.isfinite().all():
             tasks = (~row.isfinite().all(1)).nonzero().flatten().tolist()
-            raise InputError(
-                f"{name} has weights that are not finite (NaN or infinity) for tasks {tasks} at step {step}"
-            )
+            raise InputError(f"{name} has weights that are not finite (NaN or infinity): tasks {tasks}, step {step}")

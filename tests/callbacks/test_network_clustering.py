@@ -83,6 +83,34 @@ def test_tasks_of_a_cluster_share_weights_after_every_step(
     assert summary["trace"][-1][1] == summary["assignment"] == model.cluster_layers[0].assignment.tolist()
 
 
+def test_one_cluster_is_a_hard_layer_that_shares_from_the_first_step(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+) -> None:
+    model = make_model(num_clusters=(1, 3))
+    callback = NetworkClusteringCallback(warmup_epochs=1)
+
+    class Hard(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            assert pl_module.cluster_layers[0].assignment.tolist() == [0] * 4
+            assert rows(pl_module.cluster_layers[0]).unique(dim=0).shape[0] == 1
+
+    make_trainer(max_epochs=2, callbacks=[callback, Hard()]).fit(model, datamodule=datamodule)
+    assert callback.summary()["cluster_layers.0"]["trace"] == [[1, [0] * 4]]
+
+
+def test_assignments_stay_after_training(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+) -> None:
+    callback = NetworkClusteringCallback(warmup_epochs=0)
+    trainer = make_trainer(max_epochs=1, callbacks=[callback])
+    model = make_model()
+    trainer.fit(model, datamodule=datamodule)
+    found = callback.assignments
+    trainer.test(model, datamodule=datamodule, verbose=False)
+    assert all(torch.equal(callback.assignments[name], assignment) for name, assignment in found.items())
+    assert len(found) == 2
+
+
 def test_warmup_steps(make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule) -> None:
     callback = NetworkClusteringCallback(warmup_steps=3)
     watch = fit(callback, make_model(), datamodule, make_trainer, max_epochs=1)

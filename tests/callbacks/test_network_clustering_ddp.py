@@ -1,4 +1,4 @@
-"""Two processes with gloo: ranks stay bitwise equal after every step, and agree with one process on what they decide."""
+"""Two processes with gloo: ranks stay bitwise equal after every step."""
 
 import subprocess
 import sys
