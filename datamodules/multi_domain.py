@@ -49,7 +49,7 @@ class MultiDomainDataModule(LightningDataModule):
     Attributes:
         domains: Names of the domains; the place of a name is its task id.
         tokenizer: The vocabulary, or ``None`` before it was learned or restored.
-        counts: Per stage: documents, with invalid bytes, empty, truncated.
+        counts: Per stage: documents, with invalid characters, empty, truncated.
 
     Raises:
         InputError: If settings or documents cannot be used.
@@ -272,7 +272,7 @@ class MultiDomainDataModule(LightningDataModule):
             invalid = sum("\ufffd" in text for text in dataset["text"])
             self.counts[stage] = counts = {
                 "documents": len(dataset),
-                "with invalid bytes": invalid,
+                "with invalid characters": invalid,
                 "empty": sum(dataset["empty"]),
                 "truncated": sum(dataset["truncated"]),
             }

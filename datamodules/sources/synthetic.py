@@ -32,16 +32,16 @@ class Synthetic(Source):
 
     def __init__(
         self,
-        num_domains: int = 12,
-        num_groups: int = 4,
-        train_documents: int = 400,
+        num_domains: int = 18,
+        num_groups: int = 3,
+        train_documents: int = 200,
         test_documents: int = 200,
-        opinion_words: int = 80,
+        opinion_words: int = 60,
         common: float = 0.1,
         disagreement: float = 0.05,
-        opinions: int = 6,
-        agreement: float = 0.85,
-        filler_words: int = 300,
+        opinions: int = 8,
+        agreement: float = 0.8,
+        filler_words: int = 100,
         seed: int = 0,
     ) -> None:
         if not 1 <= num_groups <= num_domains:

@@ -110,7 +110,7 @@ def test_invalid_bytes_empty_and_long_documents_are_counted() -> None:
     data = MultiDomainDataModule(Fixed({("a", "train"): documents}), validation_size=1, max_sentences=5)
     data.setup("fit")
     list(data.train_dataloader())
-    assert data.counts["train"] == {"documents": 4, "with invalid bytes": 1, "empty": 1, "truncated": 1}
+    assert data.counts["train"] == {"documents": 4, "with invalid characters": 1, "empty": 1, "truncated": 1}
 
 
 def test_vectors_follow_the_vocabulary(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.sources import FDUMTL, Document
 from lightning_ncmtl.errors import InputError
 
@@ -53,4 +54,18 @@ def test_the_real_corpus() -> None:
     texts = [text for domain in source.domains() for text, _ in source.read(domain, "train")]
     assert len(source.domains()) == 14
     assert len(texts) == 22_180
-    assert sum("\ufffd" in text for text in texts) == 1
+    assert sum("\ufffd" in text for text in texts) == 2
+
+
+@pytest.mark.skipif("FDU_MTL" not in os.environ, reason="set FDU_MTL to the folder of the real corpus")
+def test_the_real_corpus_in_batches() -> None:
+    data = MultiDomainDataModule(FDUMTL(os.environ["FDU_MTL"]), vectors=os.environ.get("VECTORS"))
+    data.setup("fit")
+    loader = data.train_dataloader()
+    assert data.counts["train"]["documents"] == 22_180 - 14 * 200
+    batches = [batch for _, batch in zip(range(100), loader, strict=False)]
+    assert all(len(batch["task_ids"].unique()) > 2 for batch in batches)
+    assert all(batch["inputs"]["sentence_lengths"].min() >= 1 for batch in batches)
+    if (vectors := data.vectors()) is not None:
+        assert vectors.shape[1] == 200
+        assert float(vectors.isnan().any(1).float().mean()) < 0.1

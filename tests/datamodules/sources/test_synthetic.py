@@ -34,7 +34,7 @@ def test_planted_groups_agree_inside_and_clash_between() -> None:
 
 def test_sharing_helps_within_groups_and_hurts_between() -> None:
     """The property the corpus is made for, checked with a linear model from outside."""
-    source = Synthetic(num_domains=6, num_groups=2, train_documents=150, test_documents=200)
+    source = Synthetic(num_domains=6, num_groups=2, train_documents=50, test_documents=200)
     domains = list(source.planted_groups.items())
 
     def accuracy(train_on: list[str], test_on: str) -> float:
