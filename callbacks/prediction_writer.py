@@ -43,6 +43,8 @@ class PredictionWriter(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
             for index, (domain, text) in enumerate(texts):
+                if index not in probabilities:  # limit_predict_batches
+                    continue
                 row = probabilities[index]
                 prediction = row.index(max(row))
                 line = {"domain": domain, "text": text, "prediction": prediction, "probabilities": row}
