@@ -24,7 +24,7 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# torch first: its pin takes the build without CUDA where there is one
+# torch first, by its exact version: another package would ask for the newest
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --constraint constraints.txt torch setuptools

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torchmetrics.functional.clustering import adjusted_rand_score
 
@@ -26,19 +27,32 @@ class ClusterReport(Callback):
     (its ``planted_groups``): 1 for the same groups, about 0 for unrelated ones.
     """
 
+    def __init__(self) -> None:
+        self._directory: Path | None = None  # known once training starts
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: it is broadcast
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """An interrupted training leaves its clusters, too."""
+        if trainer.is_global_zero and self._directory is not None:
+            self._write(self.report(trainer))
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        directory = trainer.log_dir or trainer.default_root_dir  # on all ranks: it is broadcast
         if not trainer.is_global_zero:
             return
         report = self.report(trainer)
-        path = Path(directory) / "clusters.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report) + "\n", encoding="utf-8")
+        self._write(report)
         console = Console()
         console.print(_cluster_table(report))
         if accuracy := _accuracies(trainer):
             console.print(_accuracy_table(accuracy))
-        console.print(f"Run directory: {directory}", soft_wrap=True)
+        console.print(f"Run directory: {escape(str(self._directory))}", soft_wrap=True)
+
+    def _write(self, report: dict[str, Any]) -> None:
+        assert self._directory is not None
+        self._directory.mkdir(parents=True, exist_ok=True)
+        (self._directory / "clusters.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
 
     def report(self, trainer: Trainer) -> dict[str, Any]:
         """The content of ``clusters.json``."""
@@ -49,8 +63,9 @@ class ClusterReport(Callback):
         planted = getattr(datamodule, "planted_groups", None)
         tasks = getattr(datamodule, "domains", None)
         for layer in layers.values():
-            names = tasks or [str(task) for task in range(len(layer["assignment"]))]
-            layer["assignment"] = dict(zip(names, layer["assignment"], strict=bool(layer["assignment"])))
+            found = layer["assignment"]
+            names = tasks if tasks and len(tasks) == len(found) else [str(task) for task in range(len(found))]
+            layer["assignment"] = dict(zip(names, found, strict=True))
         ari = None
         if planted is not None:
             groups = torch.tensor(list(planted.values()))
@@ -81,7 +96,7 @@ def _cluster_table(report: dict[str, Any]) -> Table:
         members: dict[int, list[str]] = {}
         for task, cluster in layer["assignment"].items():
             members.setdefault(cluster, []).append(task)
-        rows = [(str(cluster), ", ".join(tasks)) for cluster, tasks in sorted(members.items())]
+        rows = [(str(cluster), escape(", ".join(tasks))) for cluster, tasks in sorted(members.items())]
         inner = Table.grid(padding=(0, 2))
         for row in rows or [("", "not clustered")]:
             inner.add_row(*row)
@@ -94,7 +109,8 @@ def _accuracy_table(accuracy: dict[str, float]) -> Table:
     table = Table("task", "accuracy", title="Validation", title_justify="left")
     for task, value in sorted(accuracy.items()):
         if task:
-            table.add_row(task, f"{value:.3f}")
+            table.add_row(escape(task), f"{value:.3f}")
     table.add_section()
-    table.add_row("average", f"{accuracy['']:.3f}")
+    if "" in accuracy:
+        table.add_row("average", f"{accuracy['']:.3f}")
     return table

@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_ncmtl.clustering import assign_tasks, share
+from lightning_ncmtl.clustering import assign_tasks, check_backend, share
 from lightning_ncmtl.clustering.kmeans import Backend
 from lightning_ncmtl.clustering.sharing import own_weights
 from lightning_ncmtl.errors import InputError
@@ -27,6 +27,8 @@ class _LayerState:
 
 class NetworkClusteringCallback(Callback):
     """Groups tasks with similar weights into clusters that share them, layer by layer, while a model trains.
+
+    The layers must be there when the trainer calls ``setup`` (made in the module's ``__init__``).
 
     After each optimizer step it runs the sharing step of :mod:`lightning_ncmtl.clustering.sharing` on every
     :class:`lightning_ncmtl.ClusterLinear` of the module. Everything else sees shared weights.
@@ -47,7 +49,8 @@ class NetworkClusteringCallback(Callback):
         backend: The k-means to use, see :func:`lightning_ncmtl.kmeans`.
         seed: Seed of k-means++.
         preset: ``"literal"`` for the paper word for word: independent random start of every task (heads included), no
-            warm-up, no memory (``commitment=1``), k-means++ anew at each clustering.
+            warm-up, no memory (``commitment=1``), one k-means++ start anew at each clustering. It overrides the
+            settings of these.
 
     Attributes:
         assignments: The clusters found, ``{layer name: [N] int64}``; empty before the first clustering.
@@ -128,6 +131,8 @@ class NetworkClusteringCallback(Callback):
             self._states = {name: _LayerState() for name in self._layers}
         if stage != "fit":
             return
+        if any(1 < layer.num_clusters < layer.num_tasks for layer in self._layers.values()):
+            check_backend(self.backend)
         if self.preset == "literal":  # a checkpoint is restored later and wins
             generator = torch.Generator().manual_seed(self.seed)
             for module in pl_module.modules():
@@ -181,6 +186,7 @@ class NetworkClusteringCallback(Callback):
         """Everything needed to continue exactly; CPU tensors and plain values."""
         layers = {
             name: {
+                "num_clusters": self._layers[name].num_clusters,
                 "assignment": None if state.assignment is None else state.assignment.cpu(),
                 "residual": None if state.residual is None else state.residual.cpu(),
                 "frozen_at_step": state.frozen_at_step,
@@ -191,12 +197,14 @@ class NetworkClusteringCallback(Callback):
         return {"layers": layers}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["layers"].keys() != self._states.keys():
-            raise InputError(
-                f"the checkpoint clusters the layers {', '.join(state_dict['layers'])}; "
-                f"this model has {', '.join(self._states)}"
-            )
-        self._states = {name: _LayerState(**state) for name, state in state_dict["layers"].items()}
+        theirs = {name: state["num_clusters"] for name, state in state_dict["layers"].items()}
+        ours = {name: layer.num_clusters for name, layer in self._layers.items()}
+        if theirs != ours:
+            raise InputError(f"the checkpoint is of another model: it has the clusters {theirs}, this model {ours}")
+        self._states = {
+            name: _LayerState(**{key: value for key, value in state.items() if key != "num_clusters"})
+            for name, state in state_dict["layers"].items()
+        }
 
     def _clusters_per_layer(self) -> list[int]:
         layers = self._layers.values()

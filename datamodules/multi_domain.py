@@ -84,6 +84,13 @@ class MultiDomainDataModule(LightningDataModule):
         self.domains = list(source.domains() if domains is None else domains)
         if not self.domains or len(set(self.domains)) < len(self.domains):
             raise InputError(f"domains must be one or more different names, found {self.domains}")
+        self.hparams["domains"] = self.domains  # so that a checkpoint does without the corpus
+        limits = {"num_classes": (num_classes, 2), "batch_size": (batch_size, 1), "vocab_size": (vocab_size, 3)}
+        limits |= {"min_frequency": (min_frequency, 1), "max_words": (max_words, 1)}
+        limits |= {"max_sentences": (max_sentences, 1), "num_workers": (num_workers, 0)}
+        for name, (value, least) in limits.items():
+            if value < least:
+                raise InputError(f"{name} must be at least {least}, found {value}")
         self.num_classes = num_classes
         self.batch_size = batch_size
         self.balance = balance
@@ -119,9 +126,9 @@ class MultiDomainDataModule(LightningDataModule):
         if stage in ("fit", "validate"):
             self._split_training_documents()
         elif stage == "test":
-            self._texts["test"] = self._read("test")
+            self._set_texts("test", self._read("test"))
         elif stage == "predict":
-            self._texts["predict"] = self._read_predict()
+            self._set_texts("predict", self._read_predict())
         if stage == "fit" and self.tokenizer is None:
             self._learn_vocabulary()
 
@@ -187,8 +194,12 @@ class MultiDomainDataModule(LightningDataModule):
             for group in np.unique(np.stack([tasks, labels]), axis=1).T:
                 members = rng.permutation(np.flatnonzero((tasks == group[0]) & (labels == group[1])))
                 held_out[members[self.fold :: self.folds]] = True
-        self._texts["train"] = documents.select(np.flatnonzero(~held_out))
-        self._texts["validation"] = documents.select(np.flatnonzero(held_out))
+        self._set_texts("train", documents.select(np.flatnonzero(~held_out)))
+        self._set_texts("validation", documents.select(np.flatnonzero(held_out)))
+
+    def _set_texts(self, stage: Stage, texts: Dataset) -> None:
+        self._texts[stage] = texts
+        self._encoded.pop(stage, None)
 
     def _read(self, split: Split) -> Dataset:
         columns: dict[str, list[Any]] = {"text": [], "label": [], "task_id": []}
@@ -221,7 +232,7 @@ class MultiDomainDataModule(LightningDataModule):
                     f"{path}: row {number} needs a 'text' and a 'domain' out of {', '.join(self.domains)}, "
                     f"found {str(dict(row))[:80]}"
                 )
-            columns["text"].append(text)
+            columns["text"].append(text.encode("utf-8", "replace").decode())  # JSON may hold half a character
             columns["label"].append(-1)
             columns["task_id"].append(self.domains.index(domain))
         if not columns["text"]:
@@ -289,11 +300,14 @@ def _read_rows(path: Path) -> Iterable[Mapping[str, Any]]:
     """The rows of a JSONL or CSV file."""
     if path.suffix not in (".jsonl", ".csv"):
         raise InputError(f"cannot read {str(path)!r}: predict reads .jsonl and .csv files")
-    with path.open(encoding="utf-8", errors="replace", newline="") as lines:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         if path.suffix == ".csv":
+            csv.field_size_limit(2**31 - 1)  # long documents
             yield from csv.DictReader(lines)
             return
         for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:

@@ -121,7 +121,11 @@ class MixedBatchLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self._position, self._skip = self._skip, 0
         sampler = self.sampler
-        assert isinstance(sampler, MixedBatchSampler)
+        if not isinstance(sampler, MixedBatchSampler):
+            raise InputError(
+                f"the loader needs a MixedBatchSampler, found {type(sampler).__name__}: instead of "
+                "trainer.overfit_batches, which replaces it, use trainer.limit_train_batches"
+            )
         sampler.skip = self._position
         for batch in super().__iter__():
             self._position += 1

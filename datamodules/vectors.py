@@ -1,6 +1,7 @@
 """Pretrained word vectors in GloVe's text format."""
 
 import gzip
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,13 +34,15 @@ def read_vectors(path: str, vocabulary: Mapping[str, int]) -> Tensor:
     try:
         with opener(path, "rt", encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, start=1):
-                word, *values = line.rstrip().split(" ")
+                if number == 1 and line.count(" ") == 1:
+                    continue  # the header of word2vec's format
+                word, *values = line.rstrip().rsplit(" ", width or -1)  # a word may hold spaces
                 width = width or len(values)
                 if len(values) != width or width == 0:
                     raise InputError(f"{path}:{number}: expected a word and {width} values, found {len(values)}")
                 if word in vocabulary:
                     found[vocabulary[word]] = [float(value) for value in values]
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"the word vectors {path!r} are damaged, perhaps by a broken download: {error}") from error
     except ValueError as error:
         if isinstance(error, InputError):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -52,17 +53,25 @@ class NCMTLCLI(LightningCLI):
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "clustering.seed", compute_fn=int)
-        parser.link_arguments("data.num_classes", "model.init_args.num_classes")
-        parser.link_arguments("data.vocab_size", "model.init_args.encoder.init_args.vocab_size")
-        parser.link_arguments("data.num_tasks", "model.init_args.num_tasks", apply_on="instantiate")
-        parser.link_arguments("data.domains", "model.init_args.task_names", apply_on="instantiate")
+        # When instantiated, not when parsed: these the model keeps as its hyperparameters.
+        for source, target in (
+            ("num_classes", "num_classes"),
+            ("num_tasks", "num_tasks"),
+            ("domains", "task_names"),
+            ("vocab_size", "encoder.init_args.vocab_size"),
+        ):
+            parser.link_arguments(f"data.{source}", f"model.init_args.{target}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse a list of arguments, under which lies the configuration of the checkpoint that they name."""
         arguments = sys.argv[1:] if args is None else list(args)
-        if checkpoint := _value_of("--ckpt_path", arguments):
-            arguments[1:1] = ["--config", _config_of(checkpoint)]
+        checkpoint = _value_of("--ckpt_path", arguments)
+        place, subcommand = next(((i, a) for i, a in enumerate(arguments) if a in self.subcommands()), (-1, ""))
+        if checkpoint is not None and subcommand:
+            arguments[place + 1 : place + 1] = ["--config", _config_of(checkpoint, subcommand)]
         self.config = parser.parse_args(arguments)
+        if checkpoint is None and self.config[self.config.subcommand].get("ckpt_path") is not None:
+            raise InputError("ckpt_path stands in a configuration file: give --ckpt_path on the command line instead")
 
     def _parse_ckpt_path(self) -> None:
         """Replaced by :meth:`parse_arguments`: Lightning's lets the checkpoint override the command line."""
@@ -70,7 +79,8 @@ class NCMTLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         assert self.subcommand is not None
         settings = self.config[self.subcommand]
-        run_dir = _make_run_dir(settings.run_dir, self.subcommand)
+        parent = settings.trainer.default_root_dir or "runs"
+        run_dir = _make_run_dir(settings.run_dir, str(parent), self.subcommand)
         if settings.trainer.logger in (None, True):
             kwargs["logger"] = [logger(run_dir, name="", version="") for logger in (CSVLogger, TensorBoardLogger)]
         return super().instantiate_trainer(default_root_dir=run_dir, **kwargs)
@@ -87,7 +97,7 @@ def main(args: list[str] | None = None) -> None:
     # pytorch-lightning 2.6 with torch 2.13
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
     # Lightning's own save_last keeps the last checkpoint that was among the best.
-    last = ModelCheckpoint(filename="last", enable_version_counter=False)
+    last = ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     try:
         NCMTLCLI(
             LightningModule,
@@ -101,11 +111,11 @@ def main(args: list[str] | None = None) -> None:
         )
     except Exception as error:
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, InputError):
+        while cause is not None and not isinstance(cause, (InputError, MisconfigurationException)):
             cause = cause.__cause__  # jsonargparse wraps what constructors raise
         if cause is None:
             raise
-        print(f"ncmtl: error: {cause}", file=sys.stderr)
+        print(f"ncmtl: error: {' '.join(str(cause).split())}", file=sys.stderr)
         sys.exit(2)
     finally:
         os.environ.pop(_RUN_DIR, None)
@@ -120,7 +130,7 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _config_of(checkpoint: str) -> str:
+def _config_of(checkpoint: str, subcommand: str) -> str:
     """The configuration in a checkpoint, as YAML; empty if it was not written by this command line."""
     if not Path(checkpoint).is_file():
         raise InputError(f"the checkpoint {checkpoint!r} does not exist: set --ckpt_path to a file")
@@ -128,18 +138,27 @@ def _config_of(checkpoint: str) -> str:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise InputError(f"{checkpoint!r} is not a checkpoint: {str(error).splitlines()[0]}") from error
-    return str(content.get("config", "{}"))
+    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+        raise InputError(f"{checkpoint!r} is not a checkpoint of a Lightning trainer")
+    config = yaml.safe_load(content.get("config", "{}"))
+    if subcommand != "fit":  # the machine that evaluates need not be the one that trained
+        config = {key: config[key] for key in ("seed_everything", "data", "model", "clustering") if key in config}
+    return yaml.safe_dump(config)
 
 
-def _make_run_dir(wanted: str | None, subcommand: str) -> str:
+def _make_run_dir(wanted: str | None, parent: str, subcommand: str) -> str:
     if _RUN_DIR in os.environ:  # a process that DDP started
         return os.environ[_RUN_DIR]
     if wanted is not None and (Path(wanted) / "config.yaml").exists():
         raise InputError(f"the directory {wanted!r} already holds a run: choose another --run_dir")
-    run_dir = Path(wanted or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}-{subcommand}")
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        while wanted is None and run_dir.exists():
+    run_dir = Path(wanted or f"{parent}/{datetime.now():%Y-%m-%d_%H-%M-%S}-{subcommand}")
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return str(run_dir)  # rank 0's is broadcast
+    while True:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=wanted is not None)
+            break
+        except FileExistsError:  # another run started in the same second
             run_dir = run_dir.with_name(f"{run_dir.name}x")
-        run_dir.mkdir(parents=True, exist_ok=True)
-        os.environ[_RUN_DIR] = str(run_dir)
+    os.environ[_RUN_DIR] = str(run_dir)
     return str(run_dir)

@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """Settings or data that cannot be used, found before training starts.
+    """Settings or data that cannot be used; found before training starts wherever that is possible.
 
     The message is one line: what was found, and the way out. The command line prints it without a traceback.
     """

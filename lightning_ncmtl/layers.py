@@ -14,6 +14,9 @@ from lightning_ncmtl.errors import InputError
 class TaskLinear(nn.Module):
     """A linear layer of its own for every task: a *specific* layer.
 
+    A task that is absent from a batch has zero gradients, not none. So an optimizer with momentum (Adam) or weight
+    decay still moves its weights, as it moves those of an embedding.
+
     Args:
         num_tasks: Number of tasks N.
         in_features: Size of each input row.
@@ -57,10 +60,11 @@ class TaskLinear(nn.Module):
         """
         bound = 1 / math.sqrt(self.in_features)
         for parameter in self.parameters(recurse=False):
-            if shared:
-                parameter.copy_(torch.empty_like(parameter[0]).uniform_(-bound, bound, generator=generator))
-            else:
-                parameter.uniform_(-bound, bound, generator=generator)
+            start = torch.empty_like(
+                parameter[0] if shared else parameter,
+                device=parameter.device if generator is None else generator.device,
+            )
+            parameter.copy_(start.uniform_(-bound, bound, generator=generator))
 
     def forward(self, x: Tensor, task_ids: Tensor) -> Tensor:
         """Apply to each row the weights of its task.
@@ -73,8 +77,10 @@ class TaskLinear(nn.Module):
             ``[B, out_features]``, row ``b`` computed with the weights of ``task_ids[b]``.
 
         Raises:
-            InputError: If a task id is out of range.
+            InputError: If a task id is out of range, or there is not one for each row.
         """
+        if task_ids.shape != x.shape[:-1]:
+            raise InputError(f"found {list(task_ids.shape)} task ids for an input of shape {list(x.shape)}")
         if len(x) == 0:
             return x.new_zeros(0, self.out_features)
         # One batched product over the present tasks: rows are sorted by task and padded to the largest group, which

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,27 @@ def test_evaluation_needs_the_checkpoint_alone(folder: Path, stage: str) -> None
         assert 0 <= float(row["test/accuracy"]) <= 1
 
 
+def test_nothing_but_the_checkpoint_is_read(folder: Path, tmp_path: Path) -> None:
+    """A corpus of files that are gone when predicting, with the domains found in the folder."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for domain in "ab":
+        lines = [f"{number % 2}\tword{number % 2} and more .\n" for number in range(20)]
+        (corpus / f"{domain}.task.train").write_text("".join(lines))
+    settings = ["--data.source", "FDUMTL", "--data.source.path", str(corpus), "--data.validation_size", "4"]
+    settings += ["--model.num_clusters", "[1,2]", "--trainer.max_epochs", "2", "--run_dir", str(tmp_path / "run")]
+    ncmtl(folder, "fit", "--config", "small.yaml", *settings)
+    shutil.rmtree(corpus)
+    (tmp_path / "in.jsonl").write_text('{"text": "word1", "domain": "b"}\n\n')
+    path = str(tmp_path / "run/checkpoints/last.ckpt")
+    predict = ["--data.predict_path", str(tmp_path / "in.jsonl"), "--predictions.path", str(tmp_path / "out.jsonl")]
+    ncmtl(folder, "predict", "--ckpt_path", path, "--run_dir", str(tmp_path / "predict"), *predict)
+    (line,) = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert json.loads(line)["domain"] == "b"
+    assert NCMTL.load_from_checkpoint(path, weights_only=True).hparams.task_names == ["a", "b"]
+    assert MultiDomainDataModule.load_from_checkpoint(path, weights_only=True).domains == ["a", "b"]
+
+
 def test_prediction_needs_the_checkpoint_alone(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "last.ckpt").write_bytes((folder / "whole/checkpoints/last.ckpt").read_bytes())
     (tmp_path / "in.csv").write_text("text,domain\nw1 opinion3 w2 .,domain02\n,domain00\n")
@@ -165,9 +187,8 @@ def test_two_processes(folder: Path) -> None:
         for cluster in assignment.unique():
             members = weight[assignment == cluster]
             assert members.eq(members[0]).all()
-    alone = ["--trainer.devices", "1", "--trainer.strategy", "auto"]
-    ncmtl(folder, "test", "--ckpt_path", "ddp/checkpoints/last.ckpt", "--run_dir", "test1", *alone)
-    ncmtl_process(folder, "test", "--ckpt_path", "ddp/checkpoints/last.ckpt", "--run_dir", "test2")
+    ncmtl(folder, "test", "--ckpt_path", "ddp/checkpoints/last.ckpt", "--run_dir", "test1")
+    ncmtl_process(folder, "test", "--ckpt_path", "ddp/checkpoints/last.ckpt", "--run_dir", "test2", *ddp)
     assert metrics(folder / "test1") == metrics(folder / "test2")
     assert len(metrics(folder / "test1")[0]) > 8
 
@@ -186,6 +207,13 @@ BAD = [
     (["test", "--ckpt_path", "whole/checkpoints/best.ckpt", "--model.cluster_features", "[8,7]"], "of another model"),
     (["test", "--ckpt_path", "whole/checkpoints/best.ckpt", "--data.domains", "[domain00,domain01,domain02]"], "of"),
     (["predict", "--ckpt_path", "whole/checkpoints/best.ckpt"], "set data.predict_path"),
+    (["fit", "--ckpt_path", "whole/checkpoints/best.ckpt", "--model.num_clusters", "[2,2]"], "has the clusters"),
+    (["fit", "--config", "ckpt.yaml"], "give --ckpt_path on the command line"),
+    (["test", "--ckpt_path", "tensor.pt"], "is not a checkpoint of a Lightning trainer"),
+    (["fit", "--trainer.overfit_batches", "2"], "use trainer.limit_train_batches"),
+    (["fit", "--data.max_sentences", "0"], "max_sentences must be at least 1, found 0"),
+    (["fit", "--model.encoder.dropout", "2"], "dropout must be at least 0 and less than 1, found 2"),
+    (["fit", "--trainer.enable_checkpointing", "false"], "enable_checkpointing=False"),
 ]
 
 
@@ -197,6 +225,8 @@ def test_bad_input_is_refused_in_one_line(
         (folder / name).mkdir(exist_ok=True)
         for domain in "abcd":
             (folder / name / f"{domain}.task.train").write_text(line)
+    (folder / "ckpt.yaml").write_text("ckpt_path: whole/checkpoints/best.ckpt\n")
+    torch.save(torch.zeros(2), folder / "tensor.pt")
     (folder / "wide.txt").write_text("w1 1 2 3\nw2 4 5 6\n")
     config = [] if "--ckpt_path" in arguments else ["--config", "small.yaml"]
     with pytest.raises(SystemExit, match="2"):

@@ -27,7 +27,9 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
         for file in (ROOT / folder).rglob("*.py"):
             assert f"lightning_ncmtl/{package}{file.relative_to(ROOT / folder)}" in names
     assert "lightning_ncmtl/py.typed" in names
-    assert zipfile.ZipFile(wheel).read("lightning_ncmtl/lightning_cli.yaml") == (ROOT / "lightning_cli.yaml").read_bytes()
+    assert (
+        zipfile.ZipFile(wheel).read("lightning_ncmtl/lightning_cli.yaml") == (ROOT / "lightning_cli.yaml").read_bytes()
+    )
 
 
 def test_the_default_experiment_runs_from_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:

@@ -4,11 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "unlabel"]
 
 
 class Document(NamedTuple):
-    """A text and its label, an integer from 0."""
+    """A text and its label, an integer from 0, or -1 where it is unknown."""
 
     text: str
     label: int

@@ -1,5 +1,6 @@
 """FDU-MTL: product and film reviews in 16 domains (Liu, Qiu & Huang, ACL 2017)."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from lightning_ncmtl.errors import InputError
 
 
 class FDUMTL(Source):
-    """A folder with files ``DOMAIN.task.train`` and ``DOMAIN.task.test`` of lines ``label<TAB>text``.
+    """A folder with ``DOMAIN.task.train`` and ``DOMAIN.task.test`` of lines ``label<TAB>text``.
+
+    ``DOMAIN.task.unlabel`` holds lines of text alone, which :meth:`read` gives the label -1.
 
     Bytes that are not UTF-8 are read as the replacement character U+FFFD.
 
@@ -35,7 +38,11 @@ class FDUMTL(Source):
             raise InputError(f"there is no file {str(file)!r}, which the {split} split of {domain!r} needs")
         with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
             for number, line in enumerate(lines, start=1):
-                label, tab, text = line.rstrip("\r\n").partition("\t")
-                if not tab or not label.strip().isdecimal():
+                line = line.rstrip("\r\n")
+                if split == "unlabel":
+                    yield Document(line, -1)
+                    continue
+                label, tab, text = line.partition("\t")
+                if not tab or not re.fullmatch(r"-?\d+", label.strip()):
                     raise InputError(f"{file}:{number}: expected 'label<TAB>text', found {line[:40]!r}")
                 yield Document(text, int(label))

@@ -46,6 +46,11 @@ class Synthetic(Source):
     ) -> None:
         if not 1 <= num_groups <= num_domains:
             raise InputError(f"num_groups must be between 1 and num_domains {num_domains}, found {num_groups}")
+        if min(train_documents, test_documents, opinions, filler_words) < 1 or opinion_words < 10:
+            raise InputError(
+                f"opinion_words must be at least 10 and the other sizes at least 1, found {opinion_words=}, "
+                f"{train_documents=}, {test_documents=}, {opinions=}, {filler_words=}"
+            )
         self.num_domains = num_domains
         self.num_groups = num_groups
         self.sizes: dict[Split, int] = {"train": train_documents, "test": test_documents}
@@ -70,6 +75,8 @@ class Synthetic(Source):
     def read(self, domain: str, split: Split) -> Iterator[Document]:
         if domain not in (known := self.domains()):
             raise InputError(f"unknown domain {domain!r}: the embedded corpus has {', '.join(known)}")
+        if split not in self.sizes:
+            raise InputError(f"the embedded corpus has no {split} split")
         index = known.index(domain)
         rng = np.random.default_rng([self.seed, index, list(self.sizes).index(split)])
         meanings = self.meanings[index]

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_ncmtl.clustering._faiss import faiss_labels
+from lightning_ncmtl.clustering._faiss import check_faiss, faiss_labels
 from lightning_ncmtl.errors import InputError
 
 Backend = Literal["auto", "faiss"]
@@ -77,6 +77,13 @@ def kmeans(
     return KMeansResult(assignment, (centers + mean).to(x.dtype), inertia, iterations)
 
 
+def check_backend(backend: Backend) -> None:
+    """Raise :class:`InputError` unless the backend is known and installed."""
+    if backend not in ("auto", "faiss"):
+        raise InputError(f"unknown k-means backend {backend!r}: choose 'auto' or 'faiss'")
+    check_faiss()
+
+
 def means(x: Tensor, assignment: Tensor, k: int) -> Tensor:
     """Mean of each cluster's points, ``[K, D]``; that of an empty cluster is the mean of all points.
 
@@ -96,13 +103,13 @@ def _fill_empty(points: Tensor, assignment: Tensor, k: int) -> Tensor:
     return assignment
 
 
-def _check(x: Tensor, k: int, backend: str, init: Tensor | None, restarts: int, max_iterations: int) -> None:
+def _check(x: Tensor, k: int, backend: Backend, init: Tensor | None, restarts: int, max_iterations: int) -> None:
     if x.ndim != 2 or not x.is_floating_point():
         raise InputError(f"k-means needs floating-point points [N, D], found {x.dtype} of shape {list(x.shape)}")
     if not 1 <= k <= len(x):
         raise InputError(f"the number of clusters must be between 1 and the number of points {len(x)}, found {k}")
-    if backend not in ("auto", "faiss"):
-        raise InputError(f"unknown k-means backend {backend!r}: choose 'auto' or 'faiss'")
+    if 1 < k < len(x):
+        check_backend(backend)
     if init is not None and init.shape != (k, x.shape[1]):
         raise InputError(f"init must have the shape {[k, x.shape[1]]} of the centres, found {list(init.shape)}")
     if restarts < 1 or max_iterations < 1:

@@ -34,6 +34,12 @@ class HAN(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout must be at least 0 and less than 1, found {dropout}")
+        if min(vocab_size, embedding_dim, hidden_size, num_layers) < 1:
+            raise InputError(
+                f"sizes must be at least 1, found {vocab_size=}, {embedding_dim=}, {hidden_size=}, {num_layers=}"
+            )
         self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=0)
         self.words = _AttentiveLSTM(embedding_dim, hidden_size, num_layers, bidirectional, dropout)
         self.sentences = _AttentiveLSTM(self.words.out_features, hidden_size, num_layers, bidirectional, dropout)
@@ -86,22 +92,24 @@ class _AttentiveLSTM(nn.Module):
         self, in_features: int, hidden_size: int, num_layers: int, bidirectional: bool, dropout: float
     ) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(
-            in_features,
-            hidden_size,
-            num_layers,
-            batch_first=True,
-            dropout=dropout if num_layers > 1 else 0.0,
-            bidirectional=bidirectional,
-        )
         self.out_features = hidden_size * (1 + bidirectional)
+        # Layers of their own rather than nn.LSTM's num_layers, whose dropout on a GPU ignores the random seed.
+        self.layers = nn.ModuleList(
+            nn.LSTM(size, hidden_size, bidirectional=bidirectional)
+            for size in [in_features] + [self.out_features] * (num_layers - 1)
+        )
+        self.dropout = nn.Dropout(dropout)
         self.attention = nn.Linear(self.out_features, self.out_features)
         self.context = nn.Linear(self.out_features, 1, bias=False)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """``x [M, T, in_features]`` and ``lengths [M]`` to ``[M, out_features]``."""
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        hidden, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        for number, layer in enumerate(self.layers):
+            if number:
+                packed = packed._replace(data=self.dropout(packed.data))
+            packed, _ = layer(packed)
+        hidden, _ = pad_packed_sequence(packed, batch_first=True)
         scores = self.context(self.attention(hidden).tanh()).squeeze(-1)
         padding = torch.arange(hidden.shape[1], device=x.device) >= lengths.unsqueeze(1)
         attention = scores.masked_fill(padding, -torch.inf).softmax(1)

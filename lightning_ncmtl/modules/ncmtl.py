@@ -73,14 +73,16 @@ class NCMTL(LightningModule):
         # Heads that started apart would pull the cluster layers of their tasks apart, whatever the tasks learn.
         self.head.reset_parameters(shared=True)
         self.metrics = TaskMetrics(names)
+        self._started = False  # whether there are trained weights, which pretrained vectors must not replace
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
 
     def setup(self, stage: str) -> None:
-        """Start from the data module's pretrained word vectors, if it has any. (A checkpoint is restored later.)"""
+        """Start from the data module's pretrained word vectors, if it has any and nothing was learned yet."""
         vectors = getattr(getattr(self.trainer, "datamodule", None), "vectors", None)
-        if stage == "fit" and vectors is not None and (matrix := vectors()) is not None:
+        if stage == "fit" and not self._started and vectors is not None and (matrix := vectors()) is not None:
             self.encoder.load_vectors(matrix)  # type: ignore[operator]
+            self._started = True
 
     def forward(self, inputs: Any, task_ids: Tensor) -> Tensor:
         """Classify a batch.
@@ -129,6 +131,7 @@ class NCMTL(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model in one line, before anything is overwritten."""
+        self._started = True
         theirs = {name: list(value.shape) for name, value in checkpoint["state_dict"].items()}
         ours = {name: list(value.shape) for name, value in self.state_dict().items()}
         for name in sorted(theirs.keys() | ours.keys()):

@@ -306,6 +306,22 @@ def test_bad_modules_are_refused_at_setup(
         fit(NetworkClusteringCallback(), model, datamodule, make_trainer, max_steps=1)
 
 
+def test_missing_faiss_is_found_before_training(
+    make_model: MakeModel,
+    make_trainer: MakeTrainer,
+    datamodule: MultiDomainDataModule,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lightning_ncmtl.clustering._faiss.faiss", None)
+    watch = Watch()
+    with pytest.raises(InputError, match="needs FAISS, which is not installed"):
+        make_trainer(callbacks=[NetworkClusteringCallback(), watch], max_epochs=3).fit(
+            make_model(), datamodule=datamodule
+        )
+    assert watch.steps == []
+    fit(NetworkClusteringCallback([1, 4], warmup_epochs=0), make_model(), datamodule, make_trainer, max_steps=2)
+
+
 def test_training_shorter_than_the_warm_up_warns(
     make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
 ) -> None:

@@ -153,6 +153,27 @@ def test_predictions_read_texts(datamodule: MultiDomainDataModule, tmp_path: Pat
     assert sorted(zip(batch["index"].tolist(), batch["task_ids"].tolist(), strict=True)) == [(0, 2), (1, 0)]
 
 
+def test_another_file_to_predict_replaces_the_first(datamodule: MultiDomainDataModule, tmp_path: Path) -> None:
+    datamodule.setup("fit")
+    for texts_of_one in (["a b c", "d"], ["e"]):
+        path = tmp_path / "in.jsonl"
+        path.write_text("\n".join(json.dumps({"text": text, "domain": "domain00"}) for text in texts_of_one))
+        datamodule.predict_path = str(path)
+        datamodule.setup("predict")
+        assert [text for _, text in datamodule.predict_texts()] == texts_of_one
+        assert sum(len(batch["index"]) for batch in datamodule.predict_dataloader()) == len(texts_of_one)
+
+
+def test_unusual_texts_to_predict(datamodule: MultiDomainDataModule, tmp_path: Path) -> None:
+    datamodule.setup("fit")
+    (tmp_path / "in.csv").write_bytes(b"\xef\xbb\xbftext,domain\n" + b"word " * 50_000 + b",domain00\n")
+    (tmp_path / "in.jsonl").write_text('{"text": "half \\ud83d", "domain": "domain00"}\n\n')
+    for name in ("in.csv", "in.jsonl"):
+        datamodule.predict_path = str(tmp_path / name)
+        datamodule.setup("predict")
+        assert len(list(datamodule.predict_dataloader())) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -201,6 +222,8 @@ def test_bad_documents_are_refused(documents: Any, settings: dict[str, Any], mes
         ({"domains": ["a", "a"]}, "one or more different names"),
         ({"folds": 10, "fold": 10}, "found folds=10, fold=10"),
         ({"folds": 1}, "found folds=1, fold=0"),
+        ({"max_words": 0}, "max_words must be at least 1, found 0"),
+        ({"vocab_size": -1}, "vocab_size must be at least 3, found -1"),
     ],
 )
 def test_bad_settings_are_refused(source: Synthetic, settings: dict[str, Any], message: str) -> None:

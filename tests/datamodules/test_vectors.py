@@ -19,6 +19,21 @@ def test_reads_the_words_of_the_vocabulary(tmp_path: Path, name: str) -> None:
     torch.testing.assert_close(read_vectors(str(path), VOCABULARY), EXPECTED, equal_nan=True)
 
 
+def test_a_header_and_words_with_spaces(tmp_path: Path) -> None:
+    path = tmp_path / "v.txt"
+    path.write_text("2 2\nthe 1 2\n. . 7 8\n. -1 0.5\n")
+    torch.testing.assert_close(read_vectors(str(path), VOCABULARY), EXPECTED, equal_nan=True)
+
+
+def test_damaged_compression_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "v.txt.gz"
+    whole = bytearray(gzip.compress((LINES * 1000).encode()))
+    whole[20:60] = b"x" * 40
+    path.write_bytes(bytes(whole))
+    with pytest.raises(InputError, match="are damaged|could not convert|expected a word"):
+        read_vectors(str(path), VOCABULARY)
+
+
 def test_a_truncated_download_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "v.txt.gz"
     whole = gzip.compress((LINES * 1000).encode())
@@ -30,7 +45,7 @@ def test_a_truncated_download_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("the 1 2\nof 1 2 3\n", r"v.txt:2: expected a word and 2 values, found 3"),
+        ("the 1 2\nof 1\n", r"v.txt:2: expected a word and 2 values, found 1"),
         ("the 1 2\n. 1 x\n", r"v.txt:2: could not convert"),
         ("of 1 2\n", "have none of the 4 words"),
         ("", "have none of the 4 words"),

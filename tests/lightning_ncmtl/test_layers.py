@@ -54,6 +54,23 @@ def test_absent_tasks_get_zero_gradients() -> None:
     assert layer.weight.grad[[0, 2]].ne(0).all()
 
 
+def test_absent_tasks_still_move_by_momentum() -> None:
+    """As documented: the gradient of an absent task is zero, which Adam's running mean is not."""
+    layer = TaskLinear(2, 3, 1)
+    optimizer = torch.optim.Adam(layer.parameters())
+    for tasks in ([0, 1], [0, 0]):
+        before = layer.weight.detach().clone()
+        optimizer.zero_grad()
+        layer(torch.ones(2, 3), torch.tensor(tasks)).sum().backward()
+        optimizer.step()
+    assert not torch.equal(layer.weight[1], before[1])
+
+
+def test_task_ids_that_do_not_match_the_rows_are_refused() -> None:
+    with pytest.raises(InputError, match=r"found \[3\] task ids for an input of shape \[2, 3\]"):
+        TaskLinear(4, 3, 2)(torch.randn(2, 3), torch.tensor([0, 1, 2]))
+
+
 def test_empty_batch() -> None:
     layer = TaskLinear(4, 3, 2)
     assert layer(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)).shape == (0, 2)

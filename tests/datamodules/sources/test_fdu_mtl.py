@@ -26,6 +26,7 @@ def test_reads_documents_in_order(folder: Path) -> None:
         Document("", 1),
     ]
     assert list(source.read("books", "test")) == [Document("a test", 0)]
+    assert list(source.read("books", "unlabel")) == [Document("no label", -1)]
     assert source.planted_groups is None
 
 
@@ -41,7 +42,7 @@ def test_missing_files_are_refused(folder: Path, tmp_path: Path) -> None:
         FDUMTL(str(tmp_path / "empty")).domains()
 
 
-@pytest.mark.parametrize("line", ["no label", "x\tletter", "-1\tnegative", "\tnothing"])
+@pytest.mark.parametrize("line", ["no label", "x\tletter", "1.5\tfraction", "\tnothing"])
 def test_damaged_lines_are_refused(folder: Path, line: str) -> None:
     (folder / "books.task.train").write_text(f"1\tfine\n{line}\n")
     with pytest.raises(InputError, match=r"books.task.train:2: expected 'label<TAB>text', found"):

@@ -56,6 +56,11 @@ def test_is_deterministic_in_the_seed() -> None:
     assert len({tuple(kmeans(x, 6, seed=seed).assignment.tolist()) for seed in range(10)}) > 1
 
 
+@pytest.mark.parametrize("seed", [2**31, 2**32 - 1])
+def test_large_seeds(seed: int) -> None:
+    assert kmeans(points(10, 2), 3, seed=seed).assignment.unique().numel() == 3
+
+
 def test_warm_start_keeps_the_numbers_of_clusters() -> None:
     x = torch.tensor([[0.0], [0.1], [5.0], [5.1], [9.0]])
     for order in itertools.permutations([0.0, 5.0, 9.0]):

@@ -32,10 +32,11 @@ def test_equals_unpacked_lstms_on_one_document() -> None:
     encoder = HAN(20, 6, 5, num_layers=2).eval()
 
     def attend(level: nn.Module, x: Tensor) -> Tensor:
-        hidden, _ = level.lstm(x.unsqueeze(0))
-        u = torch.tanh(hidden[0] @ level.attention.weight.T + level.attention.bias)
+        for lstm in level.layers:
+            x, _ = lstm(x)
+        u = torch.tanh(x @ level.attention.weight.T + level.attention.bias)
         weight = (u @ level.context.weight[0]).exp()
-        return (weight / weight.sum()) @ hidden[0]
+        return (weight / weight.sum()) @ x
 
     document = DOCUMENTS[2]
     sentences = torch.stack([attend(encoder.words, encoder.embedding(torch.tensor(s))) for s in document])

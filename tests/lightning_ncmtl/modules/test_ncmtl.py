@@ -102,6 +102,26 @@ def test_checkpoint_of_another_model_is_refused(
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
+def test_pretrained_vectors_are_loaded_once(
+    make_model: Callable[..., NCMTL],
+    make_trainer: Callable[..., Trainer],
+    datamodule: MultiDomainDataModule,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "v.txt").write_text(f"opinion1 {' 1' * 7} 2\n".replace("  ", " "))
+    datamodule.vectors_path = str(tmp_path / "v.txt")
+    model = make_model(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    make_trainer(max_steps=1).fit(model, datamodule=datamodule)
+    assert datamodule.tokenizer is not None
+    row = model.encoder.embedding.weight[datamodule.tokenizer.token_to_id("opinion1")]
+    assert row.tolist() == [1.0] * 7 + [2.0]
+    with torch.no_grad():
+        row.zero_()  # as if learned
+    before = model.encoder.embedding.weight.clone()
+    make_trainer(max_steps=1).fit(model, datamodule=datamodule)
+    assert torch.equal(model.encoder.embedding.weight, before)
+
+
 def test_scheduler_steps_each_epoch(
     make_model: Callable[..., NCMTL], make_trainer: Callable[..., Trainer], datamodule: MultiDomainDataModule
 ) -> None:
