@@ -11,10 +11,10 @@ from lightning_ncmtl.errors import InputError
 class Synthetic(Source):
     """Made-up reviews whose opinion words mean the same within a group of domains and clash between groups.
 
-    Every opinion word is good or bad. A part of them means the same everywhere; each other word gets a meaning per
-    group, by a coin, and a domain of the group flips it with probability ``disagreement``. So domains of a group help
-    each other, and domains of different groups hurt each other. A document states mostly opinions that agree with
-    its label, among filler words that carry no signal.
+    Every opinion word is good or bad. A part of them means the same everywhere. Of each other word half of the groups,
+    drawn at random, say that it is good, and the rest that it is bad; a domain of the group flips it with probability
+    ``disagreement``. So domains of a group help each other, and domains of different groups hurt each other. A document
+    states mostly opinions that agree with its label, among filler words that carry no signal.
 
     Args:
         num_domains: Number of domains.
@@ -60,8 +60,10 @@ class Synthetic(Source):
         self.seed = seed
         # Meanings [domains, words], +1 good and -1 bad.
         rng = np.random.default_rng(seed)
-        by_group = rng.choice([-1, 1], size=(num_groups, opinion_words))
-        by_group[:, : round(common * opinion_words)] = by_group[0, : round(common * opinion_words)]
+        good = (num_groups + np.arange(opinion_words) % 2) // 2  # half of the groups, rounded up and down in turn
+        ranks = rng.permuted(np.tile(np.arange(num_groups)[:, None], opinion_words), axis=0)
+        by_group = np.where(ranks < good, 1, -1)
+        by_group[:, : round(common * opinion_words)] = rng.choice([-1, 1], round(common * opinion_words))
         flips = rng.random((num_domains, opinion_words)) < disagreement
         self.meanings = by_group[np.arange(num_domains) % num_groups] * np.where(flips, -1, 1)
 

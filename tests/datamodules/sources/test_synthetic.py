@@ -29,7 +29,7 @@ def test_planted_groups_agree_inside_and_clash_between() -> None:
     same = (groups[:, None] == groups[None]) & ~np.eye(6, dtype=bool)
     other = groups[:, None] != groups[None]
     assert agreement[same].min() > 0.85  # 1 - 2 * 0.05 * 0.95 in expectation
-    assert 0.4 < agreement[other].min() <= agreement[other].max() < 0.7  # about half, and the common tenth
+    assert 0.3 < agreement[other].min() <= agreement[other].max() < 0.5  # a third of the words, and the common tenth
 
 
 def test_sharing_helps_within_groups_and_hurts_between() -> None:
