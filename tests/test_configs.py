@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from lightning_ncmtl import cli
@@ -36,6 +37,18 @@ def test_configurations_instantiate(
     assert made.model.head.num_tasks == made.datamodule.num_tasks
     assert made.model.encoder.embedding.num_embeddings == made.datamodule.vocab_size
     assert made.trainer.max_epochs > made.config[subcommand].clustering.warmup_epochs
+
+
+def test_optimizer_and_scheduler_come_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[Any] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.NCMTLCLI, "_run_subcommand", lambda self, name: built.append(self.model))
+    scheduler = ["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "3"]
+    cli.main(["fit", "--model.optimizer", "SGD", "--model.optimizer.lr", "0.25", *scheduler])
+    (optimizer,), (scheduler_made,) = built[0].configure_optimizers()
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert scheduler_made.step_size == 3
 
 
 def test_there_are_configurations() -> None:
