@@ -34,7 +34,7 @@ class Synthetic(Source):
         self,
         num_domains: int = 18,
         num_groups: int = 3,
-        train_documents: int = 330,
+        train_documents: int = 300,
         test_documents: int = 200,
         opinion_words: int = 60,
         common: float = 0.1,
