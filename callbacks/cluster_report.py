@@ -96,10 +96,14 @@ def _cluster_table(report: dict[str, Any]) -> Table:
         members: dict[int, list[str]] = {}
         for task, cluster in layer["assignment"].items():
             members.setdefault(cluster, []).append(task)
-        rows = [(str(cluster), escape(", ".join(tasks))) for cluster, tasks in sorted(members.items())]
         inner = Table.grid(padding=(0, 2))
-        for row in rows or [("", "not clustered")]:
-            inner.add_row(*row)
+        if not members:
+            inner.add_row("not clustered")
+        elif len(members) == len(layer["assignment"]):
+            inner.add_row("each task by itself")
+        else:
+            for cluster, tasks in sorted(members.items()):
+                inner.add_row(str(cluster), escape(", ".join(tasks)))
         table.add_row("\n".join(heading), inner)
         table.add_section()
     return table

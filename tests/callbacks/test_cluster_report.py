@@ -1,10 +1,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from sklearn.metrics import adjusted_rand_score
 
 from lightning_ncmtl import NCMTL
@@ -63,6 +64,24 @@ def test_report_before_any_clustering(
     }
     assert report["ari"] == {}
     assert "not clustered" in capsys.readouterr().out
+
+
+def test_an_interrupted_training_leaves_its_clusters(
+    make_model: Callable[..., NCMTL],
+    make_trainer: Callable[..., Trainer],
+    datamodule: MultiDomainDataModule,
+    tmp_path: Path,
+) -> None:
+    class Crash(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step == 3:
+                raise RuntimeError("lightning strikes")
+
+    callbacks = [NetworkClusteringCallback(warmup_epochs=0), ClusterReport(), Crash()]
+    with pytest.raises(RuntimeError, match="lightning strikes"):
+        make_trainer(max_epochs=1, callbacks=callbacks).fit(make_model(), datamodule=datamodule)
+    report = json.loads((tmp_path / "clusters.json").read_text())
+    assert list(report["layers"]["cluster_layers.0"]["assignment"]) == datamodule.domains
 
 
 def test_report_without_a_data_module_or_planted_groups(
