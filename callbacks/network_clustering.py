@@ -236,11 +236,12 @@ class NetworkClusteringCallback(Callback):
 
         Rank 0 decides for all, so that ranks cannot disagree by a rounding error.
         """
-        due = {
-            name: state
-            for name, state in ((name, self._states[name]) for name in rows)
-            if state.assignment is None or (state.frozen_at_step is None and step % self.every_n_steps == 0)
-        }
+        due = {}
+        for name in rows:
+            state, layer = self._states[name], self._layers[name]
+            undecided = state.frozen_at_step is None and 1 < layer.num_clusters < layer.num_tasks
+            if state.assignment is None or (undecided and step % self.every_n_steps == 0):
+                due[name] = state
         found = {name: self._cluster(rows[name], name, step) for name in due} if trainer.is_global_zero else {}
         if trainer.world_size > 1 and due:
             lists = trainer.strategy.broadcast({name: assignment.tolist() for name, assignment in found.items()})
