@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torchmetrics.functional.clustering import adjusted_rand_score
 
+from lightning_ncmtl._lightning import Callback, LightningModule, Trainer
 from lightning_ncmtl.callbacks.network_clustering import NetworkClusteringCallback
 
 

@@ -1,24 +1,28 @@
-"""Network clustering for any LightningModule with cluster layers."""
+"""Network clustering for any LightningModule with per-task modules."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from lightning_ncmtl.clustering import assign_tasks, check_backend, share
+from lightning_ncmtl._lightning import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_ncmtl.clustering import Target, assign_tasks, check_backend, cluster_centers, find_targets, share
 from lightning_ncmtl.clustering.kmeans import Backend
 from lightning_ncmtl.clustering.sharing import own_weights
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import ClusterLinear, TaskLinear
+
+_SHARDED = {"FSDPStrategy", "XLAFSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
 
 
 @dataclass
 class _LayerState:
     """What the callback remembers of one cluster layer."""
 
+    num_clusters: int
     assignment: Tensor | None = None  # [N], None before the first clustering
     residual: Tensor | None = None  # [N, D], None before the first clustering and once frozen
     frozen_at_step: int | None = None
@@ -28,16 +32,20 @@ class _LayerState:
 class NetworkClusteringCallback(Callback):
     """Groups tasks with similar weights into clusters that share them, layer by layer, while a model trains.
 
-    The layers must be there when the trainer calls ``setup`` (made in the module's ``__init__``).
-
-    After each optimizer step it runs the sharing step of :mod:`lightning_ncmtl.clustering.sharing` on every
-    :class:`lightning_ncmtl.ClusterLinear` of the module. Everything else sees shared weights.
+    After each optimizer step it runs the sharing step of :mod:`lightning_ncmtl.clustering.sharing` on each target.
+    Everything else sees shared weights: the forward pass, validation, checkpoints, averaged copies of the model.
 
     It departs from the paper, whose algorithm groups tasks by their random start and never changes again: there is a
     shared start, a warm-up and a memory of where each task wanted to go. ``preset="literal"`` is the paper's.
 
     Args:
-        num_clusters: Number of clusters, one for all layers or one per layer; by default each layer's own.
+        num_clusters: Number of clusters, one for all targets or one per target. By default that of
+            the :class:`lightning_ncmtl.ClusterLinear` layers.
+        targets: Names of the per-task parts of the module, one cluster layer each: a ``ModuleList`` or ``ModuleDict``
+            with one child per task (``"heads"``), a part of each child (``"heads.*.fc1"``), or a parameter or module
+            whose parameters have the task as their first dimension. By default every ``ClusterLinear``.
+        task_names: Names of the tasks, for reports and messages; by default the keys of the ``ModuleDict``, or
+            indices.
         warmup_epochs: Epochs in which tasks train apart, before the first clustering. (A layer with one cluster has
             nothing to wait for and shares from the first step.)
         warmup_steps: The same in optimizer steps; overrides ``warmup_epochs``.
@@ -48,23 +56,29 @@ class NetworkClusteringCallback(Callback):
         restarts: k-means++ starts of the first clustering.
         backend: The k-means to use, see :func:`lightning_ncmtl.kmeans`.
         seed: Seed of k-means++.
+        shared_start: At the start of a fresh training (not of a resumed one), give all tasks of a target the weights
+            of the first, so that they differ only by what they learn.
         preset: ``"literal"`` for the paper word for word: independent random start of every task (heads included), no
             warm-up, no memory (``commitment=1``), one k-means++ start anew at each clustering. It overrides the
             settings of these.
 
     Attributes:
-        assignments: The clusters found, ``{layer name: [N] int64}``; empty before the first clustering.
+        assignments: The clusters found, ``{target: [N] int64}``; empty before the first clustering.
 
     Raises:
-        InputError: At construction or setup, if a setting is out of range or the module has no cluster layer.
+        InputError: At construction or before training starts, if a setting is out of range, a target cannot be
+            clustered (see :func:`lightning_ncmtl.clustering.find_targets`) or the strategy shards parameters. During
+            training, if weights are no longer finite.
 
-    Logs ``clustering/LAYER/loss``, the paper's clustering loss, and ``clustering/LAYER/changed``, the share of tasks
+    Logs ``clustering/TARGET/loss``, the paper's clustering loss, and ``clustering/TARGET/changed``, the share of tasks
     that changed cluster.
     """
 
     def __init__(
         self,
         num_clusters: int | list[int] | None = None,
+        targets: str | list[str] | None = None,
+        task_names: list[str] | None = None,
         warmup_epochs: int = 2,
         warmup_steps: int | None = None,
         every_n_steps: int = 1,
@@ -73,10 +87,11 @@ class NetworkClusteringCallback(Callback):
         restarts: int = 10,
         backend: Backend = "auto",
         seed: int = 0,
+        shared_start: bool = True,
         preset: Literal["literal"] | None = None,
     ) -> None:
         if preset == "literal":
-            warmup_epochs, warmup_steps, commitment, restarts = 0, None, 1.0, 1
+            warmup_epochs, warmup_steps, commitment, restarts, shared_start = 0, None, 1.0, 1, False
         elif preset is not None:
             raise InputError(f"unknown preset {preset!r}: choose 'literal' or none")
         if every_n_steps < 1 or restarts < 1 or warmup_epochs < 0 or (warmup_steps or 0) < 0:
@@ -92,6 +107,8 @@ class NetworkClusteringCallback(Callback):
                 f"{warmup_epochs}: make it greater, or null"
             )
         self.num_clusters = num_clusters
+        self.targets = [targets] if isinstance(targets, str) else targets
+        self.task_names = task_names
         self.warmup_epochs = warmup_epochs
         self.warmup_steps = warmup_steps
         self.every_n_steps = every_n_steps
@@ -100,20 +117,28 @@ class NetworkClusteringCallback(Callback):
         self.restarts = restarts
         self.backend = backend
         self.seed = seed
+        self.shared_start = shared_start
         self.preset = preset
-        self._layers: dict[str, ClusterLinear] = {}
+        self._targets: dict[str, Target] = {}
         self._states: dict[str, _LayerState] = {}
+        self._tasks: list[str] = []
+        self._steps = 0  # batches after which an optimizer stepped: its steps, unless there are several optimizers
         self._last_step = 0
 
     @property
     def assignments(self) -> dict[str, Tensor]:
         return {name: s.assignment for name, s in self._states.items() if s.assignment is not None}
 
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks; empty before training starts or is restored."""
+        return list(self._tasks)
+
     def summary(self) -> dict[str, dict[str, Any]]:
-        """Per layer ``num_clusters``, ``assignment`` (empty if none), ``frozen_at_step``, ``trace``: plain values."""
+        """Per target ``num_clusters``, ``assignment`` (empty if none), ``frozen_at_step``, ``trace``: plain values."""
         return {
             name: {
-                "num_clusters": self._layers[name].num_clusters,
+                "num_clusters": state.num_clusters,
                 "assignment": [] if state.assignment is None else state.assignment.tolist(),
                 "frozen_at_step": state.frozen_at_step,
                 "trace": state.trace,
@@ -122,27 +147,48 @@ class NetworkClusteringCallback(Callback):
         }
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._layers = {n: m for n, m in pl_module.named_modules() if isinstance(m, ClusterLinear)}
-        if not self._layers:
-            raise InputError(f"{type(pl_module).__name__} has no ClusterLinear layer for NetworkClusteringCallback")
-        for layer, clusters in zip(self._layers.values(), self._clusters_per_layer(), strict=True):
-            layer.num_clusters = clusters
-        if stage == "fit" or self._states.keys() != self._layers.keys():
-            self._states = {name: _LayerState() for name in self._layers}
         if stage != "fit":
             return
-        if any(1 < layer.num_clusters < layer.num_tasks for layer in self._layers.values()):
+        # By name: the trainer may come from either package.
+        if sharded := _SHARDED.intersection(base.__name__ for base in type(trainer.strategy).__mro__):
+            raise InputError(
+                f"NetworkClusteringCallback does not support {sharded.pop()}, which shards parameters: use the "
+                "strategy 'ddp', or a single device"
+            )
+        if trainer.global_step == 0:
+            self._states, self._steps = {}, 0  # a checkpoint is restored later
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the targets: now all layers exist, and a checkpoint has been restored."""
+        names = self.targets
+        if names is None:
+            names = list(_cluster_layers(pl_module))
+        if not names:
+            raise InputError(
+                f"{type(pl_module).__name__} has no ClusterLinear layer for NetworkClusteringCallback: name its "
+                "per-task modules in targets"
+            )
+        targets = find_targets(pl_module, names)
+        self._targets = dict(zip(names, targets, strict=True))
+        self._set_tasks(targets)
+        clusters = self._clusters_per_target(pl_module)
+        if any(1 < k < len(self._tasks) for k in clusters.values()):
             check_backend(self.backend)
-        if self.preset == "literal":  # a checkpoint is restored later and wins
-            generator = torch.Generator().manual_seed(self.seed)
-            for module in pl_module.modules():
-                if isinstance(module, TaskLinear):
-                    module.reset_parameters(generator=generator)
-        # The callback keeps this buffer equal on all ranks. DDP would broadcast it at every forward pass, and hang
-        # where ranks evaluate different numbers of batches.
-        ignored = {f"{name}.assignment" for name in self._layers}
-        ignored |= set(getattr(pl_module, "_ddp_params_and_buffers_to_ignore", ()))
-        pl_module._ddp_params_and_buffers_to_ignore = ignored  # type: ignore[assignment]
+        for name, layer in _cluster_layers(pl_module).items():
+            layer.num_clusters = clusters.get(name, layer.num_clusters)
+        if self._states:
+            theirs = {name: state.num_clusters for name, state in self._states.items()}
+            if theirs != clusters:
+                raise InputError(
+                    f"the checkpoint is of another model: it has the clusters {theirs}, this model {clusters}"
+                )
+            return
+        self._states = {name: _LayerState(k) for name, k in clusters.items()}
+        for name, target in self._targets.items():
+            size = target.read().shape[1]
+            rank_zero_info(f"{name}: {len(self._tasks)} tasks with {size:,} parameters each, {clusters[name]} clusters")
+        if trainer.ckpt_path is None and trainer.global_step == 0:
+            self._start(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = trainer.global_step
@@ -160,67 +206,86 @@ class NetworkClusteringCallback(Callback):
         if step == self._last_step:  # gradients are being accumulated
             return
         self._last_step = step
-        # A layer with one cluster is a hard layer: there is nothing to find out, so it shares from the first step.
-        warmup = self._in_warmup(trainer)
-        layers = {name: layer for name, layer in self._layers.items() if not warmup or layer.num_clusters == 1}
-        if not layers:
-            return
+        self._steps += 1
+        rows = {name: target.read() for name, target in self._targets.items()}
+        self._check_finite(rows, step)
+        if self._in_warmup(trainer):
+            # A layer with one cluster is a hard layer: there is nothing to find out, so it shares from the first step.
+            rows = {name: row for name, row in rows.items() if self._states[name].num_clusters == 1}
         self._freeze_if_due(trainer)
-        rows = {name: _flatten(layer) for name, layer in layers.items()}
-        _check_finite(rows, step)
-        changed = self._assign(trainer, rows, step)
-        for name, layer in layers.items():
+        changed = self._assign(trainer, pl_module, rows, step)
+        for name, row in rows.items():
             state = self._states[name]
             assert state.assignment is not None
-            settled = state.frozen_at_step is not None or layer.num_clusters == 1  # no reason to remember
+            settled = state.frozen_at_step is not None or state.num_clusters == 1  # no reason to remember
             commitment = 1.0 if settled else self.commitment
-            assignment = state.assignment.to(rows[name].device)
-            shared = share(rows[name], self._residual(state, rows[name]), assignment, layer.num_clusters, commitment)
-            _unflatten(layer, shared.weights)
+            assignment = state.assignment.to(row.device)
+            shared = share(row, self._residual(state, row), assignment, state.num_clusters, commitment)
+            self._targets[name].write(shared.weights)
             if commitment < 1:
                 state.residual = shared.residuals
             pl_module.log(f"clustering/{name}/loss", shared.loss)
             pl_module.log(f"clustering/{name}/changed", changed[name])
+        for average in _averages(trainer):
+            self._share_average(average)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly; CPU tensors and plain values."""
-        layers = {
-            name: {
-                "num_clusters": self._layers[name].num_clusters,
-                "assignment": None if state.assignment is None else state.assignment.cpu(),
-                "residual": None if state.residual is None else state.residual.cpu(),
-                "frozen_at_step": state.frozen_at_step,
-                "trace": state.trace,
-            }
-            for name, state in self._states.items()
-        }
-        return {"layers": layers}
+        layers = {name: {**vars(state)} for name, state in self._states.items()}
+        for state in layers.values():
+            for key in ("assignment", "residual"):
+                state[key] = None if state[key] is None else state[key].cpu()
+        return {"layers": layers, "tasks": self._tasks, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        theirs = {name: state["num_clusters"] for name, state in state_dict["layers"].items()}
-        ours = {name: layer.num_clusters for name, layer in self._layers.items()}
-        if theirs != ours:
-            raise InputError(f"the checkpoint is of another model: it has the clusters {theirs}, this model {ours}")
-        self._states = {
-            name: _LayerState(**{key: value for key, value in state.items() if key != "num_clusters"})
-            for name, state in state_dict["layers"].items()
-        }
+        self._states = {name: _LayerState(**state) for name, state in state_dict["layers"].items()}
+        self._tasks, self._steps = state_dict["tasks"], state_dict["steps"]
 
-    def _clusters_per_layer(self) -> list[int]:
-        layers = self._layers.values()
-        if self.num_clusters is None:
-            return [layer.num_clusters for layer in layers]
-        wanted = self.num_clusters if isinstance(self.num_clusters, list) else [self.num_clusters] * len(layers)
-        if len(wanted) != len(layers):
-            raise InputError(f"num_clusters {wanted} must have one value for each of the {len(layers)} cluster layers")
-        for clusters, (name, layer) in zip(wanted, self._layers.items(), strict=True):
-            if not 1 <= clusters <= layer.num_tasks:
-                raise InputError(f"num_clusters of {name} must be in 1 .. {layer.num_tasks} tasks, found {clusters}")
-        return wanted
+    def _set_tasks(self, targets: list[Target]) -> None:
+        found = next((target.tasks for target in targets if target.named), targets[0].tasks)
+        self._tasks = list(found if self.task_names is None else self.task_names)
+        if len(self._tasks) != len(found) or len(set(self._tasks)) < len(found):
+            raise InputError(f"task_names must be {len(found)} different names, one per task, found {self.task_names}")
+
+    def _clusters_per_target(self, pl_module: LightningModule) -> dict[str, int]:
+        wanted: list[Any]
+        if isinstance(self.num_clusters, list):
+            wanted = self.num_clusters
+        elif self.num_clusters is not None:
+            wanted = [self.num_clusters] * len(self._targets)
+        else:
+            layers = _cluster_layers(pl_module)
+            wanted = [layers[name].num_clusters if name in layers else None for name in self._targets]
+        if len(wanted) != len(self._targets):
+            raise InputError(
+                f"num_clusters {wanted} must have one value for each of the {len(self._targets)} targets "
+                f"{', '.join(self._targets)}"
+            )
+        for name, clusters in zip(self._targets, wanted, strict=True):
+            if clusters is None:
+                raise InputError(f"num_clusters is needed for the target {name}")
+            if not 1 <= clusters <= len(self._tasks):
+                raise InputError(f"num_clusters of {name} must be in 1 .. {len(self._tasks)} tasks, found {clusters}")
+        return dict(zip(self._targets, wanted, strict=True))
+
+    def _start(self, pl_module: LightningModule) -> None:
+        """How the tasks of a fresh training start: from the same weights, or, literally, from independent ones."""
+        if self.preset == "literal":
+            generator = torch.Generator().manual_seed(self.seed)
+            for module in pl_module.modules():
+                if isinstance(module, TaskLinear):
+                    module.reset_parameters(generator=generator)
+        if not self.shared_start:
+            return
+        for name, target in self._targets.items():
+            rows = target.read()
+            if not rows.eq(rows[0]).all():
+                target.write(rows[0].expand_as(rows))
+                rank_zero_info(f"shared start: all tasks of {name} start from the weights of {self._tasks[0]!r}")
 
     def _in_warmup(self, trainer: Trainer) -> bool:
         if self.warmup_steps is not None:
-            return trainer.global_step <= self.warmup_steps
+            return self._steps <= self.warmup_steps
         return trainer.current_epoch < self.warmup_epochs
 
     def _freeze_if_due(self, trainer: Trainer) -> None:
@@ -231,37 +296,63 @@ class NetworkClusteringCallback(Callback):
                 state.frozen_at_step = trainer.global_step
                 state.residual = None
 
-    def _assign(self, trainer: Trainer, rows: dict[str, Tensor], step: int) -> dict[str, float]:
-        """Update the assignments; returns the share of tasks that changed cluster, per layer.
+    def _assign(
+        self, trainer: Trainer, pl_module: LightningModule, rows: Mapping[str, Tensor], step: int
+    ) -> dict[str, float]:
+        """Update the assignments; returns the share of tasks that changed cluster, per target.
 
         Rank 0 decides for all, so that ranks cannot disagree by a rounding error.
         """
         due = {}
         for name in rows:
-            state, layer = self._states[name], self._layers[name]
-            undecided = state.frozen_at_step is None and 1 < layer.num_clusters < layer.num_tasks
-            if state.assignment is None or (undecided and step % self.every_n_steps == 0):
+            state = self._states[name]
+            undecided = state.frozen_at_step is None and 1 < state.num_clusters < len(self._tasks)
+            if state.assignment is None or (undecided and self._steps % self.every_n_steps == 0):
                 due[name] = state
-        found = {name: self._cluster(rows[name], name, step) for name in due} if trainer.is_global_zero else {}
+        found = {name: self._cluster(rows[name], state, step) for name, state in due.items() if trainer.is_global_zero}
         if trainer.world_size > 1 and due:
             lists = trainer.strategy.broadcast({name: assignment.tolist() for name, assignment in found.items()})
             found = {name: torch.tensor(values, device=rows[name].device) for name, values in lists.items()}
         changed = dict.fromkeys(rows, 0.0)
+        layers = _cluster_layers(pl_module) if due else {}
         for name, state in due.items():
             new, old = found[name], state.assignment
             changed[name] = 1.0 if old is None else float((new != old.to(new.device)).double().mean())
             if changed[name]:
                 state.trace.append([step, new.tolist()])
+                if name in layers:
+                    layers[name].assignment = new.cpu()
             state.assignment = new
-            self._layers[name].assignment.copy_(new)
         return changed
 
-    def _cluster(self, rows: Tensor, name: str, step: int) -> Tensor:
-        state = self._states[name]
+    def _share_average(self, average: nn.Module) -> None:
+        """Tasks of a cluster are equal in an average of weights, too, also from before they came together."""
+        layers = _cluster_layers(average)
+        for name, state in self._states.items():
+            if state.assignment is not None:
+                target = self._targets[name].of(average)
+                rows = target.read()
+                # In float64 the mean of equal numbers is exact, so that this changes nothing the second time.
+                assignment = state.assignment.to(rows.device)
+                target.write(cluster_centers(rows.double(), assignment, state.num_clusters)[assignment].to(rows.dtype))
+                if name in layers:
+                    layers[name].assignment = assignment.cpu()
+
+    def _check_finite(self, rows: Mapping[str, Tensor], step: int) -> None:
+        """Stop before k-means spreads a broken task to its cluster; on all ranks, which hold the same weights."""
+        for name, row in rows.items():
+            if not row.isfinite().all():
+                tasks = [self._tasks[task] for task in (~row.isfinite().all(1)).nonzero().flatten().tolist()]
+                raise InputError(
+                    f"{name} has weights that are not finite (NaN or infinity) after step {step}, of the tasks "
+                    f"{', '.join(tasks)}: a lower learning rate or gradient clipping may help"
+                )
+
+    def _cluster(self, rows: Tensor, state: _LayerState, step: int) -> Tensor:
         literal = self.preset == "literal"
         return assign_tasks(
             own_weights(rows, self._residual(state, rows)),
-            self._layers[name].num_clusters,
+            state.num_clusters,
             None if state.assignment is None else state.assignment.to(rows.device),
             warm_start=not literal,
             restarts=self.restarts,
@@ -276,23 +367,13 @@ class NetworkClusteringCallback(Callback):
         return state.residual.to(rows.device)
 
 
-def _flatten(layer: ClusterLinear) -> Tensor:
-    """All parameters of a layer, ``[N, D]``."""
-    return torch.cat([parameter.flatten(1) for parameter in layer.parameters()], dim=1)
+def _cluster_layers(module: nn.Module) -> dict[str, ClusterLinear]:
+    """Our own layers by their names, whether compiled or not."""
+    return {n.replace("_orig_mod.", ""): m for n, m in module.named_modules() if isinstance(m, ClusterLinear)}
 
 
-def _unflatten(layer: ClusterLinear, rows: Tensor) -> None:
-    """Write ``[N, D]`` back to a layer's parameters."""
-    start = 0
-    for parameter in layer.parameters():
-        width = parameter[0].numel()
-        parameter.copy_(rows[:, start : start + width].view_as(parameter))
-        start += width
-
-
-def _check_finite(rows: dict[str, Tensor], step: int) -> None:
-    """Stop before k-means spreads a broken task to its cluster; on all ranks, which hold the same weights."""
-    for name, row in rows.items():
-        if not row.isfinite().all():
-            tasks = (~row.isfinite().all(1)).nonzero().flatten().tolist()
-            raise InputError(f"{name} has weights that are not finite (NaN or infinity): tasks {tasks}, step {step}")
+def _averages(trainer: Trainer) -> list[nn.Module]:
+    """The averaged copies of the module that Lightning's WeightAveraging and StochasticWeightAveraging keep."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    found = [getattr(callback, "_average_model", None) for callback in callbacks]
+    return [copy.module if isinstance(copy, AveragedModel) else copy for copy in found if copy is not None]

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+
+from lightning_ncmtl._lightning import Callback, LightningModule, Trainer
 
 
 class PredictionWriter(Callback):

@@ -4,7 +4,8 @@ import os
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+
+from lightning_ncmtl._lightning import Callback, LightningModule, Trainer
 
 
 class StepSeed(Callback):

@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
-from pytorch_lightning import LightningDataModule
-from pytorch_lightning.utilities import rank_zero_info
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from lightning_ncmtl._lightning import LightningDataModule, rank_zero_info
 from lightning_ncmtl.datamodules.sampling import Balance, MixedBatchLoader, MixedBatchSampler
 from lightning_ncmtl.datamodules.sources import Source, Split
 from lightning_ncmtl.datamodules.text import collate, encode, train_tokenizer

@@ -10,13 +10,20 @@ from typing import Any
 
 import torch
 import yaml
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_only
 
+from lightning_ncmtl._lightning import (
+    ArgsType,
+    CSVLogger,
+    LightningArgumentParser,
+    LightningCLI,
+    LightningModule,
+    MisconfigurationException,
+    ModelCheckpoint,
+    SaveConfigCallback,
+    TensorBoardLogger,
+    Trainer,
+    rank_zero_only,
+)
 from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback, PredictionWriter, StepSeed
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError

@@ -123,13 +123,12 @@ class ClusterLinear(TaskLinear):
         bias: Whether each task also learns an additive bias.
 
     Attributes:
-        assignment: ``[num_tasks]`` int64 buffer: the cluster of each task, ``-1`` before the first clustering.
+        assignment: ``[num_tasks]`` int64, on the CPU: the cluster of each task, ``-1`` before the first clustering. It
+            is part of ``state_dict``, but not a buffer, of which averages are taken and which DDP broadcasts.
 
     Raises:
         InputError: If ``num_clusters`` is not in ``1 .. num_tasks``.
     """
-
-    assignment: Tensor
 
     def __init__(
         self, num_tasks: int, in_features: int, out_features: int, num_clusters: int, bias: bool = True
@@ -140,8 +139,14 @@ class ClusterLinear(TaskLinear):
                 f"num_clusters must be between 1 and the number of tasks {num_tasks}, found {num_clusters}"
             )
         self.num_clusters = num_clusters
-        self.register_buffer("assignment", torch.full((num_tasks,), -1))
+        self.assignment = torch.full((num_tasks,), -1, device="cpu")
         self.reset_parameters(shared=True)
+
+    def get_extra_state(self) -> Tensor:
+        return self.assignment
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.assignment = state.cpu()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_clusters={self.num_clusters}"

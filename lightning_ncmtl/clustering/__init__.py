@@ -2,5 +2,16 @@
 
 from lightning_ncmtl.clustering.kmeans import KMeansResult, check_backend, kmeans
 from lightning_ncmtl.clustering.sharing import align_labels, assign_tasks, cluster_centers, share
+from lightning_ncmtl.clustering.targets import Target, find_targets
 
-__all__ = ["KMeansResult", "align_labels", "assign_tasks", "check_backend", "cluster_centers", "kmeans", "share"]
+__all__ = [
+    "KMeansResult",
+    "Target",
+    "align_labels",
+    "assign_tasks",
+    "check_backend",
+    "cluster_centers",
+    "find_targets",
+    "kmeans",
+    "share",
+]

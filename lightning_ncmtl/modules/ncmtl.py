@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
-from pytorch_lightning.cli import LightningCLI, LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_ncmtl._lightning import LightningCLI, LightningModule, LRSchedulerCallable, OptimizerCallable
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import ClusterLinear, TaskLinear
 from lightning_ncmtl.metrics import TaskMetrics

@@ -110,8 +110,8 @@ def test_start_has_the_range_of_nn_linear() -> None:
 def test_assignment_travels_in_the_state_dict() -> None:
     layer = ClusterLinear(3, 4, 2, num_clusters=2)
     assert layer.assignment.tolist() == [-1, -1, -1]
-    layer.assignment.copy_(torch.tensor([0, 1, 0]))
+    layer.assignment = torch.tensor([0, 1, 0])
     other = ClusterLinear(3, 4, 2, num_clusters=2)
     other.load_state_dict(layer.state_dict())
     assert other.assignment.tolist() == [0, 1, 0]
-    assert layer.state_dict().keys() == {"weight", "bias", "assignment"}
+    assert layer.state_dict().keys() == {"weight", "bias", "_extra_state"}

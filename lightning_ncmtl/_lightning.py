@@ -1,0 +1,67 @@
+"""PyTorch Lightning, whichever of its two packages is installed.
+
+``pytorch_lightning`` and ``lightning.pytorch`` are one code with two hierarchies of classes, and each trainer knows
+only its own. A callback of ours belongs to both (where both are installed), and so fits into any project. Modules,
+data modules and the command line are those of ``pytorch_lightning``, or of ``lightning.pytorch`` where it is alone.
+"""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING or find_spec("pytorch_lightning"):
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+    from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+    from pytorch_lightning.callbacks import ModelCheckpoint
+    from pytorch_lightning.cli import (
+        ArgsType,
+        LightningArgumentParser,
+        LightningCLI,
+        LRSchedulerCallable,
+        OptimizerCallable,
+        SaveConfigCallback,
+        instantiate_module,
+    )
+    from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+    from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+
+    if not TYPE_CHECKING and find_spec("lightning"):
+        from lightning.pytorch import Callback as _Other
+
+        class Callback(Callback, _Other):
+            """A callback for the trainers of both packages."""
+else:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.cli import (
+        ArgsType,
+        LightningArgumentParser,
+        LightningCLI,
+        LRSchedulerCallable,
+        OptimizerCallable,
+        SaveConfigCallback,
+        instantiate_module,
+    )
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+    from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+
+__all__ = [
+    "ArgsType",
+    "CSVLogger",
+    "Callback",
+    "LRSchedulerCallable",
+    "LightningArgumentParser",
+    "LightningCLI",
+    "LightningDataModule",
+    "LightningModule",
+    "MisconfigurationException",
+    "ModelCheckpoint",
+    "OptimizerCallable",
+    "SaveConfigCallback",
+    "TensorBoardLogger",
+    "Trainer",
+    "instantiate_module",
+    "rank_zero_info",
+    "rank_zero_only",
+    "rank_zero_warn",
+]

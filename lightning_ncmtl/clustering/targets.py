@@ -1,0 +1,192 @@
+"""Which numbers of a module belong to which task: the rows that network clustering works on."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_ncmtl.errors import InputError
+
+Named = list[tuple[str, nn.Parameter]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The parameters that form one cluster layer, one row of numbers per task.
+
+    Attributes:
+        name: As the user named it.
+        tasks: Names of the tasks: the keys of a ``ModuleDict``, else indices.
+        parameters: Per task its named parameters; or, where ``stacked``, one list of parameters ``[N, ...]``.
+        stacked: Whether the parameters hold all tasks, along their first dimension.
+    """
+
+    name: str
+    tasks: list[str]
+    parameters: list[Named]
+    stacked: bool
+
+    def read(self) -> Tensor:
+        """All parameters of each task, flattened: a copy, ``[N, D]``."""
+        if self.stacked:
+            return torch.cat([p.detach().reshape(len(p), -1) for _, p in self.parameters[0]], 1)
+        return torch.stack([torch.cat([p.detach().flatten() for _, p in task]) for task in self.parameters])
+
+    @property
+    def named(self) -> bool:
+        """Whether the tasks have names rather than indices."""
+        return self.tasks != [str(task) for task in range(len(self.tasks))]
+
+    @torch.no_grad()
+    def write(self, rows: Tensor) -> None:
+        """Write ``[N, D]`` back to the parameters."""
+        for named, values in zip(self.parameters, [rows] if self.stacked else rows, strict=True):
+            sizes = [p.numel() // (len(rows) if self.stacked else 1) for _, p in named]
+            for (_, parameter), part in zip(named, values.split(sizes, dim=-1), strict=True):
+                parameter.copy_(part.reshape(parameter.shape))
+
+    def of(self, copy: nn.Module) -> "Target":
+        """The same parameters of a copy of the module."""
+        named = [[(name, copy.get_parameter(name)) for name, _ in task] for task in self.parameters]
+        return Target(self.name, self.tasks, named, self.stacked)
+
+
+def find_targets(module: nn.Module, names: Sequence[str]) -> list[Target]:
+    """Find and check the per-task parameters that the names stand for.
+
+    Args:
+        module: The module that holds them.
+        names: Each the dotted name of a ``ModuleList`` or ``ModuleDict`` whose children are one task each; such a name
+            with a part of every child (``heads.*.fc1``); or the name of a parameter, or of a module all of whose
+            parameters have the task as their first dimension.
+
+    Returns:
+        One target per name.
+
+    Raises:
+        InputError: If a name stands for nothing, or its tasks cannot share weights: different parameters or shapes,
+            parameters that are tied, frozen or used by two targets; or if targets have different tasks.
+    """
+    targets = [_find(module, name) for name in names]
+    _check_apart(module, targets)
+    for target in targets:
+        for other in targets:
+            if len(target.tasks) != len(other.tasks) or (target.named and other.named and target.tasks != other.tasks):
+                raise InputError(
+                    f"targets must have the same tasks in the same order, found {_some(target.tasks)} in "
+                    f"{target.name} and {_some(other.tasks)} in {other.name}"
+                )
+    return targets
+
+
+def _find(module: nn.Module, name: str) -> Target:
+    head, star, tail = name.partition(".*")
+    if "*" in head + tail or (tail and not tail.startswith(".")):
+        raise InputError(f"cannot read the target {name!r}: one '*' may stand for the tasks, as in 'heads.*.fc1'")
+    found = _look_up(module, head, name)
+    found = getattr(found, "_orig_mod", found)  # torch.compile
+    if children := _tasks(found):
+        prefixes = [f"{head}.{key}" for key, _ in children]
+        parameters = [
+            _named(_look_up(child, tail[1:], name) if tail else child, prefix + tail)
+            for (_, child), prefix in zip(children, prefixes, strict=True)
+        ]
+        first = _signature(parameters[0], prefixes[0])
+        for named, prefix in zip(parameters, prefixes, strict=True):
+            if _signature(named, prefix) != first:
+                raise InputError(
+                    f"all tasks of the target {name!r} need the same parameters, found {_shapes(parameters[0])} and "
+                    f"{_shapes(named)}"
+                )
+        return Target(name, [key for key, _ in children], parameters, stacked=False)
+    if star:
+        raise InputError(
+            f"the target {name!r} needs a ModuleList or ModuleDict at {head!r}, found {type(found).__name__}"
+        )
+    named = _named(found, name)
+    sizes = {p.shape[0] if p.ndim else 0 for _, p in named}
+    if len(sizes) != 1 or 0 in sizes:
+        raise InputError(
+            f"the target {name!r} is neither a ModuleList or ModuleDict of tasks nor has the task as the first "
+            f"dimension of its parameters, found {_shapes(named)}"
+        )
+    return Target(name, [str(task) for task in range(sizes.pop())], [named], stacked=True)
+
+
+def _tasks(container: nn.Module | nn.Parameter) -> list[tuple[str, Any]]:
+    """The named tasks of a container, not of any other module."""
+    if isinstance(container, (nn.ModuleDict, nn.ParameterDict)):
+        return list(container.items())
+    if isinstance(container, (nn.ModuleList, nn.ParameterList)):
+        return [(str(number), task) for number, task in enumerate(container)]
+    return []
+
+
+def _look_up(module: nn.Module | nn.Parameter, path: str, name: str) -> nn.Module | nn.Parameter:
+    found: object = module
+    for part in path.split("."):
+        # getattr, which finds what torch.compile wrapped
+        following = getattr(found, part, None) if isinstance(found, nn.Module) else None
+        if not isinstance(following, (nn.Module, nn.Parameter)):
+            there = [key for key, _ in _members(found)] if isinstance(found, nn.Module) else []
+            raise InputError(
+                f"the target {name!r} names nothing in the module: no {part!r} in {type(found).__name__}, which has "
+                f"{_some(there)}"
+            )
+        found = following
+    assert isinstance(found, (nn.Module, nn.Parameter))
+    return found
+
+
+def _members(module: nn.Module) -> Iterator[tuple[str, object]]:
+    yield from module.named_children()
+    yield from module.named_parameters(recurse=False)
+
+
+def _named(part: nn.Module | nn.Parameter, prefix: str) -> Named:
+    found = [("", part)] if isinstance(part, nn.Parameter) else part.named_parameters()
+    # torch.compile's wrapper answers to the names of what it wraps.
+    named = [(f"{prefix}.{name}".replace("._orig_mod", "").rstrip("."), parameter) for name, parameter in found]
+    if not named:
+        raise InputError(f"{prefix} has no parameters")
+    for name, parameter in named:
+        if is_lazy(parameter):
+            raise InputError(f"{name} has no shape yet (a lazy module): run one batch through the module before")
+    return named
+
+
+def _signature(named: Named, prefix: str) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+    return [(name.removeprefix(prefix), tuple(p.shape), p.dtype) for name, p in named]
+
+
+def _check_apart(module: nn.Module, targets: list[Target]) -> None:
+    """Each parameter must be trainable, and belong to one task of one target alone."""
+    owners: dict[int, list[str]] = {}
+    for path, owner in module.named_modules():  # each module once, whatever the number of paths to it
+        for name, parameter in owner.named_parameters(path, recurse=False, remove_duplicate=False):
+            owners.setdefault(id(parameter), []).append(name)
+    seen: dict[int, tuple[str, str]] = {}
+    for target in targets:
+        for name, parameter in (pair for task in target.parameters for pair in task):
+            if not parameter.is_floating_point():
+                raise InputError(f"{name} cannot be clustered: it holds {parameter.dtype}")
+            if not parameter.requires_grad:
+                raise InputError(f"{name} is frozen (requires_grad=False): train it, or leave it out of the targets")
+            other, where = seen.get(id(parameter), (name, target.name))
+            if where != target.name:
+                raise InputError(f"{name} belongs to two targets, {where!r} and {target.name!r}")
+            tied = owners[id(parameter)] if other == name else [other, name]
+            if len(tied) > 1:
+                raise InputError(f"tasks need parameters of their own, but {_some(tied)} are one and the same")
+            seen[id(parameter)] = (name, target.name)
+
+
+def _shapes(named: Named) -> str:
+    return _some([f"{name} {list(parameter.shape)}" for name, parameter in named])
+
+
+def _some(names: Sequence[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")

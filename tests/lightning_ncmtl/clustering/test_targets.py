@@ -1,0 +1,171 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_ncmtl import ClusterLinear, TaskLinear
+from lightning_ncmtl.clustering import find_targets
+from lightning_ncmtl.errors import InputError
+
+
+def head(out: int = 2) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, out))
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(5, 3)
+        self.heads = nn.ModuleDict({"cats": head(), "dogs": head(), "fish": head()})
+        self.listed = nn.ModuleList(head() for _ in range(3))
+        self.experts = nn.Parameter(torch.randn(3, 2, 4))
+        self.offsets = nn.ParameterList(nn.Parameter(torch.randn(2)) for _ in range(3))
+        self.binary = nn.Linear(6, 3)  # one output per task
+        self.cluster = ClusterLinear(3, 4, 2, num_clusters=2)
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model()
+
+
+def test_a_module_dict_gives_one_row_per_child(model: Model) -> None:
+    (target,) = find_targets(model, ["heads"])
+    assert target.tasks == ["cats", "dogs", "fish"]
+    rows = target.read()
+    assert rows.shape == (3, 3 * 4 + 4 + 4 * 2 + 2)
+    for row, child in zip(rows, model.heads.values(), strict=True):
+        assert torch.equal(row, nn.utils.parameters_to_vector(child.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("heads", 26),
+        ("heads.*", 26),
+        ("heads.*.0", 16),
+        ("heads.*.2.weight", 8),
+        ("listed", 26),
+        ("listed.*.2", 10),
+        ("experts", 8),
+        ("offsets", 2),
+        ("binary", 7),
+        ("binary.weight", 6),
+        ("cluster", 10),
+    ],
+)
+def test_writing_back_what_was_read_changes_what_was_named_and_nothing_else(
+    model: Model, name: str, width: int
+) -> None:
+    (target,) = find_targets(model, [name])
+    rows = target.read()
+    assert rows.shape == (3, width)
+    assert not rows.requires_grad
+    before = copy.deepcopy(model.state_dict())
+    target.write(rows.clone())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    new = torch.randn_like(rows)
+    target.write(new)
+    assert torch.equal(target.read(), new)
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {parameter for task in target.parameters for parameter, _ in task}
+
+
+def test_rows_of_a_copy(model: Model) -> None:
+    (target,) = find_targets(model, ["heads.*.0"])
+    other = copy.deepcopy(model)
+    target.of(other).write(torch.zeros(3, 16))
+    assert not target.of(other).read().any()
+    assert target.read().any()
+
+
+def test_compiled_modules_are_looked_into(model: Model) -> None:
+    rows = find_targets(model, ["heads"])[0].read()
+    model.heads["dogs"] = torch.compile(model.heads["dogs"], backend="eager")  # type: ignore[assignment]
+    assert torch.equal(find_targets(model, ["heads"])[0].read(), rows)
+    assert find_targets(model, ["heads.*.0"])[0].read().shape == (3, 16)
+    model.listed = torch.compile(model.listed, backend="eager")  # type: ignore[assignment]
+    assert find_targets(model, ["listed.*.0"])[0].read().shape == (3, 16)
+    outer = nn.Module()
+    outer.net = torch.compile(model, backend="eager")  # type: ignore[assignment]
+    assert find_targets(outer, ["net.heads", "net.cluster"])[0].read().equal(rows)
+
+
+def test_a_second_path_to_the_same_module_is_no_tie(model: Model) -> None:
+    model.alias = model.heads
+    assert find_targets(model, ["heads"])[0].read().shape == (3, 26)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("haeds", "'haeds' names nothing in the module: no 'haeds' in Model, which has backbone, heads, listed"),
+        ("heads.*.7", "no '7' in Sequential, which has 0, 1, 2"),
+        ("heads.*.1", "heads.cats.1 has no parameters"),
+        ("offsets.*.x", "no 'x' in Parameter"),
+        ("backbone.*", "needs a ModuleList or ModuleDict at 'backbone', found Linear"),
+        ("heads.cats", r"neither a ModuleList .* heads.cats.0.weight \[4, 3\], heads.cats.0.bias \[4\]"),
+        ("*.*", "cannot read the target"),
+        ("heads*", "cannot read the target"),
+        ("heads.*.0.*", "cannot read the target"),
+    ],
+)
+def test_names_that_stand_for_nothing(model: Model, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        find_targets(model, [name])
+
+
+def test_tasks_that_cannot_share(model: Model) -> None:
+    model.heads["dogs"] = head(out=3)
+    with pytest.raises(InputError, match=r"heads.cats.2.weight \[2, 4\].* and .*heads.dogs.2.weight \[3, 4\]"):
+        find_targets(model, ["heads"])
+    assert find_targets(model, ["heads.*.0"])  # the parts that agree
+    model.heads["dogs"] = nn.Linear(3, 2)
+    with pytest.raises(InputError, match=r"need the same parameters, .* heads.dogs.weight \[2, 3\]"):
+        find_targets(model, ["heads"])
+    model.heads["dogs"] = head().double()
+    with pytest.raises(InputError, match="need the same parameters"):
+        find_targets(model, ["heads"])
+
+
+def test_tied_parameters(model: Model) -> None:
+    model.heads["dogs"][2] = model.heads["cats"][2]
+    with pytest.raises(InputError, match=r"but heads.cats.2.weight, heads.dogs.2.weight are one and the same"):
+        find_targets(model, ["heads"])
+    model = Model()
+    model.listed[1][0].weight = model.listed[0][0].weight
+    with pytest.raises(InputError, match=r"but listed.0.0.weight, listed.1.0.weight are one and the same"):
+        find_targets(model, ["listed"])
+    model = Model()
+    model.tail = nn.Linear(4, 2)
+    model.tail.weight = model.heads["fish"][2].weight  # with something that is no task
+    with pytest.raises(InputError, match=r"but heads.fish.2.weight, tail.weight are one and the same"):
+        find_targets(model, ["heads"])
+
+
+def test_frozen_overlapping_lazy_and_integer_parameters(model: Model) -> None:
+    model.heads["fish"][0].bias.requires_grad_(False)
+    with pytest.raises(InputError, match=r"heads.fish.0.bias is frozen \(requires_grad=False\)"):
+        find_targets(model, ["heads"])
+    with pytest.raises(InputError, match=r"listed.0.0.weight belongs to two targets, 'listed' and 'listed.*.0'"):
+        find_targets(model, ["listed", "listed.*.0"])
+    model.listed = nn.ModuleList(nn.LazyLinear(2) for _ in range(3))
+    with pytest.raises(InputError, match="listed.0.weight has no shape yet"):
+        find_targets(model, ["listed"])
+    model.experts = nn.Parameter(torch.zeros(3, 2, dtype=torch.int64), requires_grad=False)
+    with pytest.raises(InputError, match="experts cannot be clustered: it holds torch.int64"):
+        find_targets(model, ["experts"])
+
+
+def test_targets_have_the_same_tasks(model: Model) -> None:
+    assert len(find_targets(model, ["listed", "experts", "cluster"])) == 3
+    named, indices = find_targets(model, ["heads", "listed"])
+    assert named.named
+    assert not indices.named
+    model.other = nn.ModuleDict({"dogs": head(), "cats": head(), "fish": head()})
+    with pytest.raises(InputError, match="found cats, dogs, fish in heads and dogs, cats, fish in other"):
+        find_targets(model, ["heads", "other"])
+    model.more = TaskLinear(4, 2, 2)
+    with pytest.raises(InputError, match="found 0, 1, 2 in listed and 0, 1, 2, 3 in more"):
+        find_targets(model, ["listed", "more"])
