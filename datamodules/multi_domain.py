@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from lightning_ncmtl._lightning import LightningDataModule, rank_zero_info
-from lightning_ncmtl.datamodules.sampling import Balance, MixedBatchLoader, MixedBatchSampler
+from lightning_ncmtl.datamodules.sampling import Balance, FixedBatchSampler, MixedBatchLoader, MixedBatchSampler
 from lightning_ncmtl.datamodules.sources import Source, Split
 from lightning_ncmtl.datamodules.text import collate, encode, train_tokenizer
 from lightning_ncmtl.datamodules.vectors import read_vectors
@@ -243,7 +243,8 @@ class MultiDomainDataModule(LightningDataModule):
 
     def _loader(self, stage: Stage, shuffle: bool = False) -> MixedBatchLoader:
         dataset = self._encode(stage)
-        sampler = MixedBatchSampler(
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0
+        sampler = (FixedBatchSampler if overfit else MixedBatchSampler)(
             dataset["task_id"],
             dataset["length"],
             self.batch_size,

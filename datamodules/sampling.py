@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from lightning_ncmtl.errors import InputError
 
@@ -112,6 +112,13 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
         return rng.permutation(np.concatenate(drawn))
 
 
+class FixedBatchSampler(MixedBatchSampler, SequentialSampler):
+    """The same batches in every epoch, for ``overfit_batches``: Lightning leaves a ``SequentialSampler`` alone."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Ignored."""
+
+
 class MixedBatchLoader(DataLoader[Any]):
     """A loader that continues in the middle of an epoch: its position travels in Lightning's checkpoints."""
 
@@ -122,10 +129,7 @@ class MixedBatchLoader(DataLoader[Any]):
         self._position, self._skip = self._skip, 0
         sampler = self.sampler
         if not isinstance(sampler, MixedBatchSampler):
-            raise InputError(
-                f"the loader needs a MixedBatchSampler, found {type(sampler).__name__}: instead of "
-                "trainer.overfit_batches, which replaces it, use trainer.limit_train_batches"
-            )
+            raise InputError(f"the loader needs a MixedBatchSampler, found {type(sampler).__name__}")
         sampler.skip = self._position
         for batch in super().__iter__():
             self._position += 1

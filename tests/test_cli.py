@@ -211,7 +211,6 @@ BAD = [
     (["fit", "--ckpt_path", "whole/checkpoints/best.ckpt", "--model.num_clusters", "[2,2]"], "has the clusters"),
     (["fit", "--config", "ckpt.yaml"], "give --ckpt_path on the command line"),
     (["test", "--ckpt_path", "tensor.pt"], "is not a checkpoint of a Lightning trainer"),
-    (["fit", "--trainer.overfit_batches", "2"], "use trainer.limit_train_batches"),
     (["fit", "--data.max_sentences", "0"], "max_sentences must be at least 1, found 0"),
     (["fit", "--model.encoder.dropout", "2"], "dropout must be at least 0 and less than 1, found 2"),
     (["fit", "--trainer.enable_checkpointing", "false"], "enable_checkpointing=False"),

@@ -1,0 +1,105 @@
+"""Train on several CPU processes and leave in a folder what each rank saw: run by the DDP tests."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from projects import Heads, data, rows_of, unshared
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_ncmtl import NCMTL
+from lightning_ncmtl.callbacks import NetworkClusteringCallback, StepSeed
+from lightning_ncmtl.datamodules import MultiDomainDataModule
+from lightning_ncmtl.datamodules.sources import Synthetic
+from lightning_ncmtl.encoders import HAN
+
+
+class CompareRanks(Callback):
+    """Gathers all weights after each step; counts the steps in which ranks differ or clusters do not share."""
+
+    def __init__(self, clustering: NetworkClusteringCallback, folder: Path) -> None:
+        self.clustering = clustering
+        self.folder = folder
+        self.steps = self.unequal = self.unshared = 0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        state = torch.cat([value.detach().double().flatten() for value in pl_module.state_dict().values()])
+        states = [torch.empty_like(state) for _ in range(trainer.world_size)]
+        torch.distributed.all_gather(states, state)
+        self.steps += 1
+        self.unequal += any(not torch.equal(state, other) for other in states)
+        for name, assignment in self.clustering.assignments.items():
+            if name == "heads":
+                self.unshared += unshared(rows_of(pl_module), assignment)
+            else:
+                self.unshared += unshared(pl_module.get_submodule(name).weight.detach().flatten(1), assignment)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        result = {
+            "ranks": trainer.world_size,
+            "steps": self.steps,
+            "unequal": self.unequal,
+            "unshared": self.unshared,
+            "clusters": self.clustering.summary(),
+        }
+        (self.folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(result))
+
+
+class PresentHeads(Heads):
+    """Calls only the heads of the tasks in the batch, so that some have no gradient on a rank."""
+
+    def forward(self, x: Tensor, task_ids: Tensor) -> Tensor:
+        x = self.backbone(x).relu()
+        out = x.new_zeros(len(x))
+        for task, head in enumerate(self.heads.values()):
+            rows = task_ids == task
+            if rows.any():
+                out[rows] = head(x[rows]).squeeze(1)
+        return out
+
+
+def heads(project: type[Heads]) -> tuple[Heads, NetworkClusteringCallback, dict[str, Any]]:
+    torch.manual_seed(0)
+    # 97 documents are not divisible by 2 or 3 ranks; batches of 5 lack one of the 6 tasks.
+    loader = DataLoader(data(97), batch_size=5, shuffle=True)
+    callback = NetworkClusteringCallback(2, "heads", warmup_steps=4, freeze_after_epochs=2)
+    return project(lr=0.01), callback, {"train_dataloaders": loader, "val_dataloaders": DataLoader(data(31, 1))}
+
+
+def ncmtl() -> tuple[NCMTL, NetworkClusteringCallback, dict[str, Any]]:
+    source = Synthetic(num_domains=4, num_groups=2, train_documents=40, opinion_words=12)
+    datamodule = MultiDomainDataModule(source, batch_size=8, validation_size=11, vocab_size=400)
+    torch.manual_seed(0)
+    encoder = HAN(400, 8, 4, num_layers=1)
+    model = NCMTL(encoder, 4, cluster_features=(8, 6), num_clusters=(2, 3), task_names=datamodule.domains)
+    return model, NetworkClusteringCallback(warmup_epochs=1, freeze_after_epochs=3), {"datamodule": datamodule}
+
+
+def main(folder: Path, project: str, devices: int, find_unused: bool) -> None:
+    torch.set_num_threads(1)
+    model, callback, loaders = {
+        "heads": lambda: heads(Heads),
+        "present_heads": lambda: heads(PresentHeads),
+        "ncmtl": ncmtl,
+    }[project]()
+    Trainer(
+        max_epochs=4,
+        accelerator="cpu",
+        devices=devices,
+        strategy=DDPStrategy(process_group_backend="gloo", find_unused_parameters=find_unused),
+        val_check_interval=0.5,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[callback, StepSeed(), CompareRanks(callback, folder)],
+    ).fit(model, **loaders)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "find_unused")
