@@ -1,23 +1,30 @@
-"""The clusters found, as a table on the screen and as ``clusters.json`` in the run directory."""
+"""The clusters found: a table on the screen, ``clusters.json`` and pictures in the run directory."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torchmetrics.functional.clustering import adjusted_rand_score
 
 from lightning_ncmtl._lightning import Callback, LightningModule, Trainer
+from lightning_ncmtl.callbacks.cluster_pictures import draw_coclustering, draw_flow, draw_history
 from lightning_ncmtl.callbacks.network_clustering import NetworkClusteringCallback
+from lightning_ncmtl.errors import InputError
+
+_MAX_POINTS = 2000  # of the clustering loss that are kept per layer
 
 
 class ClusterReport(Callback):
     """At the end of training, shows which tasks share each layer and how well each task does.
 
-    It writes ``clusters.json`` beside the logs (``trainer.log_dir``)::
+    Beside the logs (``trainer.log_dir``) it writes ``clusters.json``::
 
         {"layers": {NAME: {"num_clusters": K, "assignment": {TASK: k}, "frozen_at_step": int | null,
                            "trace": [[step, [a_0, ..., a_N-1]], ...]}},
@@ -25,13 +32,50 @@ class ClusterReport(Callback):
 
     The adjusted Rand index (Hubert & Arabie, 1985) compares the clusters with groups that the data module knows
     (its ``planted_groups``): 1 for the same groups, about 0 for unrelated ones.
+
+    And in ``pictures/``, for TensorBoard, too, if it is among the loggers: ``flow.png``, the tasks' way through the
+    layers (the paper, Fig. 4); ``coclustering-NAME.png``, how long each two tasks shared a cluster of a layer; and
+    ``history.png``, the clustering loss and the changes of cluster over the steps of training.
+
+    Args:
+        pictures: Whether to draw.
+        every_n_epochs: Draw after every this many epochs, too, into ``pictures/epoch-NUMBER``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pictures: bool = True, every_n_epochs: int | None = None) -> None:
+        if every_n_epochs is not None and every_n_epochs < 1:
+            raise InputError(f"every_n_epochs must be at least 1, found {every_n_epochs}")
+        self.pictures = pictures
+        self.every_n_epochs = every_n_epochs
         self._directory: Path | None = None  # known once training starts
+        self._losses: dict[str, list[tuple[int, float]]] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: it is broadcast
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Keep the clustering loss, as often as it is logged; of a long training fewer and fewer points."""
+        clustering, step = _clustering(trainer), trainer.global_step
+        if clustering is None or step % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
+            return
+        for name, loss in clustering.losses.items():
+            points = self._losses.setdefault(name, [])
+            if points and points[-1][0] == step:  # gradients are being accumulated
+                continue
+            points.append((step, float(loss)))
+            if len(points) > _MAX_POINTS:
+                del points[1::2]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if trainer.is_global_zero and self.every_n_epochs is not None and epoch % self.every_n_epochs == 0:
+            self._draw(trainer, f"epoch-{epoch}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self._losses}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._losses = state_dict["losses"]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """An interrupted training leaves its clusters, too."""
@@ -43,6 +87,7 @@ class ClusterReport(Callback):
             return
         report = self.report(trainer)
         self._write(report)
+        self._draw(trainer)
         console = Console()
         console.print(_cluster_table(report))
         if accuracy := _accuracies(trainer):
@@ -54,18 +99,39 @@ class ClusterReport(Callback):
         self._directory.mkdir(parents=True, exist_ok=True)
         (self._directory / "clusters.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
 
+    def _draw(self, trainer: Trainer, folder: str = "") -> None:
+        if not self.pictures or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        assert self._directory is not None
+        directory = self._directory / "pictures" / folder
+        for name, figure in self._figures(trainer):
+            directory.mkdir(parents=True, exist_ok=True)
+            figure.savefig(directory / f"{name}.png")
+            for logger in trainer.loggers:
+                experiment: Any = getattr(logger, "experiment", None)
+                if hasattr(experiment, "add_figure"):  # TensorBoard
+                    experiment.add_figure(f"clusters/{name}", figure, trainer.global_step, close=False)
+
+    def _figures(self, trainer: Trainer) -> Iterator[tuple[str, Figure]]:
+        layers, tasks = self.report(trainer)["layers"], _tasks(trainer)
+        found = {name: list(layer["assignment"].values()) for name, layer in layers.items() if layer["assignment"]}
+        if not found:
+            return
+        yield "flow", draw_flow(found, tasks)
+        for name in found:
+            if 1 < layers[name]["num_clusters"] < len(tasks):
+                figure = draw_coclustering(layers[name]["trace"], tasks, trainer.global_step, name)
+                yield f"coclustering-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}", figure
+        traces = {name: layer["trace"] for name, layer in layers.items()}
+        yield "history", draw_history(self._losses, traces, trainer.global_step)
+
     def report(self, trainer: Trainer) -> dict[str, Any]:
         """The content of ``clusters.json``."""
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        callback = next((c for c in callbacks if isinstance(c, NetworkClusteringCallback)), None)
-        layers = {} if callback is None else callback.summary()
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        planted = getattr(datamodule, "planted_groups", None)
-        tasks = getattr(datamodule, "domains", None)
+        clustering = _clustering(trainer)
+        layers = {} if clustering is None else clustering.summary()
         for layer in layers.values():
-            found = layer["assignment"]
-            names = tasks if tasks and len(tasks) == len(found) else [str(task) for task in range(len(found))]
-            layer["assignment"] = dict(zip(names, found, strict=True))
+            layer["assignment"] = dict(zip(_tasks(trainer), layer["assignment"], strict=False))  # empty before any
+        planted = getattr(trainer.datamodule, "planted_groups", None)  # type: ignore[attr-defined]
         ari = None
         if planted is not None:
             groups = torch.tensor(list(planted.values()))
@@ -76,6 +142,20 @@ class ClusterReport(Callback):
                     if layer["assignment"]
                 }
         return {"layers": layers, "planted": planted, "ari": ari}
+
+
+def _clustering(trainer: Trainer) -> NetworkClusteringCallback | None:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c for c in callbacks if isinstance(c, NetworkClusteringCallback)), None)
+
+
+def _tasks(trainer: Trainer) -> list[str]:
+    """Names of the tasks, from the clustering or, where it has only numbers, from the data module."""
+    clustering = _clustering(trainer)
+    tasks = [] if clustering is None else clustering.tasks
+    domains = getattr(trainer.datamodule, "domains", None)  # type: ignore[attr-defined]
+    numbered = tasks == [str(task) for task in range(len(tasks))]
+    return list(domains) if numbered and domains and len(domains) == len(tasks) else tasks
 
 
 def _accuracies(trainer: Trainer) -> dict[str, float]:

@@ -64,6 +64,7 @@ class NetworkClusteringCallback(Callback):
 
     Attributes:
         assignments: The clusters found, ``{target: [N] int64}``; empty before the first clustering.
+        losses: The clustering loss of the last step, ``{target: 0-d}``.
 
     Raises:
         InputError: At construction or before training starts, if a setting is out of range, a target cannot be
@@ -122,6 +123,7 @@ class NetworkClusteringCallback(Callback):
         self._targets: dict[str, Target] = {}
         self._states: dict[str, _LayerState] = {}
         self._tasks: list[str] = []
+        self.losses: dict[str, Tensor] = {}
         self._steps = 0  # batches after which an optimizer stepped: its steps, unless there are several optimizers
         self._last_step = 0
 
@@ -156,7 +158,7 @@ class NetworkClusteringCallback(Callback):
                 "strategy 'ddp', or a single device"
             )
         if trainer.global_step == 0:
-            self._states, self._steps = {}, 0  # a checkpoint is restored later
+            self._states, self._steps, self.losses = {}, 0, {}  # a checkpoint is restored later
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the targets: now all layers exist, and a checkpoint has been restored."""
@@ -224,6 +226,7 @@ class NetworkClusteringCallback(Callback):
             self._targets[name].write(shared.weights)
             if commitment < 1:
                 state.residual = shared.residuals
+            self.losses[name] = shared.loss
             pl_module.log(f"clustering/{name}/loss", shared.loss)
             pl_module.log(f"clustering/{name}/changed", changed[name])
         for average in _averages(trainer):

@@ -243,7 +243,7 @@ class MultiDomainDataModule(LightningDataModule):
 
     def _loader(self, stage: Stage, shuffle: bool = False) -> MixedBatchLoader:
         dataset = self._encode(stage)
-        overfit = self.trainer is not None and self.trainer.overfit_batches > 0
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         sampler = (FixedBatchSampler if overfit else MixedBatchSampler)(
             dataset["task_id"],
             dataset["length"],

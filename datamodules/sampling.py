@@ -112,7 +112,7 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
         return rng.permutation(np.concatenate(drawn))
 
 
-class FixedBatchSampler(MixedBatchSampler, SequentialSampler):
+class FixedBatchSampler(MixedBatchSampler, SequentialSampler):  # type: ignore[misc]
     """The same batches in every epoch, for ``overfit_batches``: Lightning leaves a ``SequentialSampler`` alone."""
 
     def set_epoch(self, epoch: int) -> None:

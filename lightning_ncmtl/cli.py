@@ -1,4 +1,4 @@
-"""The command line: ``ncmtl fit | validate | test | predict``."""
+"""The command line: ``ncmtl fit | validate | test | predict | export``."""
 
 import os
 import sys
@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from lightning_ncmtl._lightning import (
     ArgsType,
@@ -25,11 +28,53 @@ from lightning_ncmtl._lightning import (
     rank_zero_only,
 )
 from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback, PredictionWriter, StepSeed
+from lightning_ncmtl.compaction import compact, count_parameters, save
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
 
 DEFAULT_CONFIG = Path(__file__).with_name("lightning_cli.yaml")
 _RUN_DIR = "NCMTL_RUN_DIR"  # how the main process tells the processes that DDP starts
+
+
+class NCMTLTrainer(Trainer):
+    """A trainer that can also ``export``."""
+
+    def export(
+        self,
+        model: LightningModule,
+        datamodule: MultiDomainDataModule,
+        ckpt_path: str | None = None,
+        output: str | None = None,
+    ) -> None:
+        """Save a trained model with one set of weights per cluster, for use without a checkpoint.
+
+        Args:
+            model: The model.
+            datamodule: The data, of which the vocabulary is saved.
+            ckpt_path: The checkpoint.
+            output: A new folder; ``compact`` in a run directory by default.
+        """
+        if ckpt_path is None:
+            raise InputError("export needs a trained model: set --ckpt_path")
+        content = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+        datamodule.load_state_dict(content[type(datamodule).__qualname__])
+        model.on_load_checkpoint(content)
+        model.load_state_dict(content["state_dict"])
+        small = compact(model)
+        folder = Path(output or Path(self.default_root_dir) / "compact")
+        data = {"domains": datamodule.domains} | {
+            name: getattr(datamodule, name) for name in ("max_words", "max_sentences")
+        }
+        save(small, folder, data)
+        if datamodule.tokenizer is not None:
+            datamodule.tokenizer.save(str(folder / "tokenizer.json"))
+        before, after = count_parameters(model), count_parameters(small)
+        table = Table("", "before", "after", title="Parameters", title_justify="left")
+        for name in before:
+            table.add_row(name or "all", f"{before[name]:,}", f"{after[name]:,}")
+        console = Console()
+        console.print(table)
+        console.print(f"Compact model: {escape(str(folder))}", soft_wrap=True)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -51,11 +96,16 @@ class NCMTLCLI(LightningCLI):
     ``--ckpt_path`` names a file; each ``--config``; the other arguments.
     """
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--run_dir", type=str | None, default=None, help="Where all files of the run go; runs/TIME by default."
         )
         parser.add_lightning_class_args(NetworkClusteringCallback, "clustering")
+        parser.add_lightning_class_args(ClusterReport, "report")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -109,10 +159,11 @@ def main(args: list[str] | None = None) -> None:
         NCMTLCLI(
             LightningModule,
             MultiDomainDataModule,
+            trainer_class=NCMTLTrainer,
             subclass_mode_model=True,
             save_config_callback=SaveConfig,
             auto_configure_optimizers=False,
-            trainer_defaults={"callbacks": [StepSeed(), ClusterReport(), last]},
+            trainer_defaults={"callbacks": [StepSeed(), last]},
             parser_kwargs={name: {"default_config_files": [str(DEFAULT_CONFIG)]} for name in NCMTLCLI.subcommands()},
             args=args,
         )

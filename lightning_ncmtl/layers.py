@@ -4,6 +4,7 @@ Shapes: B batch, N tasks, P tasks present in the batch, K clusters.
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,9 @@ class TaskLinear(nn.Module):
         """
         if task_ids.shape != x.shape[:-1]:
             raise InputError(f"found {list(task_ids.shape)} task ids for an input of shape {list(x.shape)}")
+        if torch.compiler.is_exporting():  # shapes must not depend on values
+            out = torch.einsum("boi,bi->bo", self.weight[task_ids], x)
+            return out if self.bias is None else out + self.bias[task_ids]
         if len(x) == 0:
             return x.new_zeros(0, self.out_features)
         # One batched product over the present tasks: rows are sorted by task and padded to the largest group, which
@@ -150,3 +154,46 @@ class ClusterLinear(TaskLinear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_clusters={self.num_clusters}"
+
+
+class CompactLinear(nn.Module):
+    """What remains of a :class:`ClusterLinear` after training: one set of weights per cluster.
+
+    Args:
+        assignment: ``[N]`` integers in ``0 .. K - 1``, the cluster of each task.
+        in_features: Size of each input row.
+        out_features: Size of each output row.
+        bias: Whether there is an additive bias.
+
+    Attributes:
+        clusters: A :class:`TaskLinear` with weights ``[K, out_features, in_features]``.
+        assignment: ``[N]`` buffer.
+    """
+
+    assignment: Tensor
+
+    def __init__(self, assignment: Tensor, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("assignment", assignment)
+        self.clusters = TaskLinear(int(assignment.max()) + 1, in_features, out_features, bias)
+
+    @classmethod
+    def of(cls, layer: TaskLinear, assignment: Tensor, first: list[int]) -> "CompactLinear":
+        """Take over the weights that a layer has for the tasks ``first [K]``, one of each cluster."""
+        weight, bias = layer.weight.detach(), layer.bias
+        compact = cls(assignment, layer.in_features, layer.out_features, bias is not None).to(weight)
+        compact.clusters.weight.data.copy_(weight[first])
+        if bias is not None and compact.clusters.bias is not None:
+            compact.clusters.bias.data.copy_(bias.detach()[first])
+        return compact.train(layer.training)
+
+    def forward(self, x: Tensor, task_ids: Tensor) -> Tensor:
+        """As :meth:`TaskLinear.forward`: ``x [B, in_features]`` and ``task_ids [B]`` to ``[B, out_features]``."""
+        if not torch.compiler.is_exporting() and len(task_ids):
+            low, high = task_ids.aminmax()
+            if low < 0 or high >= len(self.assignment):
+                found = int(low if low < 0 else high)
+                raise InputError(
+                    f"task id {found} is out of range: the layer has tasks 0 to {len(self.assignment) - 1}"
+                )
+        return cast(Tensor, self.clusters(x, self.assignment[task_ids]))

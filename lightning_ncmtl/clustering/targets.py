@@ -54,7 +54,7 @@ class Target:
         return Target(self.name, self.tasks, named, self.stacked)
 
 
-def find_targets(module: nn.Module, names: Sequence[str]) -> list[Target]:
+def find_targets(module: nn.Module, names: Sequence[str], trainable: bool = True) -> list[Target]:
     """Find and check the per-task parameters that the names stand for.
 
     Args:
@@ -62,6 +62,7 @@ def find_targets(module: nn.Module, names: Sequence[str]) -> list[Target]:
         names: Each the dotted name of a ``ModuleList`` or ``ModuleDict`` whose children are one task each; such a name
             with a part of every child (``heads.*.fc1``); or the name of a parameter, or of a module all of whose
             parameters have the task as their first dimension.
+        trainable: Refuse frozen parameters.
 
     Returns:
         One target per name.
@@ -71,7 +72,7 @@ def find_targets(module: nn.Module, names: Sequence[str]) -> list[Target]:
             parameters that are tied, frozen or used by two targets; or if targets have different tasks.
     """
     targets = [_find(module, name) for name in names]
-    _check_apart(module, targets)
+    _check_apart(module, targets, trainable)
     for target in targets:
         for other in targets:
             if len(target.tasks) != len(other.tasks) or (target.named and other.named and target.tasks != other.tasks):
@@ -162,8 +163,8 @@ def _signature(named: Named, prefix: str) -> list[tuple[str, tuple[int, ...], to
     return [(name.removeprefix(prefix), tuple(p.shape), p.dtype) for name, p in named]
 
 
-def _check_apart(module: nn.Module, targets: list[Target]) -> None:
-    """Each parameter must be trainable, and belong to one task of one target alone."""
+def _check_apart(module: nn.Module, targets: list[Target], trainable: bool) -> None:
+    """Each parameter must belong to one task of one target alone."""
     owners: dict[int, list[str]] = {}
     for path, owner in module.named_modules():  # each module once, whatever the number of paths to it
         for name, parameter in owner.named_parameters(path, recurse=False, remove_duplicate=False):
@@ -173,7 +174,7 @@ def _check_apart(module: nn.Module, targets: list[Target]) -> None:
         for name, parameter in (pair for task in target.parameters for pair in task):
             if not parameter.is_floating_point():
                 raise InputError(f"{name} cannot be clustered: it holds {parameter.dtype}")
-            if not parameter.requires_grad:
+            if trainable and not parameter.requires_grad:
                 raise InputError(f"{name} is frozen (requires_grad=False): train it, or leave it out of the targets")
             other, where = seen.get(id(parameter), (name, target.name))
             if where != target.name:

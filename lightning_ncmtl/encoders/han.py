@@ -80,7 +80,11 @@ class HAN(nn.Module):
         words = self.dropout(self.embedding(documents["tokens"]))
         sentences = self.dropout(self.words(words, documents["sentence_lengths"]))
         lengths = documents["document_lengths"]
-        stacked = pad_sequence(sentences.split(lengths.tolist()), batch_first=True)
+        if torch.compiler.is_exporting():  # shapes must not depend on values: room for all sentences in each document
+            place = (lengths.cumsum(0) - lengths).unsqueeze(1) + torch.arange(sentences.shape[0], device=lengths.device)
+            stacked = sentences[place.clamp(max=sentences.shape[0] - 1)]
+        else:
+            stacked = pad_sequence(sentences.split(lengths.tolist()), batch_first=True)
         out: Tensor = self.dropout(self.sentences(stacked, lengths))
         return out
 
@@ -104,14 +108,40 @@ class _AttentiveLSTM(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """``x [M, T, in_features]`` and ``lengths [M]`` to ``[M, out_features]``."""
-        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        for number, layer in enumerate(self.layers):
-            if number:
-                packed = packed._replace(data=self.dropout(packed.data))
-            packed, _ = layer(packed)
-        hidden, _ = pad_packed_sequence(packed, batch_first=True)
+        hidden = self._padded(x, lengths) if torch.compiler.is_exporting() else self._packed(x, lengths)
         scores = self.context(self.attention(hidden).tanh()).squeeze(-1)
         padding = torch.arange(hidden.shape[1], device=x.device) >= lengths.unsqueeze(1)
         attention = scores.masked_fill(padding, -torch.inf).softmax(1)
         out: Tensor = (attention.unsqueeze(1) @ hidden).squeeze(1)
         return out
+
+    def _packed(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        for number, layer in enumerate(self.layers):
+            if number:
+                packed = packed._replace(data=self.dropout(packed.data))
+            packed, _ = layer(packed)
+        return pad_packed_sequence(packed, batch_first=True)[0]
+
+    def _padded(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The same by operations whose shapes are known beforehand, for ``torch.export``.
+
+        Padding behind a sequence leaves what is before it as it is. For the other direction each sequence is turned
+        round within its own length.
+        """
+        steps = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
+        last = lengths.unsqueeze(1) - 1
+        turned = torch.where(steps <= last, last - steps, steps).unsqueeze(2)
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.LSTM)
+            x = self.dropout(x) if number else x
+            weights: list[Tensor] = list(layer.parameters())
+            half = len(weights) // (1 + layer.bidirectional)
+            start = x.new_zeros(1, x.shape[0], layer.hidden_size)
+            out = torch.lstm(x, (start, start), weights[:half], True, 1, 0.0, False, False, True)[0]
+            if layer.bidirectional:
+                back = x.gather(1, turned.expand_as(x))
+                back = torch.lstm(back, (start, start), weights[half:], True, 1, 0.0, False, False, True)[0]
+                out = torch.cat([out, back.gather(1, turned.expand_as(back))], 2)
+            x = out
+        return x

@@ -93,7 +93,7 @@ class NCMTL(LightningModule):
         Returns:
             Logits ``[B, num_classes]``.
         """
-        if len(task_ids) == 0:  # a rank without documents, see MixedBatchSampler
+        if task_ids.shape[0] == 0:  # a rank without documents, see MixedBatchSampler
             return self.head.weight.new_zeros(0, self.head.out_features)
         x = self.encoder(inputs)
         for layer in self.cluster_layers:

@@ -5,12 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from projects import Heads
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
 from sklearn.metrics import adjusted_rand_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_ncmtl import NCMTL
 from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
 from lightning_ncmtl.datamodules import MultiDomainDataModule
+from lightning_ncmtl.errors import InputError
 
 
 def test_report(
@@ -98,3 +102,68 @@ def test_report_without_a_data_module_or_planted_groups(
     assert report["ari"] is None
     assert report["layers"]["cluster_layers.0"]["assignment"].keys() == {"0", "1", "2"}
     assert isinstance(model, LightningModule)
+
+
+def test_pictures(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    """At the end and on demand after epochs, in files and for TensorBoard."""
+    tensorboard = TensorBoardLogger(tmp_path, name="", version="")
+    clustering = NetworkClusteringCallback([2, 6], ["heads.*.0", "heads.*.2"], warmup_epochs=1)
+    report = ClusterReport(every_n_epochs=2)
+    trainer = make_trainer(max_epochs=4, callbacks=[clustering, report], logger=tensorboard, log_every_n_steps=2)
+    trainer.fit(Heads())
+    names = {"flow.png", "coclustering-heads._.0.png", "history.png"}  # none for a layer with a cluster per task
+    for folder in ("pictures", "pictures/epoch-2", "pictures/epoch-4"):
+        files = {file.name: file for file in (tmp_path / folder).glob("*.png")}
+        assert files.keys() == names
+        assert all(file.read_bytes().startswith(b"\x89PNG") for file in files.values())
+    events = EventAccumulator(str(tmp_path)).Reload()
+    tags = [f"clusters/{name.removesuffix('.png')}" for name in names]
+    assert set(events.Tags()["images"]) == set(tags)
+    assert [event.step for event in events.Images("clusters/flow")] == [12, 24, 24]
+    losses = report.state_dict()["losses"]["heads.*.0"]
+    assert [step for step, _ in losses] == list(range(8, 25, 2))
+    saved = json.loads((tmp_path / "clusters.json").read_text())
+    assert list(saved["layers"]["heads.*.0"]["assignment"]) == ["ant", "bee", "cat", "dog", "eel", "fox"]
+
+
+def test_no_pictures(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    """When they are not wanted, when nothing was clustered, and in a trial run."""
+    for warmup, report, settings in (
+        (0, ClusterReport(pictures=False), {}),
+        (99, ClusterReport(), {}),
+        (0, ClusterReport(), {"fast_dev_run": True}),
+    ):
+        clustering = NetworkClusteringCallback(2, "heads", warmup_steps=warmup)
+        make_trainer(**{"max_epochs": 1, "callbacks": [clustering, report], **settings}).fit(Heads())
+        assert not (tmp_path / "pictures").exists()
+    with pytest.raises(InputError, match="every_n_epochs must be at least 1, found 0"):
+        ClusterReport(every_n_epochs=0)
+
+
+def test_a_resumed_training_draws_all_of_its_history(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    def run(epochs: int, ckpt_path: Path | None = None) -> tuple[Trainer, ClusterReport]:
+        torch.manual_seed(0)
+        report = ClusterReport(pictures=False)
+        clustering = NetworkClusteringCallback(2, "heads", warmup_steps=2)
+        trainer = make_trainer(max_epochs=epochs, callbacks=[clustering, report], log_every_n_steps=1)
+        trainer.fit(Heads(), ckpt_path=ckpt_path)
+        return trainer, report
+
+    trainer, _ = run(1)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    _, resumed = run(2, tmp_path / "half.ckpt")
+    _, whole = run(2)
+    assert resumed.state_dict() == whole.state_dict()
+    assert [step for step, _ in whole.state_dict()["losses"]["heads"]] == list(range(3, 13))
+
+
+def test_a_long_history_is_thinned(make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_ncmtl.callbacks.cluster_report._MAX_POINTS", 10)
+    report = ClusterReport(pictures=False)
+    clustering = NetworkClusteringCallback(2, "heads", warmup_steps=0)
+    make_trainer(max_epochs=8, callbacks=[clustering, report], log_every_n_steps=1).fit(Heads())
+    steps = [step for step, _ in report.state_dict()["losses"]["heads"]]
+    assert len(steps) <= 10
+    assert steps[0] == 1
+    assert steps[-1] == 48
+    assert steps == sorted(set(steps))

@@ -1,0 +1,276 @@
+"""Pictures of a clustering: the tasks' way through the layers, who stays with whom, and how it settled."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import ceil
+from operator import ne
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+
+from lightning_ncmtl.errors import InputError
+
+# The ten colours of Petroff, "Accessible Color Sequences for Data Visualization" (2021), the two greys last
+_COLORS = ["#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#92dadd"]
+_COLORS += ["#a96b59", "#e76300", "#b9ac70", "#717581", "#94a4a2"]
+_DPI = 150
+_MAX_INCHES = 20.0  # of the part with one row per task: at most 3,000 pixels
+_SPREAD = 1.3  # height of a column of the flow per height of its bands; the rest are gaps between the blocks
+_BLOCK = 0.2  # half the width of a block of the flow; columns are 1 apart
+
+
+def draw_flow(layers: Mapping[str, Sequence[int]], tasks: Sequence[str]) -> Figure:
+    """Draw each task as a band through the clusters of all layers, from the hard layers to the task's own (Fig. 4).
+
+    Bands have the colour of their cluster in the first layer that has clusters of several tasks.
+
+    Args:
+        layers: Cluster number of each task ``[N]``, by layer, in the order of the network.
+        tasks: Names of the N tasks.
+
+    Returns:
+        A figure with one axes. Beyond some 190 tasks, only every n-th is named.
+    """
+    count = len(tasks)
+    numbers = np.array([[0] * count, *layers.values(), range(count)])  # [columns, N]
+    columns = [np.unique(row, return_inverse=True)[1] for row in numbers]
+    clusters = [int(column.max()) + 1 for column in columns]
+    ranks = _few_crossings(columns)
+    tops = [_tops(column, rank) for column, rank in zip(columns, ranks, strict=True)]
+
+    size = _font_size(count)
+    points = float(np.clip(1.1 * size * count, 90, _MAX_INCHES * 72 / _SPREAD)) / count  # height of one band
+    headings = [f"{name}\n{_plural(k, 'cluster')}" for name, k in zip(layers, clusters[1:-1], strict=True)]
+    headings = ["hard\nall tasks", *headings, "specific\neach task"]
+    height = count * points * _SPREAD / 72
+    pitch = max(1.8, height / 5, _inches(headings, 9) + 0.4)  # of the columns; steep bands get thin
+    width = (len(headings) - 1 + _BLOCK) * pitch + _inches(tasks, size) + 0.3
+    figure = Figure((width, height + 0.8), dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot(xlim=(-_BLOCK - 0.02, len(headings) - 1), ylim=(count * _SPREAD + 0.1, -0.1))
+
+    colored = next((c for c, k in enumerate(clusters) if 1 < k < count), len(headings) - 2)
+    color = np.argsort([tops[colored][columns[colored] == k].min() for k in range(clusters[colored])]).argsort()
+    for task in range(count):
+        band = _band([float(top[task]) for top in tops], gap=min(0.08, 0.8 / points))
+        axes.add_patch(PathPatch(band, color=_COLORS[color[columns[colored][task]] % len(_COLORS)], alpha=0.75, lw=0.3))
+    for x, (column, top) in enumerate(zip(columns[:-1], tops[:-1], strict=True)):
+        for cluster in range(clusters[x]):
+            members = np.flatnonzero(column == cluster)
+            label = f"{numbers[x][members[0]]}: " if x else ""
+            label = label + _plural(len(members), "task") if len(members) * points > size else ""
+            _draw_block(axes, x, float(top[members].min()), len(members), label, size)
+    axes.set_xticks(range(len(headings)), headings, fontsize=9, parse_math=False)
+    axes.xaxis.tick_top()
+    axes.yaxis.tick_right()
+    every = ceil(1.25 * size / (points * _SPREAD))
+    named = np.argsort(ranks[-1])[::every]
+    axes.set_yticks(tops[-1][named] + 0.5, [tasks[task] for task in named], fontsize=size, parse_math=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if every > 1:
+        axes.set_xlabel(f"One task in {every} is named.")
+    return figure
+
+
+def coclustering(trace: Sequence[tuple[int, Sequence[int]]], last_step: int) -> NDArray[np.float64]:
+    """Count how long each two tasks were in the same cluster.
+
+    Args:
+        trace: First step and cluster numbers ``[N]`` of each assignment; it held until the step before the next one.
+        last_step: The last step to count.
+
+    Returns:
+        Fraction of the steps from the first clustering to ``last_step``, both included, ``[N, N]``.
+
+    Raises:
+        InputError: If there is no such step.
+
+    >>> coclustering([(3, [0, 0, 1]), (4, [0, 1, 1])], last_step=6)
+    array([[1.  , 0.25, 0.  ],
+           [0.25, 1.  , 0.75],
+           [0.  , 0.75, 1.  ]])
+    """
+    if not trace or last_step < trace[0][0]:
+        raise InputError(f"no clustering up to step {last_step}: nothing to count")
+    ends = [min(step, last_step + 1) for step, _ in trace[1:]] + [last_step + 1]
+    together = np.zeros((len(trace[0][1]),) * 2)
+    for (step, assignment), end in zip(trace, ends, strict=True):
+        together += max(0, end - step) * np.equal.outer(assignment, assignment)
+    return together / (last_step + 1 - trace[0][0])
+
+
+def draw_coclustering(
+    trace: Sequence[tuple[int, Sequence[int]]], tasks: Sequence[str], last_step: int, title: str
+) -> Figure:
+    """Draw how long each two tasks were in the same cluster of one layer, with tasks that stay together side by side.
+
+    Args:
+        trace: First step and cluster numbers ``[N]`` of each assignment, see :func:`coclustering`.
+        tasks: Names of the N tasks.
+        last_step: The last step to count.
+        title: Heading of the picture.
+
+    Returns:
+        A figure with a heat map and its scale. Beyond some 190 tasks, only every n-th is named.
+    """
+    size = _font_size(len(tasks))
+    side = float(np.clip(1.3 * size * len(tasks) / 72, 2.4, _MAX_INCHES))
+    label = _inches(tasks, size) + 0.2
+    width = max(side + label + 1.0, _inches([title], 11) + 0.3)
+    # Constrained layout would cut off labels of an image that is narrower than its place
+    figure = Figure((width, side + label + 0.5), dpi=_DPI, layout="compressed")
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    axes = figure.add_subplot()
+    if not trace:
+        _say_not_clustered(axes)
+        return figure
+    together = coclustering(trace, last_step)
+    order = np.arange(len(tasks))
+    if len(tasks) > 1:
+        order = leaves_list(linkage(squareform(1 - together, checks=False), "average"))
+    image = axes.imshow(together[np.ix_(order, order)], cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    every = ceil(1.25 * size * len(tasks) / 72 / side)
+    ticks = range(0, len(tasks), every)
+    named = [tasks[task] for task in order[::every]]
+    axes.set_xticks(ticks, named, fontsize=size, parse_math=False, rotation=90)
+    axes.set_yticks(ticks, named, fontsize=size, parse_math=False)
+    if every > 1:
+        axes.set_xlabel(f"One task in {every} is named.")
+    bar = figure.colorbar(image, fraction=0.2 / side, aspect=side / 0.2, pad=0.1 / side)
+    bar.set_label("share of steps in the same cluster", fontsize=9)
+    return figure
+
+
+def draw_history(
+    losses: Mapping[str, Sequence[tuple[int, float]]],
+    traces: Mapping[str, Sequence[tuple[int, Sequence[int]]]],
+    last_step: int,
+) -> Figure:
+    """Draw how the clusters of each layer settled.
+
+    Args:
+        losses: Step and clustering loss, by layer.
+        traces: First step and cluster numbers ``[N]`` of each assignment, by layer, see :func:`coclustering`.
+        last_step: Where the picture ends.
+
+    Returns:
+        A figure with the loss above, on a log scale if it is never zero, and below how often tasks had changed cluster
+        up to each step.
+    """
+    figure = Figure((8, 5), dpi=_DPI, layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    top.set_ylabel("clustering loss")
+    bottom.set(xlabel="optimizer step", ylabel="changes of cluster so far")
+    if not any(traces.values()):
+        _say_not_clustered(top)
+        _say_not_clustered(bottom)
+        return figure
+    lines = []
+    for number, (name, trace) in enumerate(traces.items()):
+        color = _COLORS[number % len(_COLORS)]
+        points = losses.get(name, ())
+        # A line through a single point cannot be seen
+        marker = "." if len(points) < 50 else ""
+        top.plot([step for step, _ in points], [loss for _, loss in points], linewidth=1.2, color=color, marker=marker)
+        moves = [sum(map(ne, old, new)) for (_, old), (_, new) in pairwise(trace)]
+        steps = [step for step, _ in trace] + [last_step] * bool(trace)
+        counts = np.cumsum([0, *moves, 0])[: len(steps)]
+        lines += bottom.step(steps, counts, where="post", linewidth=1.2, color=color)
+    if all(loss > 0 for points in losses.values() for _, loss in points):
+        top.set_yscale("log")
+    bottom.set_ylim(bottom=0)
+    for axis in (bottom.xaxis, bottom.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len(traces) > 1:
+        labels = [name if trace else f"{name} (not clustered)" for name, trace in traces.items()]
+        figure.legend(lines, labels, loc="outside upper center", ncols=2, fontsize=9)
+    return figure
+
+
+def _few_crossings(columns: Sequence[NDArray[np.intp]]) -> list[NDArray[np.intp]]:
+    """Rank of each task in each column, top to bottom, so that tasks of a block are neighbours and few bands cross.
+
+    Sweeps to the right and to the left order blocks by the mean rank of their tasks in the column before, and the
+    tasks of a block by their rank there (the barycentre method of Sugiyama et al., 1981). Sweeps get stuck, so the
+    best of several starts wins.
+    """
+    rng = np.random.default_rng(0)
+    starts = [np.lexsort(columns[::-1]).argsort(), *(rng.permutation(len(columns[0])) for _ in range(20))]
+    to_right = [(column, column - 1) for column in range(1, len(columns))]
+    to_left = [(column, column + 1) for column in reversed(range(len(columns) - 1))]
+    found = []
+    for start in starts:
+        ranks = [start] * len(columns)
+        for column, neighbour in (to_right + to_left) * 2:
+            block, before = columns[column], ranks[neighbour]
+            mean = np.bincount(block, before) / np.bincount(block)
+            ranks[column] = np.lexsort((before, block, mean[block])).argsort()
+        found.append(ranks)
+    return min(found, key=lambda ranks: sum(_crossings(one, other) for one, other in pairwise(ranks)))
+
+
+def _crossings(one: NDArray[np.intp], other: NDArray[np.intp]) -> int:
+    """Number of pairs of tasks that two columns have in opposite order."""
+    moved = other[one.argsort()]
+    return int(np.triu(np.greater.outer(moved, moved)).sum())
+
+
+def _tops(block: NDArray[np.intp], rank: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Upper edge of each task's band in one column, from 0; bands are 1 high and the column is centred."""
+    count, blocks = len(block), int(block.max()) + 1
+    free = (_SPREAD - 1) * count
+    gap = min(max(0.6, 0.05 * count), free / max(1, blocks - 1))
+    order = rank.argsort()
+    before = np.concatenate([[0], np.cumsum(np.diff(block[order]) != 0)])  # blocks above
+    tops: NDArray[np.float64] = rank + before[rank] * gap + (free - (blocks - 1) * gap) / 2
+    return tops
+
+
+def _band(tops: Sequence[float], gap: float) -> Path:
+    """A ribbon, level in each block and curved between blocks; 1 high, less a gap between neighbours."""
+    upper = []
+    tops = [top + gap / 2 for top in tops]
+    for x, top in enumerate(tops):
+        upper += [(x - _BLOCK, top), (x + _BLOCK, top)]
+        if x + 1 < len(tops):
+            upper += [(x + 0.5, top), (x + 0.5, tops[x + 1])]
+    codes = [Path.LINETO, *[Path.CURVE4] * 3] * (len(tops) - 1) + [Path.LINETO]
+    lower = [(x, y + 1 - gap) for x, y in reversed(upper)]
+    vertices = [*upper, *lower, upper[0]]
+    return Path(vertices, [Path.MOVETO, *codes, Path.LINETO, *codes, Path.CLOSEPOLY])
+
+
+def _draw_block(axes: Axes, x: float, top: float, height: float, label: str, size: float) -> None:
+    veil = (1.0, 1.0, 1.0, 0.7)  # the label can be read and the bands seen
+    axes.add_patch(Rectangle((x - _BLOCK, top), 2 * _BLOCK, height, facecolor=veil, edgecolor="0.2", linewidth=0.8))
+    axes.text(x, top + height / 2, label, fontsize=size * 0.85, ha="center", va="center_baseline")
+
+
+def _font_size(tasks: int) -> float:
+    """In points: 9 up to 30 tasks, 7 at 100, at least 6."""
+    return float(np.clip(9 - (tasks - 30) / 35, 6, 9))
+
+
+def _inches(texts: Sequence[str], size: float) -> float:
+    """Width of the widest text."""
+    font = FontProperties(size=size)
+    lines = [line for text in texts for line in text.split("\n")]
+    return max(text_to_path.get_text_width_height_descent(line, font, False)[0] for line in lines) / 72
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _say_not_clustered(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "not clustered", transform=axes.transAxes, ha="center", va="center")
+    axes.set(xticks=[], yticks=[])

@@ -1,0 +1,218 @@
+"""After training: K sets of weights instead of N, and a folder that holds them."""
+
+import copy
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jsonargparse import Namespace
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lightning_ncmtl._lightning import instantiate_module
+from lightning_ncmtl.clustering import find_targets
+from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.layers import ClusterLinear, CompactLinear, TaskLinear
+
+Module = TypeVar("Module", bound=nn.Module)
+_SETTINGS, _WEIGHTS = "settings.json", "model.safetensors"
+
+
+def compact(module: Module, assignments: Mapping[str, Tensor] | None = None) -> Module:
+    """Copy a trained module so that the tasks of a cluster truly share one set of weights.
+
+    - A :class:`lightning_ncmtl.ClusterLinear` becomes a :class:`lightning_ncmtl.layers.CompactLinear`; its outputs are
+      the same up to the order in which a product is summed.
+    - In a ``ModuleList`` or ``ModuleDict`` the parameters of a cluster's tasks become one object. The modules, and so
+      the outputs, stay as they are.
+    - A parameter with the task as its first dimension is kept as K rows, from which the N are read
+      (``torch.nn.utils.parametrize``).
+
+    Args:
+        module: The module as training left it.
+        assignments: The clusters, ``{target: [N] int64}``: ``callback.assignments``. They are needed for targets that
+            were named to the callback; a ``ClusterLinear`` keeps its own.
+
+    Returns:
+        The copy, in which ``parameters()`` are K sets instead of N.
+
+    Raises:
+        InputError: If there are no clusters, or tasks of a cluster have different weights.
+    """
+    clusters = _own_assignments(module) | {name: a.cpu() for name, a in (assignments or {}).items()}
+    if not clusters:
+        raise InputError(
+            f"{type(module).__name__} has no clusters to compact: give the callback's assignments, or train longer "
+            "than the warm-up"
+        )
+    for target in find_targets(module, list(clusters), trainable=False):
+        assignment = clusters[target.name]
+        if len(assignment) != len(target.tasks):
+            raise InputError(f"{target.name} has {len(target.tasks)} tasks, found an assignment of {len(assignment)}")
+        rows = target.read()
+        for cluster in assignment.unique():
+            members = rows[assignment == cluster]
+            if members.ne(members[0]).any():
+                raise InputError(
+                    f"the tasks of cluster {int(cluster)} of {target.name} have different weights: the assignment is "
+                    "not that of this module, or it was trained on without NetworkClusteringCallback"
+                )
+    result = copy.deepcopy(module)
+    _restructure(result, clusters)
+    return result
+
+
+def count_parameters(module: nn.Module) -> dict[str, int]:
+    """Number of parameters of each direct part of a module that has any, tied ones once; the sum under ``""``."""
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()}
+    parts = {name: number for name, number in parts.items() if number}
+    return {**parts, "": sum(p.numel() for p in module.parameters())}
+
+
+def save(module: nn.Module, folder: str | Path, data: Mapping[str, Any] | None = None) -> None:
+    """Write a compact module: ``model.safetensors``, and what is needed to build it again as ``settings.json``.
+
+    Args:
+        module: From :func:`compact`.
+        folder: Where to; it must be new or empty.
+        data: More to keep in the settings (plain JSON values).
+
+    Raises:
+        InputError: If the folder has files, or the module was not made by :func:`compact`.
+    """
+    folder = Path(folder)
+    if not hasattr(module, "_compact_clusters"):
+        raise InputError(f"{type(module).__name__} is not compact: save(compact(module), ...)")
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"the folder {str(folder)!r} is not empty: choose another one")
+    cls = parametrize.type_before_parametrizations(module)
+    hyper_parameters = _plain(dict(getattr(module, "hparams", {})))
+    settings = {
+        "class": f"{cls.__module__}.{cls.__qualname__}",
+        "hyper_parameters": hyper_parameters if _is_json(hyper_parameters) else None,
+        "clusters": module._compact_clusters,
+        "data": data or {},
+    }
+    text = json.dumps(settings, indent=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(module, str(folder / _WEIGHTS))  # knows tied parameters
+    (folder / _SETTINGS).write_text(text + "\n", encoding="utf-8")
+
+
+def load(folder: str | Path, module: nn.Module | None = None) -> nn.Module:
+    """Read a compact module.
+
+    Args:
+        folder: What :func:`save` or ``ncmtl export`` wrote.
+        module: A new module of the class that was compacted, for classes that cannot be built from their
+            ``hparams`` alone. It is changed.
+
+    Returns:
+        The compact module, in evaluation mode.
+
+    Raises:
+        InputError: If the folder holds no compact module, or it cannot be built or does not fit.
+    """
+    folder = Path(folder)
+    if not (folder / _SETTINGS).is_file():
+        raise InputError(f"{str(folder)!r} holds no compact module: there is no {_SETTINGS}")
+    settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    module = _build(settings) if module is None else module
+    _restructure(module, {name: torch.tensor(clusters) for name, clusters in settings["clusters"].items()})
+    try:
+        load_model(module, str(folder / _WEIGHTS))
+    except RuntimeError as error:
+        raise InputError(
+            f"the weights in {str(folder)!r} do not fit the module: {' '.join(str(error).split())}"
+        ) from error
+    return module.eval()
+
+
+def _own_assignments(module: nn.Module) -> dict[str, Tensor]:
+    """Those of our layers that have been clustered."""
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, ClusterLinear)}
+    return {name: layer.assignment for name, layer in layers.items() if layer.assignment.min() >= 0}
+
+
+def _restructure(module: nn.Module, clusters: Mapping[str, Tensor]) -> None:
+    """Keep the weights of the first task of each cluster, in place."""
+    for target in find_targets(module, list(clusters), trainable=False):
+        used, assignment = clusters[target.name].unique(return_inverse=True)
+        first = [int((assignment == cluster).nonzero()[0]) for cluster in range(len(used))]
+        if not target.stacked:
+            for named, cluster in zip(target.parameters, assignment.tolist(), strict=True):
+                for (name, _), (_, shared) in zip(named, target.parameters[first[cluster]], strict=True):
+                    path, _, attribute = name.rpartition(".")
+                    setattr(module.get_submodule(path), attribute, shared)
+        elif isinstance(layer := _get(module, target.name), TaskLinear):
+            path, _, attribute = target.name.rpartition(".")
+            setattr(module.get_submodule(path), attribute, CompactLinear.of(layer, assignment, first))
+        else:
+            for name, _ in target.parameters[0]:
+                path, _, attribute = name.rpartition(".")
+                parametrize.register_parametrization(module.get_submodule(path), attribute, _Expand(assignment, first))
+    module._compact_clusters = {name: assignment.tolist() for name, assignment in clusters.items()}  # type: ignore[assignment]
+
+
+def _get(module: nn.Module, path: str) -> object:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+class _Expand(nn.Module):
+    """Reads ``[N, ...]`` from ``[K, ...]``."""
+
+    assignment: Tensor
+
+    def __init__(self, assignment: Tensor, first: list[int]) -> None:
+        super().__init__()
+        self.register_buffer("assignment", assignment)
+        self.first = first
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows[self.assignment]
+
+    def right_inverse(self, rows: Tensor) -> Tensor:
+        return rows[self.first]
+
+
+def _plain(value: Any) -> Any:
+    """Settings as JSON values."""
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _build(settings: Mapping[str, Any]) -> nn.Module:
+    """The module as it was before :func:`compact`, with new weights."""
+    path, _, name = settings["class"].rpartition(".")
+    cls, arguments = getattr(sys.modules.get(path), name, None), settings["hyper_parameters"]
+    if cls is None or arguments is None:
+        raise InputError(
+            f"{settings['class']} cannot be built from its settings: "
+            + ("import the module that defines it, or " if cls is None else "")
+            + "give a new one, load(folder, module=...)"
+        )
+    if "_instantiator" in arguments:  # made by LightningCLI
+        return instantiate_module(cls, {key: value for key, value in arguments.items() if key != "_instantiator"})  # type: ignore[no-any-return]
+    try:
+        return cls(**arguments)  # type: ignore[no-any-return]
+    except TypeError as error:
+        raise InputError(
+            f"{settings['class']} cannot be built from its hparams ({error}): give a new one, load(folder, module=...)"
+        ) from error

@@ -1,0 +1,229 @@
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from projects import Heads, data, rows_of, unshared
+from pytorch_lightning import LightningModule, Trainer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.export import Dim
+
+from lightning_ncmtl import NCMTL, compact, load, save
+from lightning_ncmtl.callbacks import NetworkClusteringCallback
+from lightning_ncmtl.compaction import count_parameters
+from lightning_ncmtl.datamodules import MultiDomainDataModule
+from lightning_ncmtl.encoders import HAN
+from lightning_ncmtl.errors import InputError
+
+MakeTrainer = Callable[..., Trainer]
+Fitted = tuple[Heads, dict[str, Tensor]]
+
+
+class Stacked(Heads):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.heads
+        self.experts = nn.Parameter(torch.randn(6, 5, 8))
+        self.binary = nn.Linear(5, 6)
+
+    def forward(self, x: Tensor, task_ids: Tensor) -> Tensor:
+        hidden = torch.einsum("bi,boi->bo", self.backbone(x).relu(), self.experts[task_ids]).tanh()
+        return self.binary(hidden).gather(1, task_ids.unsqueeze(1)).squeeze(1)
+
+
+class Normed(Heads):
+    """Heads with buffers, which tasks of a cluster do not share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({name: nn.Sequential(nn.BatchNorm1d(8), head) for name, head in self.heads.items()})
+
+
+def fit(model: Heads, targets: list[str], make_trainer: MakeTrainer, num_clusters: Any = 2) -> dict[str, Tensor]:
+    callback = NetworkClusteringCallback(num_clusters, targets, warmup_steps=2)
+    make_trainer(max_epochs=2, callbacks=[callback]).fit(model)
+    model.eval()
+    return callback.assignments
+
+
+def outputs(model: nn.Module) -> Tensor:
+    x, _, task_ids = data(seed=5)[:]
+    with torch.no_grad():
+        out: Tensor = model(x, task_ids)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("make", "targets", "width"),
+    [
+        (Heads, ["heads"], 51),
+        (Heads, ["heads.*.0"], 45),
+        (Normed, ["heads"], 67),
+        (Stacked, ["experts", "binary"], 46),
+        (Stacked, ["binary.weight"], 5),
+    ],
+)
+def test_user_modules_give_bitwise_the_same_from_fewer_weights(
+    make: type[Heads], targets: list[str], width: int, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    model = make()
+    assignments = fit(model, targets, make_trainer)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    small = compact(model, assignments)
+    assert torch.equal(outputs(small), outputs(model))
+    assert not small.training
+    assert count_parameters(small)[""] == count_parameters(model)[""] - 4 * width  # two sets instead of six
+    for name, value in model.state_dict().items():  # the original stays
+        assert torch.equal(value, before[name])
+
+    save(small, tmp_path / "it")
+    weights = load_file(tmp_path / "it/model.safetensors")
+    floats = sum(value.numel() for value in weights.values() if value.is_floating_point())
+    buffers = sum(b.numel() for b in small.buffers() if b.is_floating_point())
+    assert floats == count_parameters(small)[""] + buffers
+    loaded = load(tmp_path / "it", module=make())
+    assert torch.equal(outputs(loaded), outputs(model))
+    assert count_parameters(loaded) == count_parameters(small)
+
+
+def test_a_compact_module_trains_on_with_shared_weights(make_trainer: MakeTrainer) -> None:
+    model = Heads()
+    (assignment,) = fit(model, ["heads"], make_trainer).values()
+    small = compact(model, {"heads": assignment})
+    make_trainer(max_epochs=1).fit(small.train())
+    rows = rows_of(small)
+    assert unshared(rows, assignment) == 0
+    assert not torch.equal(outputs(small), outputs(model))
+
+
+def test_our_layers(
+    make_model: Callable[..., NCMTL], make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, tmp_path: Path
+) -> None:
+    model = make_model()
+    trainer = make_trainer(max_epochs=2, callbacks=[NetworkClusteringCallback(warmup_epochs=1)])
+    trainer.fit(model, datamodule=datamodule)
+    small = compact(model.eval())
+    sizes = [(sum(p.numel() for p in layer.parameters())) for layer in model.cluster_layers]
+    assert count_parameters(small)["cluster_layers"] == sizes[0] * 2 // 4 + sizes[1] * 3 // 4
+    batches = list(datamodule.val_dataloader())
+    for batch in batches:
+        expected = model(batch["inputs"], batch["task_ids"])
+        torch.testing.assert_close(small(batch["inputs"], batch["task_ids"]), expected, rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match="task id 4 is out of range: the layer has tasks 0 to 3"):
+        small(batches[0]["inputs"], torch.full_like(batches[0]["task_ids"], 4))
+
+    save(small, tmp_path / "it", {"note": "any JSON"})
+    assert json.loads((tmp_path / "it/settings.json").read_text())["data"] == {"note": "any JSON"}
+    loaded = load(tmp_path / "it", module=make_model())
+    for name, value in small.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    trainer.test(loaded, datamodule=datamodule, verbose=False)
+    found = trainer.callback_metrics
+    trainer.test(model, datamodule=datamodule, verbose=False)
+    assert found["test/accuracy"] == trainer.callback_metrics["test/accuracy"]
+
+
+def test_a_module_is_built_again_from_its_hparams(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    class Saved(LightningModule):
+        def __init__(self, width: int, names: list[str]) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.heads = nn.ModuleList(nn.Linear(width, 1) for _ in names)
+
+    globals()["Saved"] = Saved
+    Saved.__qualname__ = "Saved"
+    model = Saved(3, ["a", "b", "c"])
+    for head in model.heads:
+        head.load_state_dict(model.heads[0].state_dict())
+    save(compact(model, {"heads": torch.tensor([1, 1, 0])}), tmp_path / "it")
+    loaded = load(tmp_path / "it")
+    assert isinstance(loaded, Saved)
+    assert loaded.heads[0].weight is loaded.heads[1].weight
+    assert loaded.heads[0].weight is not loaded.heads[2].weight
+    del globals()["Saved"]
+    with pytest.raises(InputError, match=r"Saved cannot be built from its settings: import the module that defines it"):
+        load(tmp_path / "it")
+
+
+def test_what_cannot_be_compacted(make_trainer: MakeTrainer, make_model: Callable[..., NCMTL]) -> None:
+    model = Heads()
+    assignments = fit(model, ["heads"], make_trainer)
+    with pytest.raises(InputError, match="Heads has no clusters to compact: give the callback's assignments"):
+        compact(model)
+    with pytest.raises(InputError, match="NCMTL has no clusters to compact"):
+        compact(make_model())
+    with pytest.raises(InputError, match=r"tasks of cluster 0 of heads have different weights"):
+        compact(model, {"heads": torch.zeros(6, dtype=torch.int64)})
+    with pytest.raises(InputError, match="heads has 6 tasks, found an assignment of 5"):
+        compact(model, {"heads": assignments["heads"][:5]})
+    with pytest.raises(InputError, match="names nothing in the module"):
+        compact(model, {"nothing": assignments["heads"]})
+    model.requires_grad_(False)  # frozen for use, not for training
+    assert compact(model, assignments)
+
+
+def test_what_cannot_be_saved_or_loaded(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    model = Heads()
+    assignments = fit(model, ["heads"], make_trainer)
+    with pytest.raises(InputError, match="Heads is not compact"):
+        save(model, tmp_path / "it")
+    save(compact(model, assignments), tmp_path / "it")
+    with pytest.raises(InputError, match="is not empty: choose another one"):
+        save(compact(model, assignments), tmp_path / "it")
+    with pytest.raises(InputError, match="holds no compact module: there is no settings.json"):
+        load(tmp_path)
+    with pytest.raises(InputError, match="the weights in .* do not fit the module"):
+        load(tmp_path / "it", module=Normed())
+    settings = json.loads((tmp_path / "it/settings.json").read_text())
+    settings["hyper_parameters"] = {"speed": 3}
+    (tmp_path / "it/settings.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=re.escape("load(folder, module=...)")):
+        load(tmp_path / "it")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_torch_export(
+    make_model: Callable[..., NCMTL], make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+) -> None:
+    """With any number of documents; torch unrolls LSTMs, so that sentences and words keep their number."""
+    torch.manual_seed(0)
+    encoder = HAN(vocab_size=400, embedding_dim=8, hidden_size=4, num_layers=2)
+    model = NCMTL(encoder, num_tasks=4, cluster_features=(8, 6), num_clusters=(2, 3))
+    callback = NetworkClusteringCallback(warmup_epochs=0)
+    make_trainer(max_epochs=1, callbacks=[callback]).fit(model, datamodule=datamodule)
+    small = compact(model.eval())
+    batches = [(batch["inputs"], batch["task_ids"]) for batch in datamodule.val_dataloader()]
+    room = [max(batch["tokens"].shape[dim] for batch, _ in batches) for dim in (0, 1)]
+
+    def pad(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        tokens = torch.zeros(room, dtype=torch.int64)
+        tokens[: len(inputs["tokens"]), : inputs["tokens"].shape[1]] = inputs["tokens"]
+        lengths = torch.ones(room[0], dtype=torch.int64)
+        lengths[: len(inputs["tokens"])] = inputs["sentence_lengths"]
+        return {**inputs, "tokens": tokens, "sentence_lengths": lengths}
+
+    documents = Dim("documents")
+    shapes = {"tokens": None, "sentence_lengths": None, "document_lengths": {0: documents}}
+    inputs, task_ids = batches[0]
+    program = torch.export.export(small, (pad(inputs), task_ids), dynamic_shapes=(shapes, {0: documents}))
+    assert len({len(tasks) for _, tasks in batches}) > 1
+    for inputs, task_ids in batches:
+        expected = small(inputs, task_ids)
+        torch.testing.assert_close(program.module()(pad(inputs), task_ids), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(("make", "targets"), [(Heads, ["heads"]), (Stacked, ["experts", "binary"])])
+def test_torch_export_of_user_modules(make: type[Heads], targets: list[str], make_trainer: MakeTrainer) -> None:
+    model = make()
+    small = compact(model, fit(model, targets, make_trainer))
+    rows = Dim("rows")
+    x, _, task_ids = data(10)[:]
+    program = torch.export.export(small, (x, task_ids), dynamic_shapes=({0: rows}, {0: rows}))
+    for count in (1, 7, 50):
+        x, _, task_ids = data(count, seed=count)[:]
+        torch.testing.assert_close(program.module()(x, task_ids), small(x, task_ids), rtol=0, atol=1e-6)
