@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tokenizers import Tokenizer
 
-from lightning_ncmtl import NCMTL
+from lightning_ncmtl import NCMTL, load
 from lightning_ncmtl.cli import main
 from lightning_ncmtl.datamodules import MultiDomainDataModule
+from lightning_ncmtl.datamodules.text import collate, encode
 
 # The default experiment with a small corpus and few epochs.
 SMALL = {
@@ -87,6 +89,8 @@ def test_a_run_directory_holds_everything(folder: Path) -> None:
     assert config["seed_everything"] == 1
     assert {file.name for file in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert list(run.glob("events.out.tfevents*"))
+    pictures = {"flow.png", "history.png", "coclustering-cluster_layers.0.png", "coclustering-cluster_layers.1.png"}
+    assert {file.name for file in (run / "pictures").iterdir()} == pictures
     report = json.loads((run / "clusters.json").read_text())
     assert list(report["layers"]) == ["cluster_layers.0", "cluster_layers.1"]
     assert report["layers"]["cluster_layers.1"]["frozen_at_step"] is not None
@@ -154,6 +158,32 @@ def test_prediction_needs_the_checkpoint_alone(folder: Path, tmp_path: Path) -> 
         assert lines[index]["probabilities"] == pytest.approx(row.tolist(), abs=1e-6)
 
 
+def test_export(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The exported folder predicts what the checkpoint predicts, on raw text."""
+    ncmtl(folder, "export", "--ckpt_path", "whole/checkpoints/last.ckpt", "--output", str(tmp_path / "small"))
+    shown = capsys.readouterr().out
+    model = load(tmp_path / "small")
+    assert isinstance(model, NCMTL)
+    whole = NCMTL.load_from_checkpoint(folder / "whole/checkpoints/last.ckpt", weights_only=True)
+    sizes = [sum(p.numel() for p in m.cluster_layers.parameters()) for m in (whole, model)]
+    first, second = (sum(p.numel() for p in layer.parameters()) for layer in whole.cluster_layers)
+    assert sizes[1] == first * 2 // 4 + second * 3 // 4
+    assert all(f"{size:,}" in shown for size in sizes)
+
+    (tmp_path / "in.csv").write_text("text,domain\nw1 opinion3 w2 .,domain02\nw3 . opinion1,domain00\n")
+    arguments = ["--data.predict_path", str(tmp_path / "in.csv"), "--run_dir", str(tmp_path / "out")]
+    ncmtl(folder, "predict", "--ckpt_path", "whole/checkpoints/last.ckpt", *arguments)
+    lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    data = json.loads((tmp_path / "small/settings.json").read_text())["data"]
+    tokenizer = Tokenizer.from_file(str(tmp_path / "small/tokenizer.json"))
+    columns = encode([line["text"] for line in lines], tokenizer, data["max_words"], data["max_sentences"])
+    tasks = [data["domains"].index(line["domain"]) for line in lines]
+    batch = collate({**columns, "task_id": tasks, "label": [-1, -1], "index": [0, 1]})
+    with torch.no_grad():
+        probabilities = model(batch["inputs"], batch["task_ids"]).softmax(1)
+    assert probabilities.tolist() == [pytest.approx(line["probabilities"], abs=1e-6) for line in lines]
+
+
 def assert_same_training(one: Path, other: Path) -> None:
     """Bitwise equal weights, optimizer, vocabulary and clusters."""
     left, right = (checkpoint(run / "checkpoints/last.ckpt") for run in (one, other))
@@ -214,6 +244,10 @@ BAD = [
     (["fit", "--data.max_sentences", "0"], "max_sentences must be at least 1, found 0"),
     (["fit", "--model.encoder.dropout", "2"], "dropout must be at least 0 and less than 1, found 2"),
     (["fit", "--trainer.enable_checkpointing", "false"], "enable_checkpointing=False"),
+    (["export"], "export needs a trained model: set --ckpt_path"),
+    (["export", "--ckpt_path", "nothing.ckpt"], "'nothing.ckpt' does not exist"),
+    (["export", "--ckpt_path", "whole/checkpoints/best.ckpt", "--output", "."], "is not empty: choose another one"),
+    (["export", "--ckpt_path", "untrained.ckpt"], "NCMTL has no clusters to compact"),
 ]
 
 
@@ -227,6 +261,10 @@ def test_bad_input_is_refused_in_one_line(
             (folder / name / f"{domain}.task.train").write_text(line)
     (folder / "ckpt.yaml").write_text("ckpt_path: whole/checkpoints/best.ckpt\n")
     torch.save(torch.zeros(2), folder / "tensor.pt")
+    untrained = checkpoint(folder / "whole/checkpoints/best.ckpt")
+    for name in ("cluster_layers.0", "cluster_layers.1"):
+        untrained["state_dict"][f"{name}._extra_state"].fill_(-1)
+    torch.save(untrained, folder / "untrained.ckpt")
     (folder / "wide.txt").write_text("w1 1 2 3\nw2 4 5 6\n")
     config = [] if "--ckpt_path" in arguments else ["--config", "small.yaml"]
     with pytest.raises(SystemExit, match="2"):

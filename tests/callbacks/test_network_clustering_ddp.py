@@ -13,18 +13,19 @@ SCRIPT = Path(__file__).parents[1] / "support/ddp_fit.py"
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 @pytest.mark.parametrize(
-    ("project", "ranks", "unused", "launcher", "steps"),
+    ("project", "ranks", "option", "launcher", "steps"),
     [
-        ("ncmtl", 2, "all_used", [], 4 * 8),  # 116 documents in global batches of 16
-        ("ncmtl", 3, "all_used", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"], 4 * 5),
-        ("heads", 3, "all_used", [], 4 * 7),  # 33 documents on each rank, in batches of 5
+        ("ncmtl", 2, "none", [], 4 * 8),  # 116 documents in global batches of 16
+        ("ncmtl", 3, "none", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"], 4 * 5),
+        ("heads", 3, "none", [], 4 * 7),  # 33 documents on each rank, in batches of 5
         ("present_heads", 2, "find_unused", [], 4 * 10),
+        ("heads", 2, "spawn", [], 4 * 10),
     ],
 )
 def test_ranks_stay_equal(
-    tmp_path: Path, project: str, ranks: int, unused: str, launcher: list[str], steps: int
+    tmp_path: Path, project: str, ranks: int, option: str, launcher: list[str], steps: int
 ) -> None:
-    command = [sys.executable, *launcher, str(SCRIPT), str(tmp_path), project, str(ranks), unused]
+    command = [sys.executable, *launcher, str(SCRIPT), str(tmp_path), project, str(ranks), option]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(ranks)]

@@ -9,10 +9,13 @@ import torch
 from projects import Heads, Shared, rows_of, unshared
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import (
+    BatchSizeFinder,
     EarlyStopping,
     EMAWeightAveraging,
+    GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
+    OnExceptionCheckpoint,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -333,3 +336,38 @@ def test_training_on_with_the_same_trainer_keeps_the_clusters(model: Heads, make
     assert trainer.global_step == 3 * STEPS
     assert callback.summary()["heads"]["trace"][: len(trace)] == trace
     assert callback.state_dict()["steps"] == 3 * STEPS
+
+
+@pytest.mark.parametrize(
+    "settings", [{"barebones": True}, {"profiler": "simple"}, {"max_time": "00:00:10:00"}, {"precision": "16-true"}]
+)
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log\\(\\)` but `Trainer\\(barebones=True\\)`")
+def test_other_settings(model: Heads, settings: dict[str, Any]) -> None:
+    model.optimizer = torch.optim.SGD  # Adam's epsilon is zero in 16-true
+    callback = clustering()
+    shared = Shared(callback)
+    quiet = {} if "barebones" in settings else {"logger": False, "enable_checkpointing": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=2, callbacks=[callback, shared], **quiet, **settings)
+    trainer.fit(model)
+    assert shared.steps == list(range(3, 13))
+
+
+def test_other_callbacks(model: Heads, train: Train, tmp_path: Path) -> None:
+    """Finding a batch size first; other windows of accumulation later; a crash that leaves a checkpoint."""
+    schedule = GradientAccumulationScheduler({0: 1, 1: 2})
+    trainer, _, _ = train(model, BatchSizeFinder(max_trials=2, steps_per_trial=2, init_val=8), schedule)
+    assert model.batch_size == 16
+    assert trainer.global_step == 6 + 3
+
+    class Crash(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step == 5:
+                raise RuntimeError("lightning strikes")
+
+    with pytest.raises(RuntimeError, match="lightning strikes"):
+        train(Heads(), OnExceptionCheckpoint(tmp_path), Crash(), enable_checkpointing=True)
+    content = torch.load(tmp_path / "on_exception.ckpt", weights_only=True)
+    saved = Heads()
+    saved.load_state_dict(content["state_dict"])
+    layer = content["callbacks"]["NetworkClusteringCallback"]["layers"]["heads"]
+    assert unshared(rows_of(saved), layer["assignment"]) == 0

@@ -80,7 +80,7 @@ def ncmtl() -> tuple[NCMTL, NetworkClusteringCallback, dict[str, Any]]:
     return model, NetworkClusteringCallback(warmup_epochs=1, freeze_after_epochs=3), {"datamodule": datamodule}
 
 
-def main(folder: Path, project: str, devices: int, find_unused: bool) -> None:
+def main(folder: Path, project: str, devices: int, option: str) -> None:
     torch.set_num_threads(1)
     model, callback, loaders = {
         "heads": lambda: heads(Heads),
@@ -91,7 +91,11 @@ def main(folder: Path, project: str, devices: int, find_unused: bool) -> None:
         max_epochs=4,
         accelerator="cpu",
         devices=devices,
-        strategy=DDPStrategy(process_group_backend="gloo", find_unused_parameters=find_unused),
+        strategy=DDPStrategy(
+            process_group_backend="gloo",
+            find_unused_parameters=option == "find_unused",
+            start_method="spawn" if option == "spawn" else "popen",
+        ),
         val_check_interval=0.5,
         logger=False,
         enable_checkpointing=False,
@@ -102,4 +106,4 @@ def main(folder: Path, project: str, devices: int, find_unused: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "find_unused")
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4])
