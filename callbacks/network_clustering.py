@@ -126,6 +126,7 @@ class NetworkClusteringCallback(Callback):
         self.losses: dict[str, Tensor] = {}
         self._steps = 0  # batches after which an optimizer stepped: its steps, unless there are several optimizers
         self._last_step = 0
+        self._fresh = True
 
     @property
     def assignments(self) -> dict[str, Tensor]:
@@ -157,14 +158,21 @@ class NetworkClusteringCallback(Callback):
                 f"NetworkClusteringCallback does not support {sharded.pop()}, which shards parameters: use the "
                 "strategy 'ddp', or a single device"
             )
-        if trainer.global_step == 0:
-            self._states, self._steps, self.losses = {}, 0, {}  # a checkpoint is restored later
+        self._fresh = trainer.global_step == 0
+        if self._fresh:
+            self._states, self._steps, self.losses = {}, 0, {}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["global_step"] > 0:  # not one that a learning rate finder made to come back to
+            self._fresh = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the targets: now all layers exist, and a checkpoint has been restored."""
         names = self.targets
         if names is None:
             names = list(_cluster_layers(pl_module))
+        if len(set(names)) < len(names):
+            raise InputError(f"targets must differ, found {names}")
         if not names:
             raise InputError(
                 f"{type(pl_module).__name__} has no ClusterLinear layer for NetworkClusteringCallback: name its "
@@ -189,7 +197,7 @@ class NetworkClusteringCallback(Callback):
         for name, target in self._targets.items():
             size = target.read().shape[1]
             rank_zero_info(f"{name}: {len(self._tasks)} tasks with {size:,} parameters each, {clusters[name]} clusters")
-        if trainer.ckpt_path is None and trainer.global_step == 0:
+        if self._fresh:
             self._start(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -234,7 +242,7 @@ class NetworkClusteringCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly; CPU tensors and plain values."""
-        layers = {name: {**vars(state)} for name, state in self._states.items()}
+        layers = {name: {**vars(state), "trace": list(state.trace)} for name, state in self._states.items()}
         for state in layers.values():
             for key in ("assignment", "residual"):
                 state[key] = None if state[key] is None else state[key].cpu()

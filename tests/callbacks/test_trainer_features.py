@@ -267,7 +267,14 @@ def test_lr_find_and_scale_batch_size_leave_no_trace(model: Heads, make_trainer:
 
 
 def test_learning_rate_finder_before_the_training(model: Heads, train: Train) -> None:
-    _, callback, steps = train(model, LearningRateFinder(num_training_steps=10))
+    starts: list[int] = []
+
+    class Start(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            starts.append(len(rows_of(pl_module).unique(dim=0)))
+
+    _, callback, steps = train(model, LearningRateFinder(num_training_steps=10), Start())
+    assert starts == [1]  # it does not keep tasks from their shared start
     assert steps == list(range(3, 13))
     assert callback.summary()["heads"]["trace"][0][0] == 3
 
@@ -352,6 +359,7 @@ def test_other_settings(model: Heads, settings: dict[str, Any]) -> None:
     assert shared.steps == list(range(3, 13))
 
 
+@pytest.mark.filterwarnings("ignore:`.fit\\(ckpt_path=None\\)` was called")  # OnExceptionCheckpoint would load "last"
 def test_other_callbacks(model: Heads, train: Train, tmp_path: Path) -> None:
     """Finding a batch size first; other windows of accumulation later; a crash that leaves a checkpoint."""
     schedule = GradientAccumulationScheduler({0: 1, 1: 2})
