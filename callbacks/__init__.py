@@ -3,6 +3,7 @@
 from lightning_ncmtl.callbacks.cluster_report import ClusterReport
 from lightning_ncmtl.callbacks.network_clustering import NetworkClusteringCallback
 from lightning_ncmtl.callbacks.prediction_writer import PredictionWriter
+from lightning_ncmtl.callbacks.resumable_checkpoint import ResumableCheckpoint
 from lightning_ncmtl.callbacks.step_seed import StepSeed
 
-__all__ = ["ClusterReport", "NetworkClusteringCallback", "PredictionWriter", "StepSeed"]
+__all__ = ["ClusterReport", "NetworkClusteringCallback", "PredictionWriter", "ResumableCheckpoint", "StepSeed"]

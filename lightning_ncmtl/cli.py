@@ -27,7 +27,13 @@ from lightning_ncmtl._lightning import (
     Trainer,
     rank_zero_only,
 )
-from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback, PredictionWriter, StepSeed
+from lightning_ncmtl.callbacks import (
+    ClusterReport,
+    NetworkClusteringCallback,
+    PredictionWriter,
+    ResumableCheckpoint,
+    StepSeed,
+)
 from lightning_ncmtl.compaction import compact, count_parameters, save
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
@@ -106,7 +112,7 @@ class NCMTLCLI(LightningCLI):
         )
         parser.add_lightning_class_args(NetworkClusteringCallback, "clustering")
         parser.add_lightning_class_args(ClusterReport, "report")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(ResumableCheckpoint, "checkpoint")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "clustering.seed", compute_fn=int)

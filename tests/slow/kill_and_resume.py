@@ -127,7 +127,9 @@ def trial(folder: Path, devices: int, duration: float, expected: Path, rng: rand
         break
     wrong = differences(end_of(folder), end_of(expected.parent))
     ours, theirs = metrics_of(run_dir), metrics_of(expected)
-    wrong += [f"metric {key}: {value} != {theirs.get(key)}" for key, value in ours.items() if theirs.get(key) != value]
+    first = min((int(step) for _, step in ours), default=sys.maxsize)
+    theirs = {key: value for key, value in theirs.items() if int(key[1]) >= first}
+    wrong += [f"metrics {key}" for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
     if wrong:
         raise AssertionError("\n".join(wrong[:10]))
     return moments, len(ours)
@@ -144,9 +146,11 @@ def main() -> None:
         whole = Path(temporary) / "whole/0"
         whole.parent.mkdir()
         process = start(whole, settings.devices, None)
-        begin = time.monotonic()
+        begin = time.time()
         finish(process, whole)
-        duration = time.monotonic() - begin
+        last = newest_checkpoint(whole.parent)
+        assert last is not None
+        duration = last.stat().st_mtime - begin
         print(
             f"the training that runs through: {end_of(whole.parent)['global_step']} steps in {duration:.1f} s",
             flush=True,
