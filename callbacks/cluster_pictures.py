@@ -174,7 +174,7 @@ def draw_history(
         _say_not_clustered(top)
         _say_not_clustered(bottom)
         return figure
-    lines = []
+    lines, most = [], 1
     for number, (name, trace) in enumerate(traces.items()):
         color = _COLORS[number % len(_COLORS)]
         points = losses.get(name, ())
@@ -184,10 +184,11 @@ def draw_history(
         moves = [sum(map(ne, old, new)) for (_, old), (_, new) in pairwise(trace)]
         steps = [step for step, _ in trace] + [last_step] * bool(trace)
         counts = np.cumsum([0, *moves, 0])[: len(steps)]
+        most = max(most, sum(moves))
         lines += bottom.step(steps, counts, where="post", linewidth=1.2, color=color)
     if all(loss > 0 for points in losses.values() for _, loss in points):
         top.set_yscale("log")
-    bottom.set_ylim(bottom=0)
+    bottom.set_ylim(-0.05 * most, 1.05 * most)  # a line at zero stays off the edge
     for axis in (bottom.xaxis, bottom.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(traces) > 1:

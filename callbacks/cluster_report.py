@@ -118,12 +118,14 @@ class ClusterReport(Callback):
         if not found:
             return
         yield "flow", draw_flow(found, tasks)
-        for name in found:
-            if 1 < layers[name]["num_clusters"] < len(tasks):
-                figure = draw_coclustering(layers[name]["trace"], tasks, trainer.global_step, name)
-                yield f"coclustering-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}", figure
-        traces = {name: layer["trace"] for name, layer in layers.items()}
-        yield "history", draw_history(self._losses, traces, trainer.global_step)
+        # In layers with one cluster, or one per task, nothing was to be found out.
+        traces = {name: layers[name]["trace"] for name in found if 1 < layers[name]["num_clusters"] < len(tasks)}
+        for name, trace in traces.items():
+            figure = draw_coclustering(trace, tasks, trainer.global_step, name)
+            yield f"coclustering-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}", figure
+        if traces:
+            losses = {name: self._losses.get(name, []) for name in traces}
+            yield "history", draw_history(losses, traces, trainer.global_step)
 
     def report(self, trainer: Trainer) -> dict[str, Any]:
         """The content of ``clusters.json``."""

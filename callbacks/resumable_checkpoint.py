@@ -20,12 +20,12 @@ class ResumableCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._waiting = batch_idx
-        if not trainer.is_last_batch and not _validation_follows(trainer, batch_idx):  # type: ignore[attr-defined]
+        if not trainer.is_last_batch and not _validation_follows(trainer, batch_idx):
             self._save_waiting(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
-        if not trainer.is_last_batch:  # type: ignore[attr-defined]
+        if not trainer.is_last_batch:
             self._save_waiting(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
