@@ -346,7 +346,19 @@ def test_training_on_with_the_same_trainer_keeps_the_clusters(model: Heads, make
 
 
 @pytest.mark.parametrize(
-    "settings", [{"barebones": True}, {"profiler": "simple"}, {"max_time": "00:00:10:00"}, {"precision": "16-true"}]
+    "settings",
+    [
+        {"barebones": True},
+        {"profiler": "simple"},
+        {"max_time": "00:00:10:00"},
+        {"precision": "16-true"},
+        {"deterministic": True},
+        {"detect_anomaly": True},
+        {"reload_dataloaders_every_n_epochs": 1},
+        {"check_val_every_n_epoch": 2, "num_sanity_val_steps": 0},
+        {"inference_mode": False},
+    ],
+    ids=lambda settings: "-".join(settings),
 )
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log\\(\\)` but `Trainer\\(barebones=True\\)`")
 def test_other_settings(model: Heads, settings: dict[str, Any]) -> None:
@@ -356,6 +368,7 @@ def test_other_settings(model: Heads, settings: dict[str, Any]) -> None:
     quiet = {} if "barebones" in settings else {"logger": False, "enable_checkpointing": False}
     trainer = Trainer(accelerator="cpu", max_epochs=2, callbacks=[callback, shared], **quiet, **settings)
     trainer.fit(model)
+    torch.use_deterministic_algorithms(False)
     assert shared.steps == list(range(3, 13))
 
 
