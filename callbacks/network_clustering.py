@@ -105,7 +105,7 @@ class NetworkClusteringCallback(Callback):
         if freeze_after_epochs is not None and warmup_steps is None and freeze_after_epochs <= warmup_epochs:
             raise InputError(
                 f"freeze_after_epochs {freeze_after_epochs} leaves no time to cluster after warmup_epochs "
-                f"{warmup_epochs}: make it greater, or null"
+                f"{warmup_epochs}: make it greater, or none at all (None, in YAML null)"
             )
         self.num_clusters = num_clusters
         self.targets = [targets] if isinstance(targets, str) else targets

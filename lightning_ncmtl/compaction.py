@@ -41,8 +41,10 @@ def compact(module: Module, assignments: Mapping[str, Tensor] | None = None) -> 
         The copy, in which ``parameters()`` are K sets instead of N.
 
     Raises:
-        InputError: If there are no clusters, or tasks of a cluster have different weights.
+        InputError: If there are no clusters, tasks of a cluster have different weights, or the module is compact.
     """
+    if hasattr(module, "_compact_clusters"):
+        raise InputError(f"{type(module).__name__} is compact already")
     clusters = _own_assignments(module) | {name: a.cpu() for name, a in (assignments or {}).items()}
     if not clusters:
         raise InputError(

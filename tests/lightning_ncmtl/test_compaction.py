@@ -162,6 +162,8 @@ def test_what_cannot_be_compacted(make_trainer: MakeTrainer, make_model: Callabl
         compact(model, {"heads": assignments["heads"][:5]})
     with pytest.raises(InputError, match="names nothing in the module"):
         compact(model, {"nothing": assignments["heads"]})
+    with pytest.raises(InputError, match="Heads is compact already"):
+        compact(compact(model, assignments), assignments)
     model.requires_grad_(False)  # frozen for use, not for training
     assert compact(model, assignments)
 
