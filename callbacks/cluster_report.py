@@ -39,7 +39,8 @@ class ClusterReport(Callback):
 
     Args:
         pictures: Whether to draw.
-        every_n_epochs: Draw after every this many epochs, too, into ``pictures/epoch-NUMBER``.
+        every_n_epochs: Show the table, write ``clusters.json`` and draw (into ``pictures/epoch-NUMBER``) after every
+            this many epochs, too.
     """
 
     def __init__(self, pictures: bool = True, every_n_epochs: int | None = None) -> None:
@@ -50,17 +51,20 @@ class ClusterReport(Callback):
         self._directory: Path | None = None  # known once training starts
         self._losses: dict[str, list[tuple[int, float]]] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.global_step == 0:
+            self._losses = {}  # a checkpoint is restored later
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: it is broadcast
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Keep the clustering loss, as often as it is logged; of a long training fewer and fewer points."""
-        clustering, step = _clustering(trainer), trainer.global_step
-        if clustering is None or step % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
-            return
-        for name, loss in clustering.losses.items():
+        every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        clustering = _clustering(trainer)
+        for name, (step, loss) in ({} if clustering is None else clustering.losses).items():
             points = self._losses.setdefault(name, [])
-            if points and points[-1][0] == step:  # gradients are being accumulated
+            if step % every or (points and points[-1][0] == step):
                 continue
             points.append((step, float(loss)))
             if len(points) > _MAX_POINTS:
@@ -69,7 +73,10 @@ class ClusterReport(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         if trainer.is_global_zero and self.every_n_epochs is not None and epoch % self.every_n_epochs == 0:
+            report = self.report(trainer)
+            self._write(report)
             self._draw(trainer, f"epoch-{epoch}")
+            Console().print(_cluster_table(report))
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": self._losses}

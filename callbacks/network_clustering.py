@@ -12,6 +12,7 @@ from lightning_ncmtl._lightning import Callback, LightningModule, Trainer, rank_
 from lightning_ncmtl.clustering import Target, assign_tasks, check_backend, cluster_centers, find_targets, share
 from lightning_ncmtl.clustering.kmeans import Backend
 from lightning_ncmtl.clustering.sharing import own_weights
+from lightning_ncmtl.clustering.targets import plain_name
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import ClusterLinear, TaskLinear
 
@@ -64,7 +65,7 @@ class NetworkClusteringCallback(Callback):
 
     Attributes:
         assignments: The clusters found, ``{target: [N] int64}``; empty before the first clustering.
-        losses: The clustering loss of the last step, ``{target: 0-d}``.
+        losses: The last step of sharing and its clustering loss, ``{target: (step, 0-d)}``.
 
     Raises:
         InputError: At construction or before training starts, if a setting is out of range, a target cannot be
@@ -102,6 +103,10 @@ class NetworkClusteringCallback(Callback):
             )
         if not 0 <= commitment <= 1:
             raise InputError(f"commitment must be between 0 and 1, found {commitment}")
+        if task_names is not None and not (
+            isinstance(task_names, list) and all(isinstance(name, str) for name in task_names)
+        ):
+            raise InputError(f"task_names must be a list of strings, found {task_names!r}")
         if freeze_after_epochs is not None and warmup_steps is None and freeze_after_epochs <= warmup_epochs:
             raise InputError(
                 f"freeze_after_epochs {freeze_after_epochs} leaves no time to cluster after warmup_epochs "
@@ -121,9 +126,10 @@ class NetworkClusteringCallback(Callback):
         self.shared_start = shared_start
         self.preset = preset
         self._targets: dict[str, Target] = {}
+        self._average_targets: dict[int, dict[str, Target]] = {}  # by the id of an averaged copy of the module
         self._states: dict[str, _LayerState] = {}
         self._tasks: list[str] = []
-        self.losses: dict[str, Tensor] = {}
+        self.losses: dict[str, tuple[int, Tensor]] = {}
         self._steps = 0  # batches after which an optimizer stepped: its steps, unless there are several optimizers
         self._last_step = 0
         self._fresh = True
@@ -180,17 +186,21 @@ class NetworkClusteringCallback(Callback):
             )
         targets = find_targets(pl_module, names)
         self._targets = dict(zip(names, targets, strict=True))
+        self._average_targets = {}
+        theirs = self._tasks if self._states else None
         self._set_tasks(targets)
+        if theirs is not None and theirs != self._tasks:  # a cluster number belongs to the place of a task
+            raise InputError(f"the checkpoint has the tasks {', '.join(theirs)}; the module {', '.join(self._tasks)}")
         clusters = self._clusters_per_target(pl_module)
         if any(1 < k < len(self._tasks) for k in clusters.values()):
             check_backend(self.backend)
         for name, layer in _cluster_layers(pl_module).items():
             layer.num_clusters = clusters.get(name, layer.num_clusters)
         if self._states:
-            theirs = {name: state.num_clusters for name, state in self._states.items()}
-            if theirs != clusters:
+            saved = {name: state.num_clusters for name, state in self._states.items()}
+            if saved != clusters:
                 raise InputError(
-                    f"the checkpoint is of another model: it has the clusters {theirs}, this model {clusters}"
+                    f"the checkpoint is of another model: it has the clusters {saved}, this model {clusters}"
                 )
             return
         self._states = {name: _LayerState(k) for name, k in clusters.items()}
@@ -215,14 +225,14 @@ class NetworkClusteringCallback(Callback):
         step = trainer.global_step
         if step == self._last_step:  # gradients are being accumulated
             return
-        self._last_step = step
+        previous, self._last_step = self._last_step, step
         self._steps += 1
         rows = {name: target.read() for name, target in self._targets.items()}
         self._check_finite(rows, step)
         if self._in_warmup(trainer):
             # A layer with one cluster is a hard layer: there is nothing to find out, so it shares from the first step.
             rows = {name: row for name, row in rows.items() if self._states[name].num_clusters == 1}
-        self._freeze_if_due(trainer)
+        self._freeze_if_due(trainer, previous)
         changed = self._assign(trainer, pl_module, rows, step)
         for name, row in rows.items():
             state = self._states[name]
@@ -234,7 +244,7 @@ class NetworkClusteringCallback(Callback):
             self._targets[name].write(shared.weights)
             if commitment < 1:
                 state.residual = shared.residuals
-            self.losses[name] = shared.loss
+            self.losses[name] = (step, shared.loss)
             pl_module.log(f"clustering/{name}/loss", shared.loss)
             pl_module.log(f"clustering/{name}/changed", changed[name])
         for average in _averages(trainer):
@@ -275,7 +285,7 @@ class NetworkClusteringCallback(Callback):
         for name, clusters in zip(self._targets, wanted, strict=True):
             if clusters is None:
                 raise InputError(f"num_clusters is needed for the target {name}")
-            if not 1 <= clusters <= len(self._tasks):
+            if not isinstance(clusters, int) or not 1 <= clusters <= len(self._tasks):
                 raise InputError(f"num_clusters of {name} must be in 1 .. {len(self._tasks)} tasks, found {clusters}")
         return dict(zip(self._targets, wanted, strict=True))
 
@@ -299,11 +309,16 @@ class NetworkClusteringCallback(Callback):
             return self._steps <= self.warmup_steps
         return trainer.current_epoch < self.warmup_epochs
 
-    def _freeze_if_due(self, trainer: Trainer) -> None:
+    def _freeze_if_due(self, trainer: Trainer, previous_step: int) -> None:
         if self.freeze_after_epochs is None or trainer.current_epoch < self.freeze_after_epochs:
             return
-        for state in self._states.values():
+        for name, state in self._states.items():
             if state.frozen_at_step is None and state.assignment is not None:
+                if state.trace[0][0] == previous_step and 1 < state.num_clusters < len(self._tasks):
+                    rank_zero_warn(
+                        f"{name} is frozen right after its first clustering, since {trainer.current_epoch} epochs are "
+                        f"over: choose a freeze_after_epochs beyond the warm-up, found {self.freeze_after_epochs}"
+                    )
                 state.frozen_at_step = trainer.global_step
                 state.residual = None
 
@@ -338,10 +353,12 @@ class NetworkClusteringCallback(Callback):
 
     def _share_average(self, average: nn.Module) -> None:
         """Tasks of a cluster are equal in an average of weights, too, also from before they came together."""
+        if id(average) not in self._average_targets:
+            self._average_targets[id(average)] = {name: target.of(average) for name, target in self._targets.items()}
         layers = _cluster_layers(average)
-        for name, state in self._states.items():
+        for name, target in self._average_targets[id(average)].items():
+            state = self._states[name]
             if state.assignment is not None:
-                target = self._targets[name].of(average)
                 rows = target.read()
                 # In float64 the mean of equal numbers is exact, so that this changes nothing the second time.
                 assignment = state.assignment.to(rows.device)
@@ -380,7 +397,7 @@ class NetworkClusteringCallback(Callback):
 
 def _cluster_layers(module: nn.Module) -> dict[str, ClusterLinear]:
     """Our own layers by their names, whether compiled or not."""
-    return {n.replace("_orig_mod.", ""): m for n, m in module.named_modules() if isinstance(m, ClusterLinear)}
+    return {plain_name(name): m for name, m in module.named_modules() if isinstance(m, ClusterLinear)}
 
 
 def _averages(trainer: Trainer) -> list[nn.Module]:

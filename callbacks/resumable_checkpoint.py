@@ -11,7 +11,7 @@ class ResumableCheckpoint(ModelCheckpoint):
     Lightning continues from a checkpoint of that moment (``every_n_train_steps``) behind the validation and behind the
     hooks of the epoch's end: their metrics would be missing, and after the last epoch the training would not end. Such
     a checkpoint is saved a moment later, when they are done. Arguments are those of ``ModelCheckpoint``.
-    It is for trainers of ``pytorch_lightning`` (of ``lightning.pytorch`` where that is alone).
+    (Where validation is due by time, ``val_check_interval="00:10:00"``, it saves at once.)
     """
 
     _waiting: int | None = None  # index of the batch whose checkpoint is still to be saved
@@ -24,23 +24,25 @@ class ResumableCheckpoint(ModelCheckpoint):
             self._save_waiting(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # First: it may leave it to what follows to save, with the metrics of this validation.
+        self._save_waiting(trainer, pl_module)
         super().on_validation_end(trainer, pl_module)
-        if not trainer.is_last_batch:
-            self._save_waiting(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_epoch_end(trainer, pl_module)
         self._save_waiting(trainer, pl_module)
+        super().on_train_epoch_end(trainer, pl_module)
 
     def _save_waiting(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._waiting is not None:
-            super().on_train_batch_end(trainer, pl_module, None, None, self._waiting)
-            self._waiting = None
+            batch_idx, self._waiting = self._waiting, None
+            super().on_train_batch_end(trainer, pl_module, None, None, batch_idx)
 
 
 def _validation_follows(trainer: Any, batch_idx: int) -> bool:
     every = trainer.check_val_every_n_epoch
     if not trainer.enable_validation or (every is not None and (trainer.current_epoch + 1) % every):
+        return False
+    if not trainer.val_check_batch:  # validation is due by time
         return False
     index = trainer.fit_loop.total_batch_idx if every is None else batch_idx
     return bool((index + 1) % trainer.val_check_batch == 0)

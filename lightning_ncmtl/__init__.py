@@ -3,9 +3,19 @@
 from importlib.metadata import version
 
 from lightning_ncmtl.clustering import KMeansResult, kmeans
-from lightning_ncmtl.compaction import compact, load, save
+from lightning_ncmtl.compaction import compact, count_parameters, load, save
 from lightning_ncmtl.layers import ClusterLinear, TaskLinear
 from lightning_ncmtl.modules import NCMTL
 
 __version__ = version("lightning-ncmtl")
-__all__ = ["NCMTL", "ClusterLinear", "KMeansResult", "TaskLinear", "compact", "kmeans", "load", "save"]
+__all__ = [
+    "NCMTL",
+    "ClusterLinear",
+    "KMeansResult",
+    "TaskLinear",
+    "compact",
+    "count_parameters",
+    "kmeans",
+    "load",
+    "save",
+]

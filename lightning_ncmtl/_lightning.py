@@ -24,11 +24,20 @@ if TYPE_CHECKING or find_spec("pytorch_lightning"):
     from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
     from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
-    if not TYPE_CHECKING and find_spec("lightning"):
-        from lightning.pytorch import Callback as _Other
+    if not TYPE_CHECKING:
+        try:
+            from lightning.pytorch import Callback as _OtherCallback
+            from lightning.pytorch.callbacks import Checkpoint as _OtherCheckpoint
+        except ImportError:
+            pass
+        else:
 
-        class Callback(Callback, _Other):
-            """A callback for the trainers of both packages."""
+            class Callback(Callback, _OtherCallback):
+                """A callback for the trainers of both packages."""
+
+            class ModelCheckpoint(ModelCheckpoint, _OtherCheckpoint):
+                """A ModelCheckpoint that the trainers of both packages run after all other callbacks."""
+
 else:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer

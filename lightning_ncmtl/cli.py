@@ -63,10 +63,15 @@ class NCMTLTrainer(Trainer):
         if ckpt_path is None:
             raise InputError("export needs a trained model: set --ckpt_path")
         content = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+        if type(datamodule).__qualname__ not in content:
+            raise InputError(f"{ckpt_path!r} was not written by 'ncmtl fit': it holds no vocabulary")
         datamodule.load_state_dict(content[type(datamodule).__qualname__])
         model.on_load_checkpoint(content)
         model.load_state_dict(content["state_dict"])
-        small = compact(model)
+        clustering = NetworkClusteringCallback()
+        if (state := content.get("callbacks", {}).get(clustering.state_key)) is not None:
+            clustering.load_state_dict(state)
+        small = compact(model, clustering.assignments)
         folder = Path(output or Path(self.default_root_dir) / "compact")
         data = {"domains": datamodule.domains} | {
             name: getattr(datamodule, name) for name in ("max_words", "max_sentences")

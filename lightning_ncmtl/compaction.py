@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 
 import torch
 from jsonargparse import Namespace
-from safetensors.torch import load_model, save_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_ncmtl._lightning import instantiate_module
 from lightning_ncmtl.clustering import find_targets
+from lightning_ncmtl.clustering.targets import plain_name, uncompiled
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import ClusterLinear, CompactLinear, TaskLinear
 
@@ -32,6 +34,8 @@ def compact(module: Module, assignments: Mapping[str, Tensor] | None = None) -> 
     - A parameter with the task as its first dimension is kept as K rows, from which the N are read
       (``torch.nn.utils.parametrize``).
 
+    The copy is not compiled, whatever the module was.
+
     Args:
         module: The module as training left it.
         assignments: The clusters, ``{target: [N] int64}``: ``callback.assignments``. They are needed for targets that
@@ -43,6 +47,7 @@ def compact(module: Module, assignments: Mapping[str, Tensor] | None = None) -> 
     Raises:
         InputError: If there are no clusters, tasks of a cluster have different weights, or the module is compact.
     """
+    module = uncompiled(module)
     if hasattr(module, "_compact_clusters"):
         raise InputError(f"{type(module).__name__} is compact already")
     clusters = _own_assignments(module) | {name: a.cpu() for name, a in (assignments or {}).items()}
@@ -64,6 +69,7 @@ def compact(module: Module, assignments: Mapping[str, Tensor] | None = None) -> 
                     "not that of this module, or it was trained on without NetworkClusteringCallback"
                 )
     result = copy.deepcopy(module)
+    _remove_compilation(result)
     _restructure(result, clusters)
     return result
 
@@ -91,22 +97,28 @@ def save(module: nn.Module, folder: str | Path, data: Mapping[str, Any] | None =
         raise InputError(f"{type(module).__name__} is not compact: save(compact(module), ...)")
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"the folder {str(folder)!r} is not empty: choose another one")
+    if others := [name for name, value in module.state_dict().items() if not isinstance(value, Tensor)]:
+        raise InputError(f"safetensors can hold tensors alone, but the state of {', '.join(others)} is something else")
     cls = parametrize.type_before_parametrizations(module)
     hyper_parameters = _plain(dict(getattr(module, "hparams", {})))
     settings = {
         "class": f"{cls.__module__}.{cls.__qualname__}",
         "hyper_parameters": hyper_parameters if _is_json(hyper_parameters) else None,
         "clusters": module._compact_clusters,
-        "data": data or {},
+        "data": dict(data or {}),
     }
-    text = json.dumps(settings, indent=1)
+    if not _is_json(settings["data"]):
+        raise InputError(f"data must be plain JSON values, found {data}")
     folder.mkdir(parents=True, exist_ok=True)
     save_model(module, str(folder / _WEIGHTS))  # knows tied parameters
-    (folder / _SETTINGS).write_text(text + "\n", encoding="utf-8")
+    (folder / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def load(folder: str | Path, module: nn.Module | None = None) -> nn.Module:
     """Read a compact module.
+
+    The settings name the module's class, which must have been imported, and (for modules made by LightningCLI) classes
+    of its parts, which are imported: load folders that you trust.
 
     Args:
         folder: What :func:`save` or ``ncmtl export`` wrote.
@@ -122,48 +134,67 @@ def load(folder: str | Path, module: nn.Module | None = None) -> nn.Module:
     folder = Path(folder)
     if not (folder / _SETTINGS).is_file():
         raise InputError(f"{str(folder)!r} holds no compact module: there is no {_SETTINGS}")
-    settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    try:
+        settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        clusters = {str(name): dict(found) for name, found in settings["clusters"].items()}
+        weights = load_file(folder / _WEIGHTS)
+    except (ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
+        raise InputError(f"{str(folder)!r} holds no compact module that can be read: {_line(error)}") from error
     module = _build(settings) if module is None else module
-    _restructure(module, {name: torch.tensor(clusters) for name, clusters in settings["clusters"].items()})
+    assignments = {}
+    for target in find_targets(module, list(clusters), trainable=False):
+        if set(target.tasks) != set(clusters[target.name]):
+            raise InputError(
+                f"the module has other tasks in {target.name} than were saved: {', '.join(target.tasks)} instead of "
+                f"{', '.join(clusters[target.name])}"
+            )
+        assignments[target.name] = torch.tensor([clusters[target.name][task] for task in target.tasks])
+    _restructure(module, assignments)
+    for name, value in (*module.named_parameters(remove_duplicate=False), *module.named_buffers()):
+        if name in weights and value.is_floating_point():
+            value.data = value.data.to(weights[name].dtype)
     try:
         load_model(module, str(folder / _WEIGHTS))
     except RuntimeError as error:
-        raise InputError(
-            f"the weights in {str(folder)!r} do not fit the module: {' '.join(str(error).split())}"
-        ) from error
+        raise InputError(f"the weights in {str(folder)!r} do not fit the module: {_line(error)}") from error
     return module.eval()
 
 
 def _own_assignments(module: nn.Module) -> dict[str, Tensor]:
     """Those of our layers that have been clustered."""
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, ClusterLinear)}
+    layers = {plain_name(name): layer for name, layer in module.named_modules() if isinstance(layer, ClusterLinear)}
     return {name: layer.assignment for name, layer in layers.items() if layer.assignment.min() >= 0}
+
+
+def _remove_compilation(module: nn.Module) -> None:
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if uncompiled(child) is not child:
+                setattr(parent, name, uncompiled(child))
 
 
 def _restructure(module: nn.Module, clusters: Mapping[str, Tensor]) -> None:
     """Keep the weights of the first task of each cluster, in place."""
+    named: dict[str, dict[str, int]] = {}
     for target in find_targets(module, list(clusters), trainable=False):
         used, assignment = clusters[target.name].unique(return_inverse=True)
         first = [int((assignment == cluster).nonzero()[0]) for cluster in range(len(used))]
+        named[target.name] = dict(zip(target.tasks, clusters[target.name].tolist(), strict=True))
         if not target.stacked:
-            for named, cluster in zip(target.parameters, assignment.tolist(), strict=True):
-                for (name, _), (_, shared) in zip(named, target.parameters[first[cluster]], strict=True):
+            for parameters, cluster in zip(target.parameters, assignment.tolist(), strict=True):
+                for (name, _), (_, shared) in zip(parameters, target.parameters[first[cluster]], strict=True):
                     path, _, attribute = name.rpartition(".")
                     setattr(module.get_submodule(path), attribute, shared)
-        elif isinstance(layer := _get(module, target.name), TaskLinear):
-            path, _, attribute = target.name.rpartition(".")
+            continue
+        path, _, attribute = target.name.rpartition(".")
+        layer = getattr(module.get_submodule(path), attribute)
+        if isinstance(layer, TaskLinear):
             setattr(module.get_submodule(path), attribute, CompactLinear.of(layer, assignment, first))
-        else:
-            for name, _ in target.parameters[0]:
-                path, _, attribute = name.rpartition(".")
-                parametrize.register_parametrization(module.get_submodule(path), attribute, _Expand(assignment, first))
-    module._compact_clusters = {name: assignment.tolist() for name, assignment in clusters.items()}  # type: ignore[assignment]
-
-
-def _get(module: nn.Module, path: str) -> object:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module
+            continue
+        for name, _ in target.parameters[0]:
+            path, _, attribute = name.rpartition(".")
+            parametrize.register_parametrization(module.get_submodule(path), attribute, _Expand(assignment, first))
+    module._compact_clusters = named  # type: ignore[assignment]
 
 
 class _Expand(nn.Module):
@@ -184,26 +215,32 @@ class _Expand(nn.Module):
 
 
 def _plain(value: Any) -> Any:
-    """Settings as JSON values."""
+    """Settings without the types of libraries."""
     if isinstance(value, Namespace):
         value = value.as_dict()
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _is_json(value: Any) -> bool:
+    """Whether JSON gives the value back."""
     try:
-        json.dumps(value)
-    except TypeError:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
         return False
-    return True
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _build(settings: Mapping[str, Any]) -> nn.Module:
     """The module as it was before :func:`compact`, with new weights."""
     path, _, name = settings["class"].rpartition(".")
     cls, arguments = getattr(sys.modules.get(path), name, None), settings["hyper_parameters"]
+    if cls is not None and not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise InputError(f"the settings name {settings['class']} as the module, which is none")
     if cls is None or arguments is None:
         raise InputError(
             f"{settings['class']} cannot be built from its settings: "
@@ -211,9 +248,9 @@ def _build(settings: Mapping[str, Any]) -> nn.Module:
             + "give a new one, load(folder, module=...)"
         )
     if "_instantiator" in arguments:  # made by LightningCLI
-        return instantiate_module(cls, {key: value for key, value in arguments.items() if key != "_instantiator"})  # type: ignore[no-any-return]
+        return instantiate_module(cls, {key: value for key, value in arguments.items() if key != "_instantiator"})
     try:
-        return cls(**arguments)  # type: ignore[no-any-return]
+        return cls(**arguments)
     except TypeError as error:
         raise InputError(
             f"{settings['class']} cannot be built from its hparams ({error}): give a new one, load(folder, module=...)"

@@ -14,6 +14,7 @@ from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.sources import Synthetic
 from lightning_ncmtl.encoders import HAN
 
+collect_ignore = ["slow", "support"]  # programs that tests, or people, start
 datasets.disable_progress_bars()
 torch.set_num_threads(1)  # tiny models
 

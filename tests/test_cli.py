@@ -184,6 +184,18 @@ def test_export(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert probabilities.tolist() == [pytest.approx(line["probabilities"], abs=1e-6) for line in lines]
 
 
+def test_export_of_named_targets(folder: Path, tmp_path: Path) -> None:
+    """The clusters of what was named stand in the checkpoint's callback alone."""
+    targets = ["--clustering.targets", "[cluster_layers.0,head]", "--clustering.num_clusters", "[2,2]"]
+    ncmtl(folder, "fit", "--config", "small.yaml", "--run_dir", str(tmp_path / "run"), *targets)
+    path = str(tmp_path / "run/checkpoints/last.ckpt")
+    ncmtl(folder, "export", "--ckpt_path", path, "--output", str(tmp_path / "small"))
+    model = load(tmp_path / "small")
+    assert sum(p.numel() for p in model.head.parameters()) == 2 * (6 * 2 + 2)
+    settings = json.loads((tmp_path / "small/settings.json").read_text())
+    assert settings["clusters"].keys() == {"cluster_layers.0", "head"}
+
+
 def assert_same_training(one: Path, other: Path) -> None:
     """Bitwise equal weights, optimizer, vocabulary and clusters."""
     left, right = (checkpoint(run / "checkpoints/last.ckpt") for run in (one, other))
@@ -248,6 +260,7 @@ BAD = [
     (["export", "--ckpt_path", "nothing.ckpt"], "'nothing.ckpt' does not exist"),
     (["export", "--ckpt_path", "whole/checkpoints/best.ckpt", "--output", "."], "is not empty: choose another one"),
     (["export", "--ckpt_path", "untrained.ckpt"], "NCMTL has no clusters to compact"),
+    (["export", "--ckpt_path", "foreign.ckpt"], "'foreign.ckpt' was not written by 'ncmtl fit'"),
 ]
 
 
@@ -264,7 +277,10 @@ def test_bad_input_is_refused_in_one_line(
     untrained = checkpoint(folder / "whole/checkpoints/best.ckpt")
     for name in ("cluster_layers.0", "cluster_layers.1"):
         untrained["state_dict"][f"{name}._extra_state"].fill_(-1)
+    untrained["callbacks"] = {}
     torch.save(untrained, folder / "untrained.ckpt")
+    del untrained["MultiDomainDataModule"]
+    torch.save(untrained, folder / "foreign.ckpt")
     (folder / "wide.txt").write_text("w1 1 2 3\nw2 4 5 6\n")
     config = [] if "--ckpt_path" in arguments else ["--config", "small.yaml"]
     with pytest.raises(SystemExit, match="2"):

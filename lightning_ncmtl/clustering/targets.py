@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from lightning_ncmtl.errors import InputError
 
@@ -88,26 +90,19 @@ def _find(module: nn.Module, name: str) -> Target:
     if "*" in head + tail or (tail and not tail.startswith(".")):
         raise InputError(f"cannot read the target {name!r}: one '*' may stand for the tasks, as in 'heads.*.fc1'")
     found = _look_up(module, head, name)
-    found = getattr(found, "_orig_mod", found)  # torch.compile
+    found = uncompiled(found)
     if children := _tasks(found):
         prefixes = [f"{head}.{key}" for key, _ in children]
-        parameters = [
-            _named(_look_up(child, tail[1:], name) if tail else child, prefix + tail)
-            for (_, child), prefix in zip(children, prefixes, strict=True)
-        ]
-        first = _signature(parameters[0], prefixes[0])
-        for named, prefix in zip(parameters, prefixes, strict=True):
-            if _signature(named, prefix) != first:
-                raise InputError(
-                    f"all tasks of the target {name!r} need the same parameters, found {_shapes(parameters[0])} and "
-                    f"{_shapes(named)}"
-                )
+        parts = [uncompiled(_look_up(child, tail[1:], name) if tail else child) for _, child in children]
+        parameters = [_named(part, prefix + tail) for part, prefix in zip(parts, prefixes, strict=True)]
+        _check_alike([key for key, _ in children], parts, parameters, prefixes, name)
         return Target(name, [key for key, _ in children], parameters, stacked=False)
     if star:
         raise InputError(
             f"the target {name!r} needs a ModuleList or ModuleDict at {head!r}, found {type(found).__name__}"
         )
     named = _named(found, name)
+    _check_one_module(found, name)
     sizes = {p.shape[0] if p.ndim else 0 for _, p in named}
     if len(sizes) != 1 or 0 in sizes:
         raise InputError(
@@ -149,8 +144,7 @@ def _members(module: nn.Module) -> Iterator[tuple[str, object]]:
 
 def _named(part: nn.Module | nn.Parameter, prefix: str) -> Named:
     found = [("", part)] if isinstance(part, nn.Parameter) else part.named_parameters()
-    # torch.compile's wrapper answers to the names of what it wraps.
-    named = [(f"{prefix}.{name}".replace("._orig_mod", "").rstrip("."), parameter) for name, parameter in found]
+    named = [(plain_name(f"{prefix}.{name}").rstrip("."), parameter) for name, parameter in found]
     if not named:
         raise InputError(f"{prefix} has no parameters")
     for name, parameter in named:
@@ -159,8 +153,53 @@ def _named(part: nn.Module | nn.Parameter, prefix: str) -> Named:
     return named
 
 
-def _signature(named: Named, prefix: str) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
-    return [(name.removeprefix(prefix), tuple(p.shape), p.dtype) for name, p in named]
+def uncompiled(module: Any) -> Any:
+    """What ``torch.compile`` wrapped, if it did."""
+    return getattr(module, "_orig_mod", module)
+
+
+def plain_name(name: str) -> str:
+    """A dotted name without the wrappers of ``torch.compile``, which answer to the names of what they wrap."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _check_alike(tasks: list[str], parts: list[Any], parameters: list[Named], prefixes: list[str], name: str) -> None:
+    """Tasks that shall share weights need the same modules, and parameters of the same shape and type."""
+    described = [_describe(*task) for task in zip(parts, parameters, prefixes, strict=True)]
+    for task, theirs in zip(tasks, described, strict=True):
+        for ours, other in zip_longest(described[0], theirs, fillvalue="nothing"):
+            if ours != other:
+                raise InputError(
+                    f"all tasks of the target {name!r} need the same modules and parameters: {tasks[0]!r} has {ours} "
+                    f"where {task!r} has {other}"
+                )
+
+
+def _describe(part: nn.Module | nn.Parameter, named: Named, prefix: str) -> list[str]:
+    modules = [] if isinstance(part, nn.Parameter) else list(part.named_modules())
+    kinds = [
+        f"{plain_name(path) or 'a'} {type_before_parametrizations(module).__name__}"
+        for path, module in modules
+        if uncompiled(module) is module
+    ]
+    return kinds + [
+        f"{n.removeprefix(prefix).lstrip('.') or 'a tensor'} {list(p.shape)} of {p.dtype}" for n, p in named
+    ]
+
+
+def _check_one_module(part: nn.Module | nn.Parameter, name: str) -> None:
+    """Several modules side by side are rather tasks, in a container that is no ModuleList."""
+    modules = [] if isinstance(part, nn.Parameter) else list(part.named_modules(prefix=name))
+    holders = {
+        path.split(".parametrizations.")[0]: module
+        for path, module in modules
+        if any(True for _ in module.parameters(recurse=False))
+    }
+    if len(holders) > 1 and not all(hasattr(module, "num_tasks") for module in holders.values()):
+        raise InputError(
+            f"the target {name!r} holds several modules, {_some(list(holders))}: name a ModuleList or ModuleDict with "
+            "one child per task, or each module as a target of its own"
+        )
 
 
 def _check_apart(module: nn.Module, targets: list[Target], trainable: bool) -> None:

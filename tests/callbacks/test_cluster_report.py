@@ -104,13 +104,14 @@ def test_report_without_a_data_module_or_planted_groups(
     assert isinstance(model, LightningModule)
 
 
-def test_pictures(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
-    """At the end and on demand after epochs, in files and for TensorBoard."""
+def test_pictures(make_trainer: Callable[..., Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the end and on demand after epochs, in files and for TensorBoard; with the table."""
     tensorboard = TensorBoardLogger(tmp_path, name="", version="")
     clustering = NetworkClusteringCallback([2, 6], ["heads.*.0", "heads.*.2"], warmup_epochs=1)
     report = ClusterReport(every_n_epochs=2)
     trainer = make_trainer(max_epochs=4, callbacks=[clustering, report], logger=tensorboard, log_every_n_steps=2)
     trainer.fit(Heads())
+    assert capsys.readouterr().out.count("heads.*.2") == 3
     names = {"flow.png", "coclustering-heads._.0.png", "history.png"}  # none for a layer with a cluster per task
     for folder in ("pictures", "pictures/epoch-2", "pictures/epoch-4"):
         files = {file.name: file for file in (tmp_path / folder).glob("*.png")}
@@ -155,6 +156,25 @@ def test_a_resumed_training_draws_all_of_its_history(make_trainer: Callable[...,
     _, whole = run(2)
     assert resumed.state_dict() == whole.state_dict()
     assert [step for step, _ in whole.state_dict()["losses"]["heads"]] == list(range(3, 13))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_loss_belongs_to_its_step(make_trainer: Callable[..., Trainer], first: bool) -> None:
+    """Whichever callback comes first; and a second training begins anew."""
+
+    class Log(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            logged[trainer.global_step] = float(trainer.logged_metrics["clustering/heads/loss"])
+
+    report, clustering = ClusterReport(pictures=False), NetworkClusteringCallback(2, "heads", warmup_steps=0)
+    callbacks = [report, clustering] if first else [clustering, report]
+    for _ in range(2):
+        logged: dict[int, float] = {}
+        trainer = make_trainer(max_epochs=1, callbacks=[*callbacks, Log()], log_every_n_steps=1)
+        trainer.fit(Heads())
+        losses = dict(report.state_dict()["losses"]["heads"])
+        assert list(losses) == list(range(1, 6 if first else 7))
+        assert losses == {step: logged[step] for step in losses}
 
 
 def test_a_long_history_is_thinned(make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:

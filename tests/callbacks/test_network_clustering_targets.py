@@ -199,6 +199,32 @@ def test_task_names(make_trainer: MakeTrainer) -> None:
             make_trainer(max_steps=2, callbacks=[callback]).fit(Heads())
 
 
+@pytest.mark.parametrize("names", ["abcdef", [1, 2, 3, 4, 5, 6]])
+def test_task_names_that_are_no_list_of_strings(names: Any) -> None:
+    with pytest.raises(InputError, match="task_names must be a list of strings, found"):
+        NetworkClusteringCallback(2, "heads", task_names=names)
+
+
+def test_tasks_in_another_order_are_refused(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """Weights are loaded by name, clusters and residuals by place."""
+    trainer = make_trainer(max_steps=4, callbacks=[NetworkClusteringCallback(2, "heads", warmup_steps=1)])
+    trainer.fit(Heads())
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    model = Heads()
+    model.heads = nn.ModuleDict(reversed(model.heads.items()))
+    other = make_trainer(max_steps=8, callbacks=[NetworkClusteringCallback(2, "heads", warmup_steps=1)])
+    with pytest.raises(InputError, match="the checkpoint has the tasks ant, .*fox; the module fox, .*ant"):
+        other.fit(model, ckpt_path=tmp_path / "it.ckpt")
+
+
+def test_freezing_right_after_the_first_clustering_warns(make_trainer: MakeTrainer) -> None:
+    """The warm-up in steps may outlast the epochs after which clusters are frozen."""
+    callback = NetworkClusteringCallback(2, "heads", warmup_steps=13, freeze_after_epochs=1)
+    with pytest.warns(UserWarning, match="heads is frozen right after its first clustering, since 2 epochs are over"):
+        make_trainer(max_epochs=3, callbacks=[callback]).fit(Heads())
+    assert callback.summary()["heads"]["frozen_at_step"] == 15
+
+
 def test_not_finite_weights_stop_the_training_and_leave_the_last_good_checkpoint(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
@@ -224,6 +250,7 @@ def test_not_finite_weights_stop_the_training_and_leave_the_last_good_checkpoint
     [
         ({"targets": "haeds"}, "the target 'haeds' names nothing in the module: no 'haeds' in Heads"),
         ({"targets": "heads", "num_clusters": None}, "num_clusters is needed for the target heads"),
+        ({"targets": "heads", "num_clusters": 2.0}, "must be in 1 .. 6 tasks, found 2.0"),
         ({"targets": "heads", "num_clusters": 7}, "num_clusters of heads must be in 1 .. 6 tasks, found 7"),
         ({"targets": ["heads.*.0", "heads.*.2"], "num_clusters": [2]}, "each of the 2 targets heads.*.0, heads.*.2"),
         ({"targets": None}, "Heads has no ClusterLinear layer .* name its per-task modules in targets"),

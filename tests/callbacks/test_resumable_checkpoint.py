@@ -2,9 +2,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch
 import pytest
 import torch
+from projects import Heads, HeadsMixin, rows_of, unshared
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lightning_ncmtl import NCMTL
 from lightning_ncmtl.callbacks import NetworkClusteringCallback, ResumableCheckpoint, StepSeed
@@ -63,4 +66,59 @@ def test_every_checkpoint_continues_exactly(
             assert torch.equal(value, resumed.state_dict()[name]), (step, name)
         torch.testing.assert_close(theirs, clusters, rtol=0, atol=0)
         assert found.validations == [row for row in seen.validations if row[0] > step], step
-        assert found.epochs == [row for row in seen.epochs if row[0] > step], step
+        # Behind a validation it is saved before the hooks of the epoch's end, and else among them.
+        assert found.epochs == [row for row in seen.epochs if row[0] > step or (row[0] == step and not settings)], step
+
+
+@pytest.mark.parametrize("monitor", [None, "val/loss"])
+@pytest.mark.parametrize("settings", [{}, {"val_check_interval": 3}, {"check_val_every_n_epoch": 1}])
+def test_no_checkpoint_is_lost(
+    settings: dict[str, Any], monitor: str | None, make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """It saves after the steps after which Lightning's own would."""
+    saved = []
+    for cls in (ModelCheckpoint, ResumableCheckpoint):
+        folder = tmp_path / cls.__name__
+        saving = cls(folder, "{step}", every_n_train_steps=3, save_top_k=-1, monitor=monitor)
+        trainer = make_trainer(max_epochs=2, callbacks=[saving], enable_checkpointing=True, **settings)
+        trainer.fit(Heads())
+        saved.append({int(file.stem.removeprefix("step=")) for file in folder.glob("*.ckpt")})
+    assert saved[1] >= saved[0]
+    # Nothing can be monitored before the first validation, which with most settings is after 6 steps.
+    assert saved[1] == ({6, 9, 12} if monitor and "val_check_interval" not in settings else {3, 6, 9, 12})
+
+
+def test_validation_by_time(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    saving = ResumableCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
+    make_trainer(max_epochs=1, callbacks=[saving], enable_checkpointing=True, val_check_interval="00:00:10:00").fit(
+        Heads()
+    )
+    assert sorted(file.stem for file in tmp_path.glob("*.ckpt")) == ["step=3", "step=6"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_it_comes_last_under_both_packages(first: bool, tmp_path: Path) -> None:
+    """Behind the clustering, so that it saves shared weights, whatever the order that was given."""
+
+    class Other(HeadsMixin, lightning.pytorch.LightningModule):
+        pass
+
+    clustering = NetworkClusteringCallback(2, "heads", warmup_steps=2)
+    saving = ResumableCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    lightning.pytorch.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        callbacks=[saving, clustering] if first else [clustering, saving],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(Other())
+    files = {int(file.stem.removeprefix("step=")): file for file in tmp_path.glob("*.ckpt")}
+    assert sorted(files) == list(range(1, 13))
+    for step, file in files.items():
+        content = torch.load(file, weights_only=True)
+        model = Heads()
+        model.load_state_dict(content["state_dict"])
+        assignment = content["callbacks"]["NetworkClusteringCallback"]["layers"]["heads"]["assignment"]
+        assert (assignment is not None) == (step > 2)
+        assert assignment is None or unshared(rows_of(model), assignment) == 0

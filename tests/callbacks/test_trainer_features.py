@@ -70,7 +70,7 @@ def test_the_kinds_of_tasks_are_found(model: Heads, make_trainer: MakeTrainer) -
 def test_gradient_accumulation(model: Heads, train: Train) -> None:
     trainer, _, steps = train(model, accumulate_grad_batches=4)  # 6 batches: 4, then the 2 that are left
     assert trainer.global_step == 4
-    assert steps == [3, 3, 4] or steps == [3, 3, 3, 3, 4]  # after the warm-up, in every batch
+    assert steps == [3, 3, 4]  # of the second epoch the batches 4 to 6, after the warm-up
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
@@ -228,6 +228,26 @@ def test_averaged_weights_of_a_cluster_are_equal(
         assert torch.equal(rows_of(saved), rows_of(model))
 
 
+@pytest.mark.parametrize("averaging", [WeightAveraging, EMAWeightAveraging])
+def test_a_training_with_averages_resumes_exactly(make_trainer: MakeTrainer, tmp_path: Path, averaging: Any) -> None:
+    def run(epochs: int, ckpt_path: Path | None = None) -> tuple[Trainer, Heads]:
+        torch.manual_seed(0)
+        model = Heads()
+        trainer = make_trainer(callbacks=[averaging(), clustering(warmup_steps=3)], max_epochs=epochs)
+        trainer.fit(model, ckpt_path=ckpt_path)
+        return trainer, model
+
+    class Save(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.save_checkpoint(tmp_path / "half.ckpt")
+
+    torch.manual_seed(0)
+    make_trainer(callbacks=[averaging(), clustering(warmup_steps=3), Save()], max_epochs=1).fit(Heads())
+    _, resumed = run(3, tmp_path / "half.ckpt")
+    _, whole = run(3)
+    assert torch.equal(rows_of(resumed), rows_of(whole))
+
+
 def test_an_average_is_the_mean_over_the_cluster_of_what_it_would_be(model: Heads, make_trainer: MakeTrainer) -> None:
     """With one cluster from the second step on, the running mean of weights is known by hand."""
     history: list[Tensor] = []
@@ -350,7 +370,6 @@ def test_training_on_with_the_same_trainer_keeps_the_clusters(model: Heads, make
     [
         {"barebones": True},
         {"profiler": "simple"},
-        {"max_time": "00:00:10:00"},
         {"precision": "16-true"},
         {"deterministic": True},
         {"detect_anomaly": True},

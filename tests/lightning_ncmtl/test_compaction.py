@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.export import Dim
 
-from lightning_ncmtl import NCMTL, compact, load, save
+from lightning_ncmtl import NCMTL, ClusterLinear, compact, count_parameters, load, save
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
-from lightning_ncmtl.compaction import count_parameters
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.encoders import HAN
 from lightning_ncmtl.errors import InputError
@@ -185,6 +184,113 @@ def test_what_cannot_be_saved_or_loaded(make_trainer: MakeTrainer, tmp_path: Pat
     (tmp_path / "it/settings.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match=re.escape("load(folder, module=...)")):
         load(tmp_path / "it")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_type_of_the_weights_is_kept(make_trainer: MakeTrainer, tmp_path: Path, dtype: torch.dtype) -> None:
+    model = Heads()
+    assignments = fit(model, ["heads"], make_trainer)
+    small = compact(model.to(dtype), assignments)
+    save(small, tmp_path / "it")
+    loaded = load(tmp_path / "it", module=Heads())
+    for name, value in small.state_dict().items():
+        assert loaded.state_dict()[name].dtype == dtype
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_compiled_modules_give_a_plain_one(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """Compiled as a whole, in a task, in a stack, or as a layer of ours."""
+
+    class Compiled(Stacked):
+        def __init__(self) -> None:
+            super().__init__()
+            self.binary = torch.compile(self.binary, backend="eager")  # type: ignore[assignment]
+            self.heads = Heads().heads
+            self.heads["bee"] = torch.compile(self.heads["bee"], backend="eager")  # type: ignore[assignment]
+            self.cluster = torch.compile(ClusterLinear(6, 8, 8, num_clusters=2), backend="eager")
+
+        def forward(self, x: Tensor, task_ids: Tensor) -> Tensor:
+            hidden = self.cluster(self.backbone(x).relu(), task_ids)
+            hidden = torch.einsum("bi,boi->bo", hidden, self.experts[task_ids]).tanh()
+            return self.binary(hidden).gather(1, task_ids.unsqueeze(1)).squeeze(1)
+
+    model = Compiled()
+    callback = NetworkClusteringCallback(2, ["binary", "heads", "cluster"], warmup_steps=2)
+    make_trainer(max_epochs=2, callbacks=[callback]).fit(model)
+    assert torch.equal(model.cluster.assignment, callback.assignments["cluster"])
+    small = compact(torch.compile(model.eval(), backend="eager"), callback.assignments)
+    assert not any(isinstance(module, torch._dynamo.OptimizedModule) for module in small.modules())
+    assert not any("_orig_mod" in name for name in small.state_dict())
+    torch.testing.assert_close(outputs(small), outputs(model), rtol=0, atol=1e-6)
+    default = NetworkClusteringCallback(warmup_steps=2)  # finds the layer of ours, under its plain name
+    make_trainer(max_epochs=1, callbacks=[default]).fit(Compiled())
+    assert list(default.assignments) == ["cluster"]
+
+
+def test_tasks_are_found_by_name(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """Not by their place, which another version of the module may have changed."""
+
+    class Reordered(Heads):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = nn.ModuleDict(reversed(self.heads.items()))
+
+    model = Heads()
+    assignments = fit(model, ["heads"], make_trainer, num_clusters=3)
+    save(compact(model, assignments), tmp_path / "it")
+    loaded = load(tmp_path / "it", module=Reordered())
+    x = torch.randn(5, 8)
+    for name, head in model.heads.items():
+        assert torch.equal(head(x), loaded.heads[name](x))  # type: ignore[operator, index]
+    renamed = Heads()
+    renamed.heads["gnu"] = renamed.heads.pop("fox")
+    with pytest.raises(InputError, match="other tasks in heads than were saved: ant, .*gnu instead of ant, .*fox"):
+        load(tmp_path / "it", module=renamed)
+
+
+def test_only_modules_are_built(tmp_path: Path, make_trainer: MakeTrainer) -> None:
+    """The folder may come from elsewhere."""
+    model = Heads()
+    save(compact(model, fit(model, ["heads"], make_trainer)), tmp_path / "it")
+    settings = json.loads((tmp_path / "it/settings.json").read_text())
+    settings |= {"class": "os.system", "hyper_parameters": {"command": f"touch {tmp_path / 'broken_into'}"}}
+    (tmp_path / "it/settings.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="the settings name os.system as the module, which is none"):
+        load(tmp_path / "it")
+    assert not (tmp_path / "broken_into").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("settings.json", "{"), ("settings.json", "{}"), ("settings.json", "[]"), ("model.safetensors", "half")],
+)
+def test_broken_folders(tmp_path: Path, make_trainer: MakeTrainer, file: str, content: str) -> None:
+    model = Heads()
+    save(compact(model, fit(model, ["heads"], make_trainer)), tmp_path / "it")
+    (tmp_path / "it" / file).write_text(content)
+    with pytest.raises(InputError, match="holds no compact module that can be read"):
+        load(tmp_path / "it", module=Heads())
+    (tmp_path / "it" / file).unlink()
+    with pytest.raises(InputError, match="holds no compact module"):
+        load(tmp_path / "it", module=Heads())
+
+
+def test_settings_that_json_would_change_are_not_used(tmp_path: Path) -> None:
+    class Indexed(LightningModule):
+        def __init__(self, names: dict[int, str]) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.heads = nn.ModuleList(nn.Linear(1, 1) for _ in names)
+
+    model = Indexed({0: "a", 1: "b"})
+    small = compact(model, {"heads": torch.tensor([0, 1])})
+    save(small, tmp_path / "it")
+    assert json.loads((tmp_path / "it/settings.json").read_text())["hyper_parameters"] is None
+    loaded = load(tmp_path / "it", module=Indexed({0: "a", 1: "b"}))
+    assert torch.equal(loaded.heads[1].weight, model.heads[1].weight)  # type: ignore[index, union-attr]
+    with pytest.raises(InputError, match="data must be plain JSON values"):
+        save(small, tmp_path / "other", {"names": {0: "a"}})
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")

@@ -23,6 +23,8 @@ class Model(nn.Module):
         self.offsets = nn.ParameterList(nn.Parameter(torch.randn(2)) for _ in range(3))
         self.binary = nn.Linear(6, 3)  # one output per task
         self.cluster = ClusterLinear(3, 4, 2, num_clusters=2)
+        self.odd = nn.Module()
+        self.odd.one, self.odd.other = nn.Parameter(torch.zeros(3, 2)), nn.Parameter(torch.zeros(2))
 
 
 @pytest.fixture
@@ -105,7 +107,8 @@ def test_a_second_path_to_the_same_module_is_no_tie(model: Model) -> None:
         ("heads.*.1", "heads.cats.1 has no parameters"),
         ("offsets.*.x", "no 'x' in Parameter"),
         ("backbone.*", "needs a ModuleList or ModuleDict at 'backbone', found Linear"),
-        ("heads.cats", r"neither a ModuleList .* heads.cats.0.weight \[4, 3\], heads.cats.0.bias \[4\]"),
+        ("heads.cats", "'heads.cats' holds several modules, heads.cats.0, heads.cats.2: name a ModuleList"),
+        ("odd", r"neither a ModuleList .* found odd.one \[3, 2\], odd.other \[2\]"),
         ("*.*", "cannot read the target"),
         ("heads*", "cannot read the target"),
         ("heads.*.0.*", "cannot read the target"),
@@ -117,16 +120,37 @@ def test_names_that_stand_for_nothing(model: Model, name: str, message: str) -> 
 
 
 def test_tasks_that_cannot_share(model: Model) -> None:
+    """The message names the first thing that differs."""
+    for wrong, message in (
+        (head(out=3), r"'cats' has 2.weight \[2, 4\] of torch.float32 where 'dogs' has 2.weight \[3, 4\]"),
+        (nn.Linear(3, 2), "'cats' has a Sequential where 'dogs' has a Linear"),
+        (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), "'cats' has 1 ReLU where 'dogs' has 1 Tanh"),
+        (nn.Sequential(*head(), nn.Identity()), r"'cats' has 0.weight \[4, 3\] .* where 'dogs' has 3 Identity"),
+        (
+            head().double(),
+            r"has 0.weight \[4, 3\] of torch.float32 where 'dogs' has 0.weight \[4, 3\] of torch.float64",
+        ),
+    ):
+        model.heads["dogs"] = wrong
+        with pytest.raises(InputError, match=f"'heads' need the same modules and parameters: .*{message}"):
+            find_targets(model, ["heads"])
     model.heads["dogs"] = head(out=3)
-    with pytest.raises(InputError, match=r"heads.cats.2.weight \[2, 4\].* and .*heads.dogs.2.weight \[3, 4\]"):
-        find_targets(model, ["heads"])
     assert find_targets(model, ["heads.*.0"])  # the parts that agree
-    model.heads["dogs"] = nn.Linear(3, 2)
-    with pytest.raises(InputError, match=r"need the same parameters, .* heads.dogs.weight \[2, 3\]"):
-        find_targets(model, ["heads"])
-    model.heads["dogs"] = head().double()
-    with pytest.raises(InputError, match="need the same parameters"):
-        find_targets(model, ["heads"])
+
+
+def test_parametrised_tasks_are_alike(model: Model) -> None:
+    """Parametrisations make a class of its own of every module."""
+    for child in model.listed:
+        nn.utils.parametrizations.weight_norm(child[0])
+    (target,) = find_targets(model, ["listed"])
+    assert target.read().shape == (3, 26 + 4)  # a length for each of four rows
+    nn.utils.parametrizations.weight_norm(model.binary)
+    assert find_targets(model, ["binary"])[0].read().shape == (3, 8)
+
+
+def test_several_task_layers_are_one_target(model: Model) -> None:
+    model.layers = nn.Sequential(TaskLinear(3, 4, 2), nn.ReLU(), TaskLinear(3, 2, 2))
+    assert find_targets(model, ["layers"])[0].read().shape == (3, 4 * 2 + 2 + 2 * 2 + 2)
 
 
 def test_tied_parameters(model: Model) -> None:
