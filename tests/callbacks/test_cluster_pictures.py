@@ -1,3 +1,4 @@
+import doctest
 from collections.abc import Sequence
 from itertools import combinations, pairwise, permutations
 
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.text import Text
 
+from lightning_ncmtl.callbacks import cluster_pictures
 from lightning_ncmtl.callbacks.cluster_pictures import coclustering, draw_coclustering, draw_flow, draw_history
 from lightning_ncmtl.errors import InputError
 
@@ -230,3 +232,9 @@ def test_history_with_a_loss_of_zero() -> None:
 def test_nothing_clustered(figure: Figure) -> None:
     for axes in laid_out(figure).axes:
         assert [text.get_text() for text in axes.texts] == ["not clustered"]
+
+
+def test_the_example_in_the_docstring() -> None:
+    """pytest would import the file a second time, under another name."""
+    assert doctest.testmod(cluster_pictures).attempted == 1
+    assert doctest.testmod(cluster_pictures).failed == 0
