@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
-from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.encoders._words import WordEncoder
 
 
-class HAN(nn.Module):
+class HAN(WordEncoder):
     """Words to sentences to a document: an LSTM with attention at each level.
 
     Args:
@@ -33,39 +33,10 @@ class HAN(nn.Module):
         bidirectional: bool = True,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout must be at least 0 and less than 1, found {dropout}")
-        if min(vocab_size, embedding_dim, hidden_size, num_layers) < 1:
-            raise InputError(
-                f"sizes must be at least 1, found {vocab_size=}, {embedding_dim=}, {hidden_size=}, {num_layers=}"
-            )
-        self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=0)
+        super().__init__(vocab_size, embedding_dim, dropout, hidden_size=hidden_size, num_layers=num_layers)
         self.words = _AttentiveLSTM(embedding_dim, hidden_size, num_layers, bidirectional, dropout)
         self.sentences = _AttentiveLSTM(self.words.out_features, hidden_size, num_layers, bidirectional, dropout)
-        self.dropout = nn.Dropout(dropout)
         self.out_features = self.sentences.out_features
-
-    @torch.no_grad()
-    def load_vectors(self, vectors: Tensor) -> None:
-        """Start from pretrained word vectors.
-
-        Args:
-            vectors: ``[V, embedding_dim]``, row ``i`` for the word with id ``i``. A row of NaN keeps its random start,
-                scaled to the spread of the vectors that are known.
-
-        Raises:
-            InputError: If the shape does not fit the embedding table.
-        """
-        rows, width = self.embedding.weight.shape
-        if vectors.shape[1] != width or len(vectors) > rows:
-            raise InputError(
-                f"word vectors {list(vectors.shape)} do not fit the encoder's embedding table {[rows, width]}: "
-                f"set the encoder's embedding_dim to {vectors.shape[1]} and its vocab_size to {len(vectors)} or more"
-            )
-        known = ~vectors.isnan().any(1)
-        self.embedding.weight *= vectors[known].std().to(self.embedding.weight)
-        self.embedding.weight[: len(vectors)][known] = vectors[known].to(self.embedding.weight)
 
     def forward(self, documents: Mapping[str, Tensor]) -> Tensor:
         """Encode documents.

@@ -1,0 +1,75 @@
+"""What the encoders of text have in common: word vectors, and documents as plain runs of words."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ncmtl.errors import InputError
+
+
+class WordEncoder(nn.Module):
+    """An encoder with an embedding table, which may start from pretrained vectors.
+
+    Args:
+        vocab_size: Rows of the embedding table; at least the number of words in the vocabulary.
+        embedding_dim: Size of the word vectors.
+        dropout: Must be at least 0 and less than 1.
+        sizes: Other sizes of the encoder, each at least 1.
+
+    Raises:
+        InputError: If one is out of range.
+    """
+
+    def __init__(self, vocab_size: int, embedding_dim: int, dropout: float, **sizes: int) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout must be at least 0 and less than 1, found {dropout}")
+        sizes = {"vocab_size": vocab_size, "embedding_dim": embedding_dim, **sizes}
+        if min(sizes.values()) < 1:
+            found = ", ".join(f"{name}={value}" for name, value in sizes.items())
+            raise InputError(f"sizes must be at least 1, found {found}")
+        self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=0)
+        self.dropout = nn.Dropout(dropout)
+
+    @torch.no_grad()
+    def load_vectors(self, vectors: Tensor) -> None:
+        """Start from pretrained word vectors.
+
+        Args:
+            vectors: ``[V, embedding_dim]``, row ``i`` for the word with id ``i``. A row of NaN keeps its random start,
+                scaled to the spread of the vectors that are known.
+
+        Raises:
+            InputError: If the shape does not fit the embedding table.
+        """
+        rows, width = self.embedding.weight.shape
+        if vectors.shape[1] != width or len(vectors) > rows:
+            raise InputError(
+                f"word vectors {list(vectors.shape)} do not fit the encoder's embedding table {[rows, width]}: "
+                f"set the encoder's embedding_dim to {vectors.shape[1]} and its vocab_size to {len(vectors)} or more"
+            )
+        known = ~vectors.isnan().any(1)
+        self.embedding.weight *= vectors[known].std().to(self.embedding.weight)
+        self.embedding.weight[: len(vectors)][known] = vectors[known].to(self.embedding.weight)
+
+
+def flatten(documents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The words of all documents, one after the other ``[W]``, and the number of words of each ``[B]``.
+
+    Args:
+        documents: As for :class:`lightning_ncmtl.encoders.HAN`.
+    """
+    tokens, lengths = documents["tokens"], documents["sentence_lengths"]
+    words = tokens[torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)]
+    ends = lengths.cumsum(0)[documents["document_lengths"].cumsum(0) - 1]
+    return words, ends.diff(prepend=ends.new_zeros(1))
+
+
+def pad(words: Tensor, lengths: Tensor, max_words: int) -> tuple[Tensor, Tensor]:
+    """Documents as rows ``[B, L]``, padded with 0, of their first ``max_words`` words; and the words kept of each."""
+    place = torch.arange(int(lengths.max().clamp(max=max_words)), device=words.device)
+    kept = lengths.clamp(max=max_words)
+    inside = place < kept.unsqueeze(1)
+    starts = lengths.cumsum(0) - lengths
+    return words[(starts.unsqueeze(1) + place).clamp(max=len(words) - 1)].where(inside, 0), kept

@@ -1,0 +1,48 @@
+"""A document as one run of words, read by an LSTM (Hochreiter & Schmidhuber, 1997)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from lightning_ncmtl.encoders._words import WordEncoder, flatten, pad
+
+
+class LSTM(WordEncoder):
+    """The last states of an LSTM over the words of a document.
+
+    Args:
+        vocab_size: Rows of the embedding table; at least the number of words in the vocabulary.
+        embedding_dim: Size of the word vectors (the paper: 200).
+        hidden_size: LSTM units per direction.
+        bidirectional: Whether the LSTM reads in both directions.
+        dropout: Dropout on word vectors and on document vectors.
+        max_words: Words of a document that are read, from its start.
+
+    Attributes:
+        out_features: Size of a document vector.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 30_000,
+        embedding_dim: int = 200,
+        hidden_size: int = 100,
+        bidirectional: bool = True,
+        dropout: float = 0.1,
+        max_words: int = 300,
+    ) -> None:
+        super().__init__(vocab_size, embedding_dim, dropout, hidden_size=hidden_size, max_words=max_words)
+        self.lstm = nn.LSTM(embedding_dim, hidden_size, bidirectional=bidirectional, batch_first=True)
+        self.max_words = max_words
+        self.out_features = hidden_size * (1 + bidirectional)
+
+    def forward(self, documents: Mapping[str, Tensor]) -> Tensor:
+        """Encode documents (as for :class:`lightning_ncmtl.encoders.HAN`) to ``[B, out_features]``."""
+        words, lengths = pad(*flatten(documents), self.max_words)
+        x = self.dropout(self.embedding(words))
+        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        _, (hidden, _) = self.lstm(packed)
+        out: Tensor = self.dropout(torch.cat(list(hidden), 1))
+        return out

@@ -1,0 +1,113 @@
+"""What holds for every encoder of text, and an oracle for each of the flat ones."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from torch import Tensor, nn
+
+from lightning_ncmtl import NCMTL
+from lightning_ncmtl.callbacks import NetworkClusteringCallback
+from lightning_ncmtl.datamodules import MultiDomainDataModule
+from lightning_ncmtl.encoders import HAN, LSTM, NGram, TextCNN
+from lightning_ncmtl.errors import InputError
+
+DOCUMENTS = [[[3, 4, 5], [6]], [[7, 8]], [[9, 3, 3, 3], [4, 5], [6, 7, 8]], [[1]]]
+ENCODERS: list[Callable[..., Any]] = [HAN, LSTM, NGram, TextCNN]
+
+
+def batch(documents: list[list[list[int]]]) -> dict[str, Tensor]:
+    sentences = [torch.tensor(sentence) for document in documents for sentence in document]
+    return {
+        "tokens": nn.utils.rnn.pad_sequence(sentences, batch_first=True),
+        "sentence_lengths": torch.tensor([len(sentence) for sentence in sentences]),
+        "document_lengths": torch.tensor([len(document) for document in documents]),
+    }
+
+
+def words(document: list[list[int]]) -> Tensor:
+    return torch.tensor([word for sentence in document for word in sentence])
+
+
+@pytest.mark.parametrize("make", ENCODERS)
+def test_a_document_does_not_depend_on_its_batch(make: Callable[..., Any]) -> None:
+    encoder = make(20, 6).eval()
+    together = encoder(batch(DOCUMENTS))
+    assert together.shape == (4, encoder.out_features)
+    for document, row in zip(DOCUMENTS, together, strict=True):
+        torch.testing.assert_close(encoder(batch([document]))[0], row)
+
+
+@pytest.mark.parametrize("make", ENCODERS)
+def test_all_parameters_learn(make: Callable[..., Any]) -> None:
+    encoder = make(20, 6)
+    encoder(batch(DOCUMENTS)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("make", ENCODERS)
+def test_pretrained_vectors_and_bad_sizes(make: Callable[..., Any]) -> None:
+    encoder = make(5, 2)
+    encoder.load_vectors(torch.tensor([[torch.nan, torch.nan], [1.0, 2.0], [3.0, 7.0]]))
+    assert encoder.embedding.weight[1:3].tolist() == [[1, 2], [3, 7]]
+    with pytest.raises(InputError, match="do not fit the encoder's embedding table"):
+        encoder.load_vectors(torch.zeros(5, 3))
+    with pytest.raises(InputError, match="sizes must be at least 1, found vocab_size=5, embedding_dim=0"):
+        make(5, 0)
+    with pytest.raises(InputError, match="dropout must be at least 0 and less than 1, found 1"):
+        make(5, 2, dropout=1)
+
+
+@pytest.mark.parametrize("make", ENCODERS)
+def test_it_trains_in_a_network(
+    make: Callable[..., Any], make_trainer: Callable[..., Trainer], datamodule: MultiDomainDataModule
+) -> None:
+    torch.manual_seed(0)
+    model = NCMTL(make(400, 8), num_tasks=4, cluster_features=(8,), num_clusters=(2,))
+    trainer = make_trainer(max_epochs=2, callbacks=[NetworkClusteringCallback(warmup_epochs=1)])
+    trainer.fit(model, datamodule=datamodule)
+    assert torch.isfinite(trainer.callback_metrics["val/loss"])
+
+
+def test_lstm_equals_one_that_is_not_packed() -> None:
+    encoder = LSTM(20, 6, hidden_size=3).eval()
+    for document, row in zip(DOCUMENTS, encoder(batch(DOCUMENTS)), strict=True):
+        _, (hidden, _) = encoder.lstm(encoder.embedding(words(document)).unsqueeze(0))
+        torch.testing.assert_close(row, hidden.flatten())
+
+
+@pytest.mark.parametrize("make", [LSTM, TextCNN])
+def test_long_documents_are_read_from_their_start(make: Callable[..., Any]) -> None:
+    encoder = make(20, 6, max_words=4).eval()
+    torch.testing.assert_close(encoder(batch([[[9, 3, 3, 3], [4, 5]]])), encoder(batch([[[9, 3], [3, 3], [8, 8, 8]]])))
+
+
+def test_text_cnn_equals_a_loop_over_windows() -> None:
+    encoder = TextCNN(20, 6, num_filters=5, widths=(2, 3)).eval()
+    for document, row in zip(DOCUMENTS, encoder(batch(DOCUMENTS)), strict=True):
+        expected = []
+        for filters, width in zip(encoder.filters, (2, 3), strict=True):
+            x = encoder.embedding(words(document))
+            x = torch.cat([x, x.new_zeros(max(0, width - len(x)), 6)])
+            windows = [x[start : start + width].T for start in range(len(x) - width + 1)]
+            every = torch.stack([(filters.weight * window).sum((1, 2)) + filters.bias for window in windows])
+            expected.append(every.amax(0).relu())
+        torch.testing.assert_close(row, torch.cat(expected))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_ngram_equals_a_loop_over_runs(n: int) -> None:
+    encoder = NGram(20, 6, n=n, num_buckets=7).eval()
+    nn.init.normal_(encoder.runs.weight)
+    for document, row in zip(DOCUMENTS, encoder(batch(DOCUMENTS)), strict=True):
+        ids = words(document).tolist()
+        vectors = [encoder.embedding.weight[word] for word in ids]
+        for size in range(2, n + 1):
+            for start in range(len(ids) - size + 1):
+                key = 0
+                for word in ids[start : start + size]:
+                    key = key * 1_000_003 + word
+                vectors.append(encoder.runs.weight[key % 7])
+        torch.testing.assert_close(row, torch.stack(vectors).mean(0))
