@@ -5,16 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 
 from lightning_ncmtl._lightning import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
-from lightning_ncmtl.clustering import Target, assign_tasks, check_backend, cluster_centers, find_targets, share
+from lightning_ncmtl.callbacks._averages import Averages
+from lightning_ncmtl.clustering import Target, assign_tasks, check_backend, find_targets, share
 from lightning_ncmtl.clustering.kmeans import Backend
 from lightning_ncmtl.clustering.sharing import own_weights
-from lightning_ncmtl.clustering.targets import plain_name
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import ClusterLinear, TaskLinear
+from lightning_ncmtl.layers import TaskLinear, cluster_layers
 
 _SHARDED = {"FSDPStrategy", "XLAFSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
 
@@ -126,7 +125,7 @@ class NetworkClusteringCallback(Callback):
         self.shared_start = shared_start
         self.preset = preset
         self._targets: dict[str, Target] = {}
-        self._average_targets: dict[int, dict[str, Target]] = {}  # by the id of an averaged copy of the module
+        self._averages = Averages({})
         self._states: dict[str, _LayerState] = {}
         self._tasks: list[str] = []
         self.losses: dict[str, tuple[int, Tensor]] = {}
@@ -176,7 +175,7 @@ class NetworkClusteringCallback(Callback):
         """Find the targets: now all layers exist, and a checkpoint has been restored."""
         names = self.targets
         if names is None:
-            names = list(_cluster_layers(pl_module))
+            names = list(cluster_layers(pl_module))
         if len(set(names)) < len(names):
             raise InputError(f"targets must differ, found {names}")
         if not names:
@@ -186,7 +185,7 @@ class NetworkClusteringCallback(Callback):
             )
         targets = find_targets(pl_module, names)
         self._targets = dict(zip(names, targets, strict=True))
-        self._average_targets = {}
+        self._averages = Averages(self._targets)
         theirs = self._tasks if self._states else None
         self._set_tasks(targets)
         if theirs is not None and theirs != self._tasks:  # a cluster number belongs to the place of a task
@@ -194,7 +193,7 @@ class NetworkClusteringCallback(Callback):
         clusters = self._clusters_per_target(pl_module)
         if any(1 < k < len(self._tasks) for k in clusters.values()):
             check_backend(self.backend)
-        for name, layer in _cluster_layers(pl_module).items():
+        for name, layer in cluster_layers(pl_module).items():
             layer.num_clusters = clusters.get(name, layer.num_clusters)
         if self._states:
             saved = {name: state.num_clusters for name, state in self._states.items()}
@@ -247,8 +246,7 @@ class NetworkClusteringCallback(Callback):
             self.losses[name] = (step, shared.loss)
             pl_module.log(f"clustering/{name}/loss", shared.loss)
             pl_module.log(f"clustering/{name}/changed", changed[name])
-        for average in _averages(trainer):
-            self._share_average(average)
+        self._averages.share(trainer, self.assignments)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly; CPU tensors and plain values."""
@@ -275,7 +273,7 @@ class NetworkClusteringCallback(Callback):
         elif self.num_clusters is not None:
             wanted = [self.num_clusters] * len(self._targets)
         else:
-            layers = _cluster_layers(pl_module)
+            layers = cluster_layers(pl_module)
             wanted = [layers[name].num_clusters if name in layers else None for name in self._targets]
         if len(wanted) != len(self._targets):
             raise InputError(
@@ -340,7 +338,7 @@ class NetworkClusteringCallback(Callback):
             lists = trainer.strategy.broadcast({name: assignment.tolist() for name, assignment in found.items()})
             found = {name: torch.tensor(values, device=rows[name].device) for name, values in lists.items()}
         changed = dict.fromkeys(rows, 0.0)
-        layers = _cluster_layers(pl_module) if due else {}
+        layers = cluster_layers(pl_module) if due else {}
         for name, state in due.items():
             new, old = found[name], state.assignment
             changed[name] = 1.0 if old is None else float((new != old.to(new.device)).double().mean())
@@ -350,21 +348,6 @@ class NetworkClusteringCallback(Callback):
                     layers[name].assignment = new.cpu()
             state.assignment = new
         return changed
-
-    def _share_average(self, average: nn.Module) -> None:
-        """Tasks of a cluster are equal in an average of weights, too, also from before they came together."""
-        if id(average) not in self._average_targets:
-            self._average_targets[id(average)] = {name: target.of(average) for name, target in self._targets.items()}
-        layers = _cluster_layers(average)
-        for name, target in self._average_targets[id(average)].items():
-            state = self._states[name]
-            if state.assignment is not None:
-                rows = target.read()
-                # In float64 the mean of equal numbers is exact, so that this changes nothing the second time.
-                assignment = state.assignment.to(rows.device)
-                target.write(cluster_centers(rows.double(), assignment, state.num_clusters)[assignment].to(rows.dtype))
-                if name in layers:
-                    layers[name].assignment = assignment.cpu()
 
     def _check_finite(self, rows: Mapping[str, Tensor], step: int) -> None:
         """Stop before k-means spreads a broken task to its cluster; on all ranks, which hold the same weights."""
@@ -393,15 +376,3 @@ class NetworkClusteringCallback(Callback):
         if state.residual is None:
             return torch.zeros_like(rows, dtype=torch.promote_types(rows.dtype, torch.float32))
         return state.residual.to(rows.device)
-
-
-def _cluster_layers(module: nn.Module) -> dict[str, ClusterLinear]:
-    """Our own layers by their names, whether compiled or not."""
-    return {plain_name(name): m for name, m in module.named_modules() if isinstance(m, ClusterLinear)}
-
-
-def _averages(trainer: Trainer) -> list[nn.Module]:
-    """The averaged copies of the module that Lightning's WeightAveraging and StochasticWeightAveraging keep."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    found = [getattr(callback, "_average_model", None) for callback in callbacks]
-    return [copy.module if isinstance(copy, AveragedModel) else copy for copy in found if copy is not None]

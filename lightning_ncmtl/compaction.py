@@ -16,9 +16,9 @@ from torch.nn.utils import parametrize
 
 from lightning_ncmtl._lightning import instantiate_module
 from lightning_ncmtl.clustering import find_targets
-from lightning_ncmtl.clustering.targets import plain_name, uncompiled
+from lightning_ncmtl.clustering.targets import uncompiled
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import ClusterLinear, CompactLinear, TaskLinear
+from lightning_ncmtl.layers import CompactLinear, TaskLinear, cluster_layers
 
 Module = TypeVar("Module", bound=nn.Module)
 _SETTINGS, _WEIGHTS = "settings.json", "model.safetensors"
@@ -162,8 +162,7 @@ def load(folder: str | Path, module: nn.Module | None = None) -> nn.Module:
 
 def _own_assignments(module: nn.Module) -> dict[str, Tensor]:
     """Those of our layers that have been clustered."""
-    layers = {plain_name(name): layer for name, layer in module.named_modules() if isinstance(layer, ClusterLinear)}
-    return {name: layer.assignment for name, layer in layers.items() if layer.assignment.min() >= 0}
+    return {name: layer.assignment for name, layer in cluster_layers(module).items() if layer.assignment.min() >= 0}
 
 
 def _remove_compilation(module: nn.Module) -> None:

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from lightning_ncmtl.clustering.targets import plain_name
 from lightning_ncmtl.errors import InputError
 
 
@@ -154,6 +155,11 @@ class ClusterLinear(TaskLinear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_clusters={self.num_clusters}"
+
+
+def cluster_layers(module: nn.Module) -> dict[str, ClusterLinear]:
+    """The :class:`ClusterLinear` layers of a module by their names, whether they are compiled or not."""
+    return {plain_name(name): layer for name, layer in module.named_modules() if isinstance(layer, ClusterLinear)}
 
 
 class CompactLinear(nn.Module):
