@@ -20,6 +20,7 @@ SCRIPT = Path(__file__).parents[1] / "support/ddp_fit.py"
         ("heads", 3, "none", [], 4 * 7),  # 33 documents on each rank, in batches of 5
         ("present_heads", 2, "find_unused", [], 4 * 10),
         ("heads", 2, "spawn", [], 4 * 10),
+        ("heads", 2, "averages", [], 4 * 10),
     ],
 )
 def test_ranks_stay_equal(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from projects import Heads, data, rows_of, unshared
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -27,11 +28,18 @@ class CompareRanks(Callback):
         self.folder = folder
         self.steps = self.unequal = self.unshared = 0
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Once more, with the weights that training leaves: averages, if there are any."""
+        self._compare(trainer, pl_module)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self.steps += 1
+        self._compare(trainer, pl_module)
+
+    def _compare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         state = torch.cat([value.detach().double().flatten() for value in pl_module.state_dict().values()])
         states = [torch.empty_like(state) for _ in range(trainer.world_size)]
         torch.distributed.all_gather(states, state)
-        self.steps += 1
         self.unequal += any(not torch.equal(state, other) for other in states)
         for name, assignment in self.clustering.assignments.items():
             if name == "heads":
@@ -87,6 +95,7 @@ def main(folder: Path, project: str, devices: int, option: str) -> None:
         "present_heads": lambda: heads(PresentHeads),
         "ncmtl": ncmtl,
     }[project]()
+    averages = [EMAWeightAveraging(decay=0.9)] if option == "averages" else []
     Trainer(
         max_epochs=4,
         accelerator="cpu",
@@ -101,7 +110,7 @@ def main(folder: Path, project: str, devices: int, option: str) -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[callback, StepSeed(), CompareRanks(callback, folder)],
+        callbacks=[callback, StepSeed(), *averages, CompareRanks(callback, folder)],
     ).fit(model, **loaders)
 
 
