@@ -109,7 +109,9 @@ def test_16_mixed_where_the_scaler_skips_steps(model: Heads, train: Train) -> No
     assert rows_of(model).isfinite().all()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore:Guards may run slower"
+)
 def test_compiled_modules(model: Heads, make_trainer: MakeTrainer) -> None:
     """A compiled part and a compiled whole give the clusters and weights of the plain module."""
 

@@ -198,7 +198,9 @@ def test_the_type_of_the_weights_is_kept(make_trainer: MakeTrainer, tmp_path: Pa
         assert torch.equal(loaded.state_dict()[name], value)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore:Guards may run slower"
+)
 def test_compiled_modules_give_a_plain_one(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     """Compiled as a whole, in a task, in a stack, or as a layer of ours."""
 
@@ -293,7 +295,9 @@ def test_settings_that_json_would_change_are_not_used(tmp_path: Path) -> None:
         save(small, tmp_path / "other", {"names": {0: "a"}})
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning", "ignore:Guards may run slower"
+)
 def test_torch_export(
     make_model: Callable[..., NCMTL], make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
 ) -> None:
@@ -324,7 +328,9 @@ def test_torch_export(
         torch.testing.assert_close(program.module()(pad(inputs), task_ids), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning", "ignore:Guards may run slower"
+)
 @pytest.mark.parametrize(("make", "targets"), [(Heads, ["heads"]), (Stacked, ["experts", "binary"])])
 def test_torch_export_of_user_modules(make: type[Heads], targets: list[str], make_trainer: MakeTrainer) -> None:
     model = make()
