@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_ncmtl._lightning import Trainer
 from lightning_ncmtl.clustering import Target, cluster_centers
-from lightning_ncmtl.layers import cluster_layers
+from lightning_ncmtl.layers import ClusterLinear, cluster_layers
 
 
 class Averages:
@@ -23,17 +23,19 @@ class Averages:
 
     def __init__(self, targets: Mapping[str, Target]) -> None:
         self._targets = targets
-        self._copies: dict[int, dict[str, Target]] = {}  # the targets in each copy, by its id
+        # The targets and the layers of ours in each copy, by its id: looked up once
+        self._copies: dict[int, tuple[dict[str, Target], dict[str, ClusterLinear]]] = {}
 
     @torch.no_grad()
     def share(self, trainer: Trainer, assignments: Mapping[str, Tensor]) -> None:
         """Give the tasks of each cluster the same weights in every average; a second time it changes nothing."""
         for average in _find(trainer):
             if id(average) not in self._copies:
-                self._copies[id(average)] = {name: target.of(average) for name, target in self._targets.items()}
-            layers = cluster_layers(average)
+                targets = {name: target.of(average) for name, target in self._targets.items()}
+                self._copies[id(average)] = (targets, cluster_layers(average))
+            targets, layers = self._copies[id(average)]
             for name, assignment in assignments.items():
-                target = self._copies[id(average)][name]
+                target = targets[name]
                 rows = target.read()
                 groups = assignment.to(rows.device)
                 # In float64 the mean of equal numbers is exact.

@@ -338,14 +338,13 @@ class NetworkClusteringCallback(Callback):
             lists = trainer.strategy.broadcast({name: assignment.tolist() for name, assignment in found.items()})
             found = {name: torch.tensor(values, device=rows[name].device) for name, values in lists.items()}
         changed = dict.fromkeys(rows, 0.0)
-        layers = cluster_layers(pl_module) if due else {}
         for name, state in due.items():
             new, old = found[name], state.assignment
             changed[name] = 1.0 if old is None else float((new != old.to(new.device)).double().mean())
             if changed[name]:
                 state.trace.append([step, new.tolist()])
-                if name in layers:
-                    layers[name].assignment = new.cpu()
+                if (layer := cluster_layers(pl_module).get(name)) is not None:
+                    layer.assignment = new.cpu()
             state.assignment = new
         return changed
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from projects import Heads, rows_of, unshared
+from projects import Heads, Stacked, rows_of, unshared
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
@@ -19,21 +19,6 @@ from lightning_ncmtl.callbacks import NetworkClusteringCallback
 from lightning_ncmtl.errors import InputError
 
 MakeTrainer = Callable[..., Trainer]
-
-
-class Stacked(Heads):
-    """The same tasks with one stacked parameter, and an output layer whose rows are tasks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        del self.heads
-        self.experts = nn.Parameter(torch.randn(6, 5, 8))
-        self.binary = nn.Linear(5, 6)
-
-    def forward(self, x: Tensor, task_ids: Tensor) -> Tensor:
-        x = self.backbone(x).relu()
-        hidden = torch.einsum("bi,boi->bo", x, self.experts[task_ids]).tanh()
-        return self.binary(hidden).gather(1, task_ids.unsqueeze(1)).squeeze(1)
 
 
 def test_a_layer_per_part_of_the_heads(make_trainer: MakeTrainer) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from projects import Heads, data, rows_of, unshared
+from projects import Heads, Stacked, data, rows_of, unshared
 from pytorch_lightning import LightningModule, Trainer
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -20,18 +20,6 @@ from lightning_ncmtl.errors import InputError
 
 MakeTrainer = Callable[..., Trainer]
 Fitted = tuple[Heads, dict[str, Tensor]]
-
-
-class Stacked(Heads):
-    def __init__(self) -> None:
-        super().__init__()
-        del self.heads
-        self.experts = nn.Parameter(torch.randn(6, 5, 8))
-        self.binary = nn.Linear(5, 6)
-
-    def forward(self, x: Tensor, task_ids: Tensor) -> Tensor:
-        hidden = torch.einsum("bi,boi->bo", self.backbone(x).relu(), self.experts[task_ids]).tanh()
-        return self.binary(hidden).gather(1, task_ids.unsqueeze(1)).squeeze(1)
 
 
 class Normed(Heads):

@@ -54,6 +54,21 @@ class Heads(HeadsMixin, LightningModule):
     pass
 
 
+class Stacked(Heads):
+    """The same tasks with one stacked parameter, and an output layer whose rows are tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.heads
+        self.experts = nn.Parameter(torch.randn(6, 5, 8))
+        self.binary = nn.Linear(5, 6)
+
+    def forward(self, x: Tensor, task_ids: Tensor) -> Tensor:
+        x = self.backbone(x).relu()
+        hidden = torch.einsum("bi,boi->bo", x, self.experts[task_ids]).tanh()
+        return self.binary(hidden).gather(1, task_ids.unsqueeze(1)).squeeze(1)
+
+
 def data(rows: int = 96, seed: int = 0) -> TensorDataset:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, 4, generator=generator)

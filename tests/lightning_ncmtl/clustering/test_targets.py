@@ -21,6 +21,7 @@ class Model(nn.Module):
         self.listed = nn.ModuleList(head() for _ in range(3))
         self.experts = nn.Parameter(torch.randn(3, 2, 4))
         self.offsets = nn.ParameterList(nn.Parameter(torch.randn(2)) for _ in range(3))
+        self.scales = nn.ParameterDict({name: nn.Parameter(torch.randn(4)) for name in ("cats", "dogs", "fish")})
         self.binary = nn.Linear(6, 3)  # one output per task
         self.cluster = ClusterLinear(3, 4, 2, num_clusters=2)
         self.odd = nn.Module()
@@ -52,6 +53,7 @@ def test_a_module_dict_gives_one_row_per_child(model: Model) -> None:
         ("listed.*.2", 10),
         ("experts", 8),
         ("offsets", 2),
+        ("scales", 4),
         ("binary", 7),
         ("binary.weight", 6),
         ("cluster", 10),
@@ -177,9 +179,10 @@ def test_frozen_overlapping_lazy_and_integer_parameters(model: Model) -> None:
     model.listed = nn.ModuleList(nn.LazyLinear(2) for _ in range(3))
     with pytest.raises(InputError, match="listed.0.weight has no shape yet"):
         find_targets(model, ["listed"])
-    model.experts = nn.Parameter(torch.zeros(3, 2, dtype=torch.int64), requires_grad=False)
-    with pytest.raises(InputError, match="experts cannot be clustered: it holds torch.int64"):
-        find_targets(model, ["experts"])
+    for dtype in (torch.int64, torch.complex64):
+        model.experts = nn.Parameter(torch.zeros(3, 2, dtype=dtype), requires_grad=False)
+        with pytest.raises(InputError, match=f"experts cannot be clustered: it holds {dtype}"):
+            find_targets(model, ["experts"])
 
 
 def test_targets_have_the_same_tasks(model: Model) -> None:
