@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class ClusterReport(Callback):
     And in ``pictures/``, for TensorBoard, too, if it is among the loggers: ``flow.png``, the tasks' way through the
     layers (the paper, Fig. 4); ``coclustering-NAME.png``, how long each two tasks shared a cluster of a layer; and
     ``history.png``, the clustering loss and the changes of cluster over the steps of training.
+
+    Without a :class:`lightning_ncmtl.callbacks.NetworkClusteringCallback` it only shows how well each task does.
 
     Args:
         pictures: Whether to draw.
@@ -72,7 +74,8 @@ class ClusterReport(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        if trainer.is_global_zero and self.every_n_epochs is not None and epoch % self.every_n_epochs == 0:
+        due = self.every_n_epochs is not None and epoch % self.every_n_epochs == 0
+        if trainer.is_global_zero and due and _clustering(trainer) is not None:
             report = self.report(trainer)
             self._write(report)
             self._draw(trainer, f"epoch-{epoch}")
@@ -86,19 +89,21 @@ class ClusterReport(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """An interrupted training leaves its clusters, too."""
-        if trainer.is_global_zero and self._directory is not None:
+        if trainer.is_global_zero and self._directory is not None and _clustering(trainer) is not None:
             self._write(self.report(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        report = self.report(trainer)
-        self._write(report)
-        self._draw(trainer)
         console = Console()
-        console.print(_cluster_table(report))
-        if accuracy := _accuracies(trainer):
-            console.print(_accuracy_table(accuracy))
+        if _clustering(trainer) is not None:
+            report = self.report(trainer)
+            self._write(report)
+            self._draw(trainer)
+            console.print(_cluster_table(report))
+        table = _accuracy_table(trainer.callback_metrics)
+        if table.row_count:
+            console.print(table)
         console.print(f"Run directory: {escape(str(self._directory))}", soft_wrap=True)
 
     def _write(self, report: dict[str, Any]) -> None:
@@ -167,13 +172,6 @@ def _tasks(trainer: Trainer) -> list[str]:
     return list(domains) if numbered and domains and len(domains) == len(tasks) else tasks
 
 
-def _accuracies(trainer: Trainer) -> dict[str, float]:
-    """Accuracy of the last validation, by task; the average under ``""``."""
-    prefix = "val/accuracy"
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
-    return {name.removeprefix(prefix).removeprefix("/"): value for name, value in metrics.items()}
-
-
 def _cluster_table(report: dict[str, Any]) -> Table:
     table = Table("layer", "clusters", title="Clusters", title_justify="left")
     for name, layer in report["layers"].items():
@@ -198,12 +196,14 @@ def _cluster_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def _accuracy_table(accuracy: dict[str, float]) -> Table:
+def _accuracy_table(metrics: Mapping[str, Any]) -> Table:
+    """Accuracy of the last validation."""
     table = Table("task", "accuracy", title="Validation", title_justify="left")
-    for task, value in sorted(accuracy.items()):
-        if task:
-            table.add_row(escape(task), f"{value:.3f}")
+    prefix = "val/accuracy/"
+    for name in sorted(name for name in metrics if name.startswith(prefix)):
+        table.add_row(escape(name.removeprefix(prefix)), f"{float(metrics[name]):.3f}")
     table.add_section()
-    if "" in accuracy:
-        table.add_row("average", f"{accuracy['']:.3f}")
+    for name, label in (("val/accuracy", "average"), ("val/accuracy_clean", "average without copies")):
+        if name in metrics:
+            table.add_row(label, f"{float(metrics[name]):.3f}")
     return table

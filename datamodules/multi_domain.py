@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from lightning_ncmtl._lightning import LightningDataModule, rank_zero_info
+from lightning_ncmtl.datamodules.copies import Flags, Integers, deal_folds, find_pairs, group_copies, repeats
 from lightning_ncmtl.datamodules.sampling import Balance, FixedBatchSampler, MixedBatchLoader, MixedBatchSampler
 from lightning_ncmtl.datamodules.sources import Source, Split
 from lightning_ncmtl.datamodules.text import collate, encode, train_tokenizer
@@ -27,6 +28,10 @@ class MultiDomainDataModule(LightningDataModule):
     The vocabulary is learned from training documents alone. It travels in the checkpoint together with the domains, so
     that a checkpoint is enough to predict on raw text.
 
+    Copies of documents (see :func:`lightning_ncmtl.datamodules.copies.find_copies`) never fall into different folds.
+    Other splits are taken as they are: batches of validation and test tell which documents are ``clean``, without a
+    copy among the documents trained on, and ``deduplicate`` makes all of them so.
+
     Args:
         source: Where documents come from.
         domains: The domains to use, in this order (the order of the task ids); all by default.
@@ -36,6 +41,8 @@ class MultiDomainDataModule(LightningDataModule):
         validation_size: The last documents of each domain's training split that validate instead.
         folds: Instead, divide each domain and label into this many parts (the paper: 10) ...
         fold: ... and validate on this part, from 0.
+        deduplicate: Do not train on documents that have a copy in validation, or in the test split if there is one;
+            of that split, nothing but the texts is used for this.
         vocab_size: Upper bound on the number of words; the encoder's ``vocab_size`` must be at least this.
         min_frequency: Rarer words become unknown.
         max_words: Sentences are cut into pieces of at most this many words.
@@ -48,7 +55,11 @@ class MultiDomainDataModule(LightningDataModule):
     Attributes:
         domains: Names of the domains; the place of a name is its task id.
         tokenizer: The vocabulary, or ``None`` before it was learned or restored.
-        counts: Per stage: documents, with invalid characters, empty, truncated.
+        counts: Per stage: documents, with invalid characters, empty, truncated; of validation and test, also those
+            with a copy in training.
+        copies: Per domain, of what was set up: documents (``train``, ``validation``, ``test``) and how many of them
+            repeat an earlier training document (``train copies``) or have a copy in training (``validation copies``,
+            ``test copies``).
 
     Raises:
         InputError: If settings or documents cannot be used.
@@ -64,6 +75,7 @@ class MultiDomainDataModule(LightningDataModule):
         validation_size: int = 200,
         folds: int | None = None,
         fold: int = 0,
+        deduplicate: bool = False,
         vocab_size: int = 30_000,
         min_frequency: int = 2,
         max_words: int = 50,
@@ -96,6 +108,7 @@ class MultiDomainDataModule(LightningDataModule):
         self.validation_size = validation_size
         self.folds = folds
         self.fold = fold
+        self.deduplicate = deduplicate
         self.vocab_size = vocab_size
         self.min_frequency = min_frequency
         self.max_words = max_words
@@ -106,6 +119,9 @@ class MultiDomainDataModule(LightningDataModule):
         self.seed = seed
         self.tokenizer: Tokenizer | None = None
         self.counts: dict[Stage, dict[str, int]] = {}
+        self.copies: dict[str, dict[str, int]] = {}
+        self._documents: dict[Split, Dataset] = {}
+        self._pairs: dict[tuple[Split, ...], Integers] = {}
         self._texts: dict[Stage, Dataset] = {}
         self._encoded: dict[Stage, Dataset] = {}
 
@@ -121,11 +137,15 @@ class MultiDomainDataModule(LightningDataModule):
         return None if planted is None else {domain: planted[domain] for domain in self.domains}
 
     def setup(self, stage: str) -> None:
-        """Read and check the documents that a stage needs. A test split is read by ``test`` alone."""
+        """Read and check the documents that a stage needs.
+
+        A test split is read by ``test``, and to deduplicate. ``test`` reads the training split too, to tell which
+        documents are clean.
+        """
         if stage in ("fit", "validate"):
             self._split_training_documents()
         elif stage == "test":
-            self._set_texts("test", self._read("test"))
+            self._set_test_documents()
         elif stage == "predict":
             self._set_texts("predict", self._read_predict())
         if stage == "fit" and self.tokenizer is None:
@@ -155,6 +175,10 @@ class MultiDomainDataModule(LightningDataModule):
     def predict_dataloader(self) -> MixedBatchLoader:
         return self._loader("predict")
 
+    def documents(self, stage: Stage) -> Dataset:
+        """The documents of a stage that was set up: ``text``, ``label``, ``task_id``, ``index``, perhaps ``clean``."""
+        return self._texts[stage]
+
     def predict_texts(self) -> Iterator[tuple[str, str]]:
         """Domain and text of what ``predict`` reads, in the order of ``index``."""
         documents = self._texts["predict"]
@@ -177,30 +201,91 @@ class MultiDomainDataModule(LightningDataModule):
 
     def _split_training_documents(self) -> None:
         documents = self._read("train")
+        splits: tuple[Split, ...] = ("train",)
+        if self.deduplicate and "test" in self.source.splits():
+            splits = ("train", "test")
+        groups_of_all = self._group(*splits)
+        groups = self._group("train")  # alone, so that the folds do not depend on the test split
+        held_out = self._hold_out(documents, groups)
+        used = ~held_out
+        if self.deduplicate:
+            used &= ~self._find_leaks(groups_of_all, held_out)
+        clean = ~np.isin(groups, groups[used])
+        self._set_texts("train", documents.select(np.flatnonzero(used)))
+        self._set_texts("validation", documents.add_column("clean", clean).select(np.flatnonzero(held_out)))
+        self._count_copies("train", repeats(groups[used]))
+        self._count_copies("validation", ~clean[held_out])
+
+    def _set_test_documents(self) -> None:
+        documents = self._read("test")
+        if "train" not in self.source.splits():
+            rank_zero_info("test: without a training split, nothing tells which documents have a copy in training")
+            self._set_texts("test", documents)
+            return
+        groups = self._group("train", "test")
+        if "train" not in self._texts:
+            self._split_training_documents()
+        clean = ~np.isin(groups[-len(documents) :], groups[_integers(self._texts["train"], "index")])
+        self._set_texts("test", documents.add_column("clean", clean))
+        self._count_copies("test", ~clean)
+
+    def _hold_out(self, documents: Dataset, groups: Integers) -> Flags:
+        """Which training documents ``[n]`` validate."""
+        tasks = _integers(documents, "task_id")
+        if self.folds is not None:
+            strata = tasks * self.num_classes + _integers(documents, "label")
+            return np.asarray(deal_folds(groups, strata, self.folds, self.seed) == self.fold)
         held_out = np.zeros(len(documents), dtype=bool)
-        tasks, labels = np.array(documents["task_id"]), np.array(documents["label"])
-        if self.folds is None:
-            for task, domain in enumerate(self.domains):
-                members = np.flatnonzero(tasks == task)
-                if not 0 < self.validation_size < len(members):
-                    raise InputError(
-                        f"validation_size must be between 1 and {len(members) - 1}, one less than the training "
-                        f"documents of {domain!r}, found {self.validation_size}"
-                    )
-                held_out[members[-self.validation_size :]] = True
-        else:
-            rng = np.random.default_rng(self.seed)
-            for group in np.unique(np.stack([tasks, labels]), axis=1).T:
-                members = rng.permutation(np.flatnonzero((tasks == group[0]) & (labels == group[1])))
-                held_out[members[self.fold :: self.folds]] = True
-        self._set_texts("train", documents.select(np.flatnonzero(~held_out)))
-        self._set_texts("validation", documents.select(np.flatnonzero(held_out)))
+        for task, domain in enumerate(self.domains):
+            members = np.flatnonzero(tasks == task)
+            if not 0 < self.validation_size < len(members):
+                raise InputError(
+                    f"validation_size must be between 1 and {len(members) - 1}, one less than the training "
+                    f"documents of {domain!r}, found {self.validation_size}"
+                )
+            held_out[members[-self.validation_size :]] = True
+        return held_out
+
+    def _find_leaks(self, groups: Integers, held_out: Flags) -> Flags:
+        """Which training documents ``[n]`` have a copy in validation, or in a test split, whose groups come last."""
+        count = len(held_out)
+        leaks = np.isin(groups[:count], np.concatenate([groups[:count][held_out], groups[count:]]))
+        where = "validation" if len(groups) == count else "validation or test"
+        rank_zero_info(
+            f"train: dropped {(leaks & ~held_out).sum():,} of {(~held_out).sum():,} documents, with a copy in {where}"
+        )
+        left = np.bincount(_integers(self._read("train"), "task_id")[~leaks], minlength=self.num_tasks)
+        if not left.all():
+            raise InputError(
+                f"every training document of {self.domains[left.argmin()]!r} has a copy in {where}: "
+                f"set data.deduplicate to false, or leave the domain out of data.domains"
+            )
+        return leaks
+
+    def _group(self, *splits: Split) -> Integers:
+        """The groups of copies among the documents of some splits, in this order."""
+        documents = [self._read(split) for split in splits]
+        if splits not in self._pairs:
+            pairs = find_pairs([text for part in documents for text in part["text"][:]])
+            self._pairs.update({splits[:end]: pairs for end in range(1, len(splits) + 1)})  # good for the first as well
+        return group_copies(self._pairs[splits], sum(map(len, documents)))
+
+    def _count_copies(self, stage: Stage, copied: Flags) -> None:
+        tasks = _integers(self._texts[stage], "task_id")
+        for task, domain in enumerate(self.domains):
+            own = copied[tasks == task]
+            self.copies.setdefault(domain, {}).update({stage: len(own), f"{stage} copies": int(own.sum())})
 
     def _set_texts(self, stage: Stage, texts: Dataset) -> None:
         self._texts[stage] = texts
         self._encoded.pop(stage, None)
 
     def _read(self, split: Split) -> Dataset:
+        if split not in self._documents:
+            self._documents[split] = self._read_source(split)
+        return self._documents[split]
+
+    def _read_source(self, split: Split) -> Dataset:
         columns: dict[str, list[Any]] = {"text": [], "label": [], "task_id": []}
         for task, domain in enumerate(self.domains):
             before = len(columns["text"])
@@ -245,8 +330,8 @@ class MultiDomainDataModule(LightningDataModule):
         dataset = self._encode(stage)
         overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         sampler = (FixedBatchSampler if overfit else MixedBatchSampler)(
-            dataset["task_id"],
-            dataset["length"],
+            dataset["task_id"][:],
+            dataset["length"][:],
             self.batch_size,
             balance=self.balance,
             shuffle=shuffle,
@@ -254,9 +339,9 @@ class MultiDomainDataModule(LightningDataModule):
             num_replicas=1 if self.trainer is None else self.trainer.world_size,
             rank=0 if self.trainer is None else self.trainer.global_rank,
         )
-        columns = ["tokens", "sentence_lengths", "task_id", "label", "index"]
+        columns = ["tokens", "sentence_lengths", "task_id", "label", "index", "clean"]
         return MixedBatchLoader(
-            dataset.select_columns(columns),
+            dataset.select_columns([column for column in columns if column in dataset.column_names]),
             sampler=sampler,
             batch_size=None,  # the sampler yields whole batches
             collate_fn=collate,  # type: ignore[arg-type]  # of columns, as the rows come from one look-up
@@ -267,7 +352,8 @@ class MultiDomainDataModule(LightningDataModule):
     def _encode(self, stage: Stage) -> Dataset:
         if stage not in self._encoded:
             if self.tokenizer is None:  # an untrained model is validated or tested, without a checkpoint
-                self._split_training_documents()
+                if "train" not in self._texts:
+                    self._split_training_documents()
                 self._learn_vocabulary()
             dataset = self._texts[stage].map(
                 encode,
@@ -280,13 +366,15 @@ class MultiDomainDataModule(LightningDataModule):
                 },
                 desc=f"Tokenising {stage}",
             )
-            invalid = sum("\ufffd" in text for text in dataset["text"])
+            invalid = sum("\ufffd" in text for text in dataset["text"][:])
             self.counts[stage] = counts = {
                 "documents": len(dataset),
                 "with invalid characters": invalid,
-                "empty": sum(dataset["empty"]),
-                "truncated": sum(dataset["truncated"]),
+                "empty": sum(dataset["empty"][:]),
+                "truncated": sum(dataset["truncated"][:]),
             }
+            if "clean" in dataset.column_names:
+                counts["with a copy in training"] = len(dataset) - sum(dataset["clean"][:])
             self._encoded[stage] = dataset
             rank_zero_info(f"{stage}: " + ", ".join(f"{value:,} {what}" for what, value in counts.items()))
         return self._encoded[stage]
@@ -294,6 +382,10 @@ class MultiDomainDataModule(LightningDataModule):
 
 def _with_index(columns: dict[str, list[Any]]) -> Dataset:
     return Dataset.from_dict({**columns, "index": range(len(columns["text"]))})
+
+
+def _integers(dataset: Dataset, column: str) -> Integers:
+    return np.array(dataset[column][:], dtype=np.int64)  # at once: iterating over a column is slow
 
 
 def _read_rows(path: Path) -> Iterable[Mapping[str, Any]]:

@@ -12,7 +12,11 @@ PADDING, UNKNOWN = "[PAD]", "[UNK]"
 _SENTENCE_END = re.compile(r"[.!?]+")
 
 
-class Batch(TypedDict):
+class _Evaluated(TypedDict, total=False):
+    clean: Tensor
+
+
+class Batch(_Evaluated):
     """Documents of several tasks, B in all.
 
     Attributes:
@@ -21,6 +25,8 @@ class Batch(TypedDict):
         task_ids: ``[B]``, the task of each document.
         labels: ``[B]``, the class of each document, -1 where unknown.
         index: ``[B]``, the place of each document in its dataset.
+        clean: ``[B]``, whether a document has no copy among those trained on. Batches of validation and test have it
+            (of test, only if the source has a training split), others do not.
     """
 
     inputs: dict[str, Tensor]
@@ -98,13 +104,13 @@ def collate(rows: Mapping[str, Sequence[Any]]) -> Batch:
 
     Args:
         rows: ``tokens`` and ``sentence_lengths`` as :func:`encode` gives them, with ``task_id``, ``label`` and
-            ``index`` of each document; no document at all makes an empty batch.
+            ``index`` of each document, and ``clean`` where it is known; no document at all makes an empty batch.
     """
     lengths = torch.tensor([length for row in rows["sentence_lengths"] for length in row], dtype=torch.int64)
     tokens = torch.zeros(len(lengths), int(lengths.max()) if len(lengths) else 0, dtype=torch.int64)
     words = torch.tensor([word for row in rows["tokens"] for word in row], dtype=torch.int64)
     tokens[torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)] = words
-    return Batch(
+    batch = Batch(
         inputs={
             "tokens": tokens,
             "sentence_lengths": lengths,
@@ -114,3 +120,6 @@ def collate(rows: Mapping[str, Sequence[Any]]) -> Batch:
         labels=torch.tensor(rows["label"], dtype=torch.int64),
         index=torch.tensor(rows["index"], dtype=torch.int64),
     )
+    if "clean" in rows:
+        batch["clean"] = torch.tensor(rows["clean"], dtype=torch.bool)
+    return batch

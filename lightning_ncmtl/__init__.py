@@ -5,13 +5,17 @@ from importlib.metadata import version
 from lightning_ncmtl.clustering import KMeansResult, kmeans
 from lightning_ncmtl.compaction import compact, count_parameters, load, save
 from lightning_ncmtl.layers import ClusterLinear, TaskLinear
-from lightning_ncmtl.modules import NCMTL
+from lightning_ncmtl.modules import ASPMTL, NCMTL, HardShare, SingleTask, SoftShare
 
 __version__ = version("lightning-ncmtl")
 __all__ = [
+    "ASPMTL",
     "NCMTL",
     "ClusterLinear",
+    "HardShare",
     "KMeansResult",
+    "SingleTask",
+    "SoftShare",
     "TaskLinear",
     "compact",
     "count_parameters",

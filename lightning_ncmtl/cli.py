@@ -16,6 +16,7 @@ from rich.table import Table
 
 from lightning_ncmtl._lightning import (
     ArgsType,
+    Callback,
     CSVLogger,
     LightningArgumentParser,
     LightningCLI,
@@ -25,6 +26,7 @@ from lightning_ncmtl._lightning import (
     SaveConfigCallback,
     TensorBoardLogger,
     Trainer,
+    rank_zero_info,
     rank_zero_only,
 )
 from lightning_ncmtl.callbacks import (
@@ -37,9 +39,10 @@ from lightning_ncmtl.callbacks import (
 from lightning_ncmtl.compaction import compact, count_parameters, save
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.layers import cluster_layers
 
 DEFAULT_CONFIG = Path(__file__).with_name("lightning_cli.yaml")
-_RUN_DIR = "NCMTL_RUN_DIR"  # how the main process tells the processes that DDP starts
+RUN_DIR = "NCMTL_RUN_DIR"  # how the main process tells the processes that DDP starts
 
 
 class NCMTLTrainer(Trainer):
@@ -151,7 +154,12 @@ class NCMTLCLI(LightningCLI):
         run_dir = _make_run_dir(settings.run_dir, str(parent), self.subcommand)
         if settings.trainer.logger in (None, True):
             kwargs["logger"] = [logger(run_dir, name="", version="") for logger in (CSVLogger, TensorBoardLogger)]
-        return super().instantiate_trainer(default_root_dir=run_dir, **kwargs)
+        trainer = super().instantiate_trainer(default_root_dir=run_dir, **kwargs)
+        clustering = self.config_init[self.subcommand].clustering
+        if clustering.targets is None and not cluster_layers(self.model):
+            rank_zero_info(f"{type(self.model).__name__} has no cluster layers: nothing is clustered")
+            trainer.callbacks.remove(clustering)  # type: ignore[attr-defined]
+        return trainer
 
 
 def main(args: list[str] | None = None) -> None:
@@ -160,34 +168,57 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: The arguments; those of the process by default.
     """
+    arguments = sys.argv[1:] if args is None else args
+    try:
+        if arguments[:1] == ["compare"]:
+            from lightning_ncmtl import comparison  # which runs command lines itself
+
+            comparison.main(arguments[1:])
+        else:
+            make_cli(args)
+    except Exception as error:
+        if (message := message_of(error)) is None:
+            raise
+        print(f"ncmtl: error: {message}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        os.environ.pop(RUN_DIR, None)
+
+
+def make_cli(args: list[str] | None, cli_class: type[NCMTLCLI] = NCMTLCLI, save_last: bool = True) -> NCMTLCLI:
+    """Make a command line, which runs its subcommand.
+
+    Args:
+        args: The arguments; those of the process by default.
+        cli_class: What to make.
+        save_last: Whether ``fit`` keeps the last state, too, beside the best.
+    """
     # Each run has a directory of its own, so a checkpoint always comes from another one.
     warnings.filterwarnings("ignore", "The dirpath has changed from")
     # pytorch-lightning 2.6 with torch 2.13
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
-    # Lightning's own save_last keeps the last checkpoint that was among the best.
-    last = ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
-    try:
-        NCMTLCLI(
-            LightningModule,
-            MultiDomainDataModule,
-            trainer_class=NCMTLTrainer,
-            subclass_mode_model=True,
-            save_config_callback=SaveConfig,
-            auto_configure_optimizers=False,
-            trainer_defaults={"callbacks": [StepSeed(), last]},
-            parser_kwargs={name: {"default_config_files": [str(DEFAULT_CONFIG)]} for name in NCMTLCLI.subcommands()},
-            args=args,
-        )
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, (InputError, MisconfigurationException)):
-            cause = cause.__cause__  # jsonargparse wraps what constructors raise
-        if cause is None:
-            raise
-        print(f"ncmtl: error: {' '.join(str(cause).split())}", file=sys.stderr)
-        sys.exit(2)
-    finally:
-        os.environ.pop(_RUN_DIR, None)
+    callbacks: list[Callback] = [StepSeed()]
+    if save_last:  # Lightning's own save_last keeps the last checkpoint that was among the best.
+        callbacks.append(ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True))
+    return cli_class(
+        LightningModule,
+        MultiDomainDataModule,
+        trainer_class=NCMTLTrainer,
+        subclass_mode_model=True,
+        save_config_callback=SaveConfig,
+        auto_configure_optimizers=False,
+        trainer_defaults={"callbacks": callbacks},
+        parser_kwargs={name: {"default_config_files": [str(DEFAULT_CONFIG)]} for name in NCMTLCLI.subcommands()},
+        args=args,
+    )
+
+
+def message_of(error: BaseException) -> str | None:
+    """One line for the user, if the error is about what the user gave."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, (InputError, MisconfigurationException)):
+        cause = cause.__cause__  # jsonargparse wraps what constructors raise
+    return None if cause is None else " ".join(str(cause).split())
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
@@ -216,8 +247,8 @@ def _config_of(checkpoint: str, subcommand: str) -> str:
 
 
 def _make_run_dir(wanted: str | None, parent: str, subcommand: str) -> str:
-    if _RUN_DIR in os.environ:  # a process that DDP started
-        return os.environ[_RUN_DIR]
+    if RUN_DIR in os.environ:  # a process that DDP started
+        return os.environ[RUN_DIR]
     if wanted is not None and (Path(wanted) / "config.yaml").exists():
         raise InputError(f"the directory {wanted!r} already holds a run: choose another --run_dir")
     run_dir = Path(wanted or f"{parent}/{datetime.now():%Y-%m-%d_%H-%M-%S}-{subcommand}")
@@ -229,5 +260,5 @@ def _make_run_dir(wanted: str | None, parent: str, subcommand: str) -> str:
             break
         except FileExistsError:  # another run started in the same second
             run_dir = run_dir.with_name(f"{run_dir.name}x")
-    os.environ[_RUN_DIR] = str(run_dir)
+    os.environ[RUN_DIR] = str(run_dir)
     return str(run_dir)

@@ -11,6 +11,8 @@ from torchmetrics import Metric
 class TaskMetrics(Metric):
     """Accuracy and cross-entropy per task, and their averages over tasks (macro: every task counts alike).
 
+    Where it is known which documents have a copy in the training data, accuracy on the others is reported, too.
+
     Args:
         task_names: Name of each task, for the keys of the result.
 
@@ -26,6 +28,9 @@ class TaskMetrics(Metric):
     correct: Tensor
     loss: Tensor
     count: Tensor
+    clean_correct: Tensor
+    clean_count: Tensor
+    clean_updates: Tensor
 
     def __init__(self, task_names: Sequence[str]) -> None:
         super().__init__()
@@ -34,28 +39,42 @@ class TaskMetrics(Metric):
         self.add_state("correct", torch.zeros(tasks, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("loss", torch.zeros(tasks, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(tasks, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("clean_correct", torch.zeros(tasks, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("clean_count", torch.zeros(tasks, dtype=torch.int64), dist_reduce_fx="sum")
+        # A sum, too: all devices must agree on the keys of the result, whatever batches they had.
+        self.add_state("clean_updates", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, logits: Tensor, labels: Tensor, task_ids: Tensor) -> None:
+    def update(self, logits: Tensor, labels: Tensor, task_ids: Tensor, clean: Tensor | None = None) -> None:
         """Add documents of any tasks.
 
         Args:
             logits: ``[B, num_classes]``.
             labels: ``[B]``.
             task_ids: ``[B]``.
+            clean: ``[B]`` bool, whether a document has no copy in the training data; ``None`` where unknown.
         """
         loss = F.cross_entropy(logits.float(), labels, reduction="none")
-        self.correct.index_add_(0, task_ids, (logits.argmax(1) == labels).long())
+        correct = (logits.argmax(1) == labels).long()
+        self.correct.index_add_(0, task_ids, correct)
         self.loss.index_add_(0, task_ids, loss.to(self.loss.dtype))
         self.count.index_add_(0, task_ids, torch.ones_like(task_ids))
+        if clean is not None:
+            self.clean_correct.index_add_(0, task_ids, correct * clean)
+            self.clean_count.index_add_(0, task_ids, clean.long())
+            self.clean_updates += 1
 
     def compute(self) -> dict[str, Tensor]:
         """``accuracy`` and ``loss`` averaged over the tasks seen, and ``accuracy/TASK`` and ``loss/TASK`` for each.
 
+        With ``accuracy_clean`` and ``accuracy_clean/TASK`` if it was known for any documents whether they are clean.
         Values are 0-d float32; NaN for a task of which there was no document.
         """
+        rates = {"accuracy": (self.correct, self.count), "loss": (self.loss, self.count)}
+        if self.clean_updates > 0:
+            rates["accuracy_clean"] = (self.clean_correct, self.clean_count)
         result = {}
-        for name, total in (("accuracy", self.correct), ("loss", self.loss)):
-            value = (total.double() / self.count).float()
-            result[name] = value[self.count > 0].mean()
+        for name, (total, count) in rates.items():
+            value = (total.double() / count).float()
+            result[name] = value[count > 0].mean()
             result |= {f"{name}/{task}": value[index] for index, task in enumerate(self.task_names)}
         return result

@@ -1,6 +1,7 @@
 """The command line."""
 
 import csv
+import inspect
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import torch
 import yaml
 from tokenizers import Tokenizer
 
+import lightning_ncmtl
 from lightning_ncmtl import NCMTL, load
 from lightning_ncmtl.cli import main
 from lightning_ncmtl.datamodules import MultiDomainDataModule
@@ -194,6 +196,65 @@ def test_export_of_named_targets(folder: Path, tmp_path: Path) -> None:
     assert sum(p.numel() for p in model.head.parameters()) == 2 * (6 * 2 + 2)
     settings = json.loads((tmp_path / "small/settings.json").read_text())
     assert settings["clusters"].keys() == {"cluster_layers.0", "head"}
+
+
+SYSTEMS = {
+    "SingleTask": {"features": [6]},
+    "SoftShare": {"features": [6], "strength": 0.1},
+    "HardShare": {"features": [6]},
+    "ASPMTL": {"adversarial": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_systems_without_cluster_layers(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = SMALL["model"]["init_args"]["encoder"]
+    model = {"class_path": f"lightning_ncmtl.{name}", "init_args": {"encoder": encoder, **SYSTEMS[name]}}
+    (tmp_path / "it.yaml").write_text(yaml.safe_dump({**SMALL, "model": model}))
+    ncmtl(tmp_path, "fit", "--config", "it.yaml", "--run_dir", "run", "--trainer.max_epochs", "1")
+    assert f"{name} has no cluster layers: nothing is clustered" in caplog.messages
+    files = {file.name.split(".")[0] for file in (tmp_path / "run").iterdir()}
+    assert files == {"checkpoints", "config", "events", "hparams", "metrics"}  # no clusters.json, no pictures
+    saved = checkpoint(tmp_path / "run/checkpoints/last.ckpt")
+    assert "NetworkClusteringCallback" not in saved["callbacks"]
+
+    ncmtl(tmp_path, "test", "--ckpt_path", "run/checkpoints/last.ckpt", "--run_dir", "test")
+    (row,) = metrics(tmp_path / "test")
+    assert 0 <= float(row["test/accuracy"]) <= 1
+    (tmp_path / "in.csv").write_text("text,domain\nw1 opinion3 w2 .,domain02\n,domain00\n")
+    ncmtl(tmp_path, "predict", "--ckpt_path", "run/checkpoints/last.ckpt", "--data.predict_path", "in.csv")
+    (path,) = tmp_path.glob("runs/*/predictions.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+
+    # The same from Python: all arguments stand in the checkpoint.
+    loaded = getattr(lightning_ncmtl, name).load_from_checkpoint(
+        tmp_path / "run/checkpoints/last.ckpt", weights_only=True
+    )
+    hparams = saved["hyper_parameters"]
+    arguments = {key for key in hparams if not key.startswith("_")}  # _instantiator, _class_path
+    assert arguments == inspect.signature(type(loaded)).parameters.keys()
+    assert {key: hparams[key] for key in SYSTEMS[name]} == SYSTEMS[name]
+    assert loaded.hparams.task_names == [f"domain{number:02d}" for number in range(4)]
+    data = MultiDomainDataModule.load_from_checkpoint(
+        tmp_path / "run/checkpoints/last.ckpt", weights_only=True, predict_path=str(tmp_path / "in.csv")
+    )
+    data.setup("predict")
+    (batch,) = data.predict_dataloader()
+    with torch.no_grad():
+        outputs = loaded.eval().predict_step(batch, 0)
+    for index, probabilities in zip(outputs["index"].tolist(), outputs["probabilities"].tolist(), strict=True):
+        assert lines[index]["probabilities"] == pytest.approx(probabilities, abs=1e-6)
+
+
+def test_named_targets_need_no_cluster_layers(tmp_path: Path) -> None:
+    targets = ["--clustering.targets", "networks.*.layers", "--clustering.num_clusters", "2"]
+    settings = ["--model", "lightning_ncmtl.SingleTask", "--run_dir", str(tmp_path / "run"), *targets]
+    config = {key: SMALL[key] for key in ("data", "clustering", "trainer")}
+    (tmp_path / "it.yaml").write_text(yaml.safe_dump(config))
+    ncmtl(tmp_path, "fit", "--config", "it.yaml", *settings)
+    report = json.loads((tmp_path / "run/clusters.json").read_text())
+    assert list(report["layers"]) == ["networks.*.layers"]
+    assert set(report["layers"]["networks.*.layers"]["assignment"].values()) == {0, 1}
 
 
 def assert_same_training(one: Path, other: Path) -> None:

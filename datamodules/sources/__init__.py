@@ -2,6 +2,7 @@
 
 from lightning_ncmtl.datamodules.sources.base import Document, Source, Split
 from lightning_ncmtl.datamodules.sources.fdu_mtl import FDUMTL
+from lightning_ncmtl.datamodules.sources.shuffled import ShuffledDomains
 from lightning_ncmtl.datamodules.sources.synthetic import Synthetic
 
-__all__ = ["FDUMTL", "Document", "Source", "Split", "Synthetic"]
+__all__ = ["FDUMTL", "Document", "ShuffledDomains", "Source", "Split", "Synthetic"]

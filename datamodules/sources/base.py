@@ -27,6 +27,10 @@ class Source(ABC):
         """Names of all domains, sorted."""
 
     @abstractmethod
+    def splits(self) -> set[Split]:
+        """The splits that can be read for every domain."""
+
+    @abstractmethod
     def read(self, domain: str, split: Split) -> Iterator[Document]:
         """The documents of one domain, in a fixed order.
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from lightning_ncmtl.datamodules.sources.base import Document, Source, Split
 from lightning_ncmtl.errors import InputError
@@ -30,10 +31,14 @@ class FDUMTL(Source):
             raise InputError(f"the folder {str(self.path)!r} holds no file DOMAIN.task.train")
         return found
 
+    def splits(self) -> set[Split]:
+        domains = self.domains()
+        return {split for split in get_args(Split) if all(self._file(domain, split).is_file() for domain in domains)}
+
     def read(self, domain: str, split: Split) -> Iterator[Document]:
         if domain not in (known := self.domains()):
             raise InputError(f"unknown domain {domain!r}: {str(self.path)!r} has {', '.join(known)}")
-        file = self.path / f"{domain}.task.{split}"
+        file = self._file(domain, split)
         if not file.is_file():
             raise InputError(f"there is no file {str(file)!r}, which the {split} split of {domain!r} needs")
         with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
@@ -46,3 +51,6 @@ class FDUMTL(Source):
                 if not tab or not re.fullmatch(r"-?\d+", label.strip()):
                     raise InputError(f"{file}:{number}: expected 'label<TAB>text', found {line[:40]!r}")
                 yield Document(text, int(label))
+
+    def _file(self, domain: str, split: Split) -> Path:
+        return self.path / f"{domain}.task.{split}"

@@ -28,6 +28,8 @@ class Synthetic(Source):
         agreement: Probability that an opinion agrees with the document's label.
         filler_words: Size of the vocabulary without meaning.
         seed: Seed of the whole corpus.
+        imbalance: Training documents of the largest domain, as a multiple of the smallest. Sizes between are spaced
+            evenly in the logarithm, ``train_documents`` on average, and fall to the domains at random.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Synthetic(Source):
         agreement: float = 0.8,
         filler_words: int = 100,
         seed: int = 0,
+        imbalance: float = 1.0,
     ) -> None:
         if not 1 <= num_groups <= num_domains:
             raise InputError(f"num_groups must be between 1 and num_domains {num_domains}, found {num_groups}")
@@ -51,9 +54,15 @@ class Synthetic(Source):
                 f"opinion_words must be at least 10 and the other sizes at least 1, found {opinion_words=}, "
                 f"{train_documents=}, {test_documents=}, {opinions=}, {filler_words=}"
             )
+        if not 1 <= imbalance < np.inf:
+            raise InputError(f"imbalance must be a number of at least 1, found {imbalance}")
         self.num_domains = num_domains
         self.num_groups = num_groups
-        self.sizes: dict[Split, int] = {"train": train_documents, "test": test_documents}
+        sizes = np.geomspace(1, imbalance, num_domains)
+        sizes = np.maximum(np.rint(train_documents * sizes / sizes.mean()), 1).astype(int)
+        # Draws of its own, so that the rest of the corpus does not depend on the sizes; 2 is neither of the splits.
+        sizes = np.random.default_rng([seed, 0, 2]).permutation(sizes)
+        self.sizes: dict[Split, list[int]] = {"train": sizes.tolist(), "test": [test_documents] * num_domains}
         self.opinions = opinions
         self.agreement = agreement
         self.filler_words = filler_words
@@ -74,6 +83,9 @@ class Synthetic(Source):
     def domains(self) -> list[str]:
         return [f"domain{index:02d}" for index in range(self.num_domains)]
 
+    def splits(self) -> set[Split]:
+        return set(self.sizes)
+
     def read(self, domain: str, split: Split) -> Iterator[Document]:
         if domain not in (known := self.domains()):
             raise InputError(f"unknown domain {domain!r}: the embedded corpus has {', '.join(known)}")
@@ -84,7 +96,7 @@ class Synthetic(Source):
         meanings = self.meanings[index]
         frequency = 1 / np.arange(1, self.filler_words + 1)  # Zipf's law
         frequency /= frequency.sum()
-        for _ in range(self.sizes[split]):
+        for _ in range(self.sizes[split][index]):
             label = int(rng.integers(2))
             agrees = rng.random(self.opinions) < self.agreement
             wanted = np.where(agrees, 2 * label - 1, 1 - 2 * label)

@@ -1,8 +1,9 @@
 """Hard layers: one network that every task shares. An encoder has ``out_features`` and maps a batch to ``[B, F]``."""
 
+from lightning_ncmtl.encoders.concat import Concat
 from lightning_ncmtl.encoders.han import HAN
 from lightning_ncmtl.encoders.lstm import LSTM
 from lightning_ncmtl.encoders.ngram import NGram
 from lightning_ncmtl.encoders.text_cnn import TextCNN
 
-__all__ = ["HAN", "LSTM", "NGram", "TextCNN"]
+__all__ = ["HAN", "LSTM", "Concat", "NGram", "TextCNN"]

@@ -15,13 +15,16 @@ class WordEncoder(nn.Module):
         vocab_size: Rows of the embedding table; at least the number of words in the vocabulary.
         embedding_dim: Size of the word vectors.
         dropout: Must be at least 0 and less than 1.
+        freeze_embedding: Whether the embedding table is not trained.
         sizes: Other sizes of the encoder, each at least 1.
 
     Raises:
         InputError: If one is out of range.
     """
 
-    def __init__(self, vocab_size: int, embedding_dim: int, dropout: float, **sizes: int) -> None:
+    def __init__(
+        self, vocab_size: int, embedding_dim: int, dropout: float, freeze_embedding: bool, **sizes: int
+    ) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be at least 0 and less than 1, found {dropout}")
@@ -30,6 +33,7 @@ class WordEncoder(nn.Module):
             found = ", ".join(f"{name}={value}" for name, value in sizes.items())
             raise InputError(f"sizes must be at least 1, found {found}")
         self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=0)
+        self.embedding.weight.requires_grad = not freeze_embedding
         self.dropout = nn.Dropout(dropout)
 
     @torch.no_grad()

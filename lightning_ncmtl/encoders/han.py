@@ -19,6 +19,7 @@ class HAN(WordEncoder):
         num_layers: LSTM layers per level (the paper: 2).
         bidirectional: Whether the LSTMs read in both directions.
         dropout: Dropout on word vectors, between LSTM layers, and on sentence and document vectors.
+        freeze_embedding: Keep the word vectors as they start, rather than train them: for pretrained ones.
 
     Attributes:
         out_features: Size of a document vector.
@@ -32,8 +33,11 @@ class HAN(WordEncoder):
         num_layers: int = 2,
         bidirectional: bool = True,
         dropout: float = 0.1,
+        freeze_embedding: bool = False,
     ) -> None:
-        super().__init__(vocab_size, embedding_dim, dropout, hidden_size=hidden_size, num_layers=num_layers)
+        super().__init__(
+            vocab_size, embedding_dim, dropout, freeze_embedding, hidden_size=hidden_size, num_layers=num_layers
+        )
         self.words = _AttentiveLSTM(embedding_dim, hidden_size, num_layers, bidirectional, dropout)
         self.sentences = _AttentiveLSTM(self.words.out_features, hidden_size, num_layers, bidirectional, dropout)
         self.out_features = self.sentences.out_features

@@ -19,6 +19,7 @@ class LSTM(WordEncoder):
         bidirectional: Whether the LSTM reads in both directions.
         dropout: Dropout on word vectors and on document vectors.
         max_words: Words of a document that are read, from its start.
+        freeze_embedding: Keep the word vectors as they start, rather than train them: for pretrained ones.
 
     Attributes:
         out_features: Size of a document vector.
@@ -32,8 +33,11 @@ class LSTM(WordEncoder):
         bidirectional: bool = True,
         dropout: float = 0.1,
         max_words: int = 300,
+        freeze_embedding: bool = False,
     ) -> None:
-        super().__init__(vocab_size, embedding_dim, dropout, hidden_size=hidden_size, max_words=max_words)
+        super().__init__(
+            vocab_size, embedding_dim, dropout, freeze_embedding, hidden_size=hidden_size, max_words=max_words
+        )
         self.lstm = nn.LSTM(embedding_dim, hidden_size, bidirectional=bidirectional, batch_first=True)
         self.max_words = max_words
         self.out_features = hidden_size * (1 + bidirectional)

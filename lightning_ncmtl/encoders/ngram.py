@@ -7,15 +7,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_ncmtl.encoders._words import WordEncoder, flatten
+from lightning_ncmtl.errors import InputError
 
-_FACTOR = 1_000_003  # a prime, well above the size of vocabularies
+_FACTOR = 6_364_136_223_846_793_005  # of Knuth's generator; products wrap around in 64 bits
+
+
+def hash_run(run: Tensor, word: Tensor) -> Tensor:
+    """Hashes of runs that are one word longer: ``run``, hashes or word ids, and ``word``, ids; all int64."""
+    mixed = (run + 1) * _FACTOR + word
+    mixed = (mixed ^ (mixed >> 32)) * _FACTOR  # so that high bits reach the low ones, of which a bucket is made
+    return mixed ^ (mixed >> 29)
 
 
 class NGram(WordEncoder):
-    """The mean of the vectors of a document's words and runs of words.
+    """The sum of the vectors of a document's words and runs of words, divided by the root of their number.
+
+    Each counts once, however often it stands in the document: for opinions, presence says more than frequency (Pang,
+    Lee & Vaithyanathan, EMNLP 2002). A mean, as in fastText, would make what single words say too small for Adam.
 
     Runs of 2 to ``n`` words share ``num_buckets`` vectors by a hash, which start at zero: before training a document is
-    the mean of its words.
+    made of its words.
 
     Args:
         vocab_size: Rows of the embedding table; at least the number of words in the vocabulary.
@@ -23,6 +34,10 @@ class NGram(WordEncoder):
         n: Words in the longest run; 1 for words alone.
         num_buckets: Number of vectors for runs of words.
         dropout: Dropout on document vectors.
+        word_dropout: Share of words and runs that are left out of each document in training, which does more against
+            overfitting than ``dropout``.
+        freeze_embedding: Keep the vectors of words (not of runs) as they start, rather than train them: for
+            pretrained ones.
 
     Attributes:
         out_features: Size of a document vector.
@@ -35,28 +50,47 @@ class NGram(WordEncoder):
         n: int = 2,
         num_buckets: int = 200_000,
         dropout: float = 0.1,
+        word_dropout: float = 0.0,
+        freeze_embedding: bool = False,
     ) -> None:
-        super().__init__(vocab_size, embedding_dim, dropout, n=n, num_buckets=num_buckets)
+        super().__init__(vocab_size, embedding_dim, dropout, freeze_embedding, n=n, num_buckets=num_buckets)
+        if not 0 <= word_dropout < 1:
+            raise InputError(f"word_dropout must be at least 0 and less than 1, found {word_dropout}")
         self.n = n
+        self.word_dropout = word_dropout
+        with torch.no_grad():
+            self.embedding.weight *= 0.05  # so that what words have learned stands out from the random rest
         self.runs = nn.Embedding(num_buckets, embedding_dim)
-        nn.init.zeros_(self.runs.weight)
+        self.reset_parameters()
         self.out_features = embedding_dim
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.runs.weight)
 
     def forward(self, documents: Mapping[str, Tensor]) -> Tensor:
         """Encode documents (as for :class:`lightning_ncmtl.encoders.HAN`) to ``[B, out_features]``."""
         words, lengths = flatten(documents)
-        ends = lengths.cumsum(0)
-        starts = ends - lengths
-        out = F.embedding_bag(words, self.embedding.weight, starts, mode="sum")
-        count = lengths
+        document = torch.arange(len(lengths), device=words.device).repeat_interleave(lengths)
+        out, count = self._sum(self.embedding, words, document, len(lengths))
         run = words
-        end = ends.repeat_interleave(lengths)  # of the document of each word
         for size in range(2, self.n + 1):
-            run = run[:-1] * _FACTOR + words[size - 1 :]
-            inside = torch.arange(len(run), device=words.device) + size <= end[: len(run)]
-            runs = (lengths - size + 1).clamp(min=0)
+            run = hash_run(run[:-1], words[size - 1 :])
+            inside = document[: len(run)] == document[size - 1 :]  # not over the end of a document
             buckets = run[inside] % self.runs.num_embeddings
-            out = out + F.embedding_bag(buckets, self.runs.weight, runs.cumsum(0) - runs, mode="sum")
-            count = count + runs
-        vectors: Tensor = self.dropout(out / count.unsqueeze(1))
+            more, number = self._sum(self.runs, buckets, document[: len(run)][inside], len(lengths))
+            out, count = out + more, count + number
+        vectors: Tensor = self.dropout(out / count.sqrt().unsqueeze(1))
         return vectors
+
+    def _sum(self, table: nn.Embedding, rows: Tensor, document: Tensor, documents: int) -> tuple[Tensor, Tensor]:
+        """Sum the different rows of each document ``[documents, F]``, in training those kept; and count them all."""
+        size = table.num_embeddings
+        different = (document * size + rows).unique()
+        document, rows = different // size, different % size
+        count = torch.bincount(document, minlength=documents)
+        kept, scale = count, 1.0
+        if self.training and self.word_dropout:
+            keep = torch.rand(len(rows), device=rows.device) >= self.word_dropout
+            document, rows = document[keep], rows[keep]
+            kept, scale = torch.bincount(document, minlength=documents), 1 / (1 - self.word_dropout)
+        return scale * F.embedding_bag(rows, table.weight, kept.cumsum(0) - kept, mode="sum"), count

@@ -22,6 +22,7 @@ class TextCNN(WordEncoder):
         widths: Words that a filter sees (Kim: 3, 4, 5).
         dropout: Dropout on word vectors and on document vectors.
         max_words: Words of a document that are read, from its start.
+        freeze_embedding: Keep the word vectors as they start, rather than train them: for pretrained ones.
 
     Attributes:
         out_features: Size of a document vector.
@@ -35,10 +36,17 @@ class TextCNN(WordEncoder):
         widths: Sequence[int] = (3, 4, 5),
         dropout: float = 0.1,
         max_words: int = 500,
+        freeze_embedding: bool = False,
     ) -> None:
         shortest = min(widths, default=0)
         super().__init__(
-            vocab_size, embedding_dim, dropout, num_filters=num_filters, widths=shortest, max_words=max_words
+            vocab_size,
+            embedding_dim,
+            dropout,
+            freeze_embedding,
+            num_filters=num_filters,
+            widths=shortest,
+            max_words=max_words,
         )
         self.filters = nn.ModuleList(nn.Conv1d(embedding_dim, num_filters, width) for width in widths)
         self.max_words = max_words

@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from sklearn.metrics import adjusted_rand_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_ncmtl import NCMTL
+from lightning_ncmtl import NCMTL, HardShare
 from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
@@ -187,3 +187,24 @@ def test_a_long_history_is_thinned(make_trainer: Callable[..., Trainer], monkeyp
     assert steps[0] == 1
     assert steps[-1] == 48
     assert steps == sorted(set(steps))
+
+
+def test_without_clustering_it_shows_accuracies_alone(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = HardShare(torch.nn.Linear(3, 3), 3, task_names=["ant", "bee", "cat"])
+    rows = [
+        {"inputs": torch.randn(3), "task_ids": task, "labels": 0, "clean": number > 0}
+        for task in range(3)
+        for number in range(2)
+    ]
+    loader = torch.utils.data.DataLoader(rows, batch_size=4)
+    trainer = make_trainer(max_epochs=1, callbacks=[ClusterReport(every_n_epochs=1)])
+    trainer.fit(model, loader, loader)
+    assert list(tmp_path.iterdir()) == []
+    lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    values = {" ".join(words[:-1]): words[-1] for words in lines if words and words[-1][:1].isdigit()}
+    assert values.keys() == {"ant", "bee", "cat", "average", "average without copies"}
+    for label, name in (("ant", "accuracy/ant"), ("average without copies", "accuracy_clean")):
+        assert values[label] == f"{float(trainer.callback_metrics[f'val/{name}']):.3f}"

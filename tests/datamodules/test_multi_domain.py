@@ -1,14 +1,16 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Trainer
 
 from lightning_ncmtl import NCMTL
 from lightning_ncmtl.datamodules import MultiDomainDataModule
+from lightning_ncmtl.datamodules.copies import find_pairs
 from lightning_ncmtl.datamodules.sources import Document, Source, Split, Synthetic
 from lightning_ncmtl.errors import InputError
 
@@ -22,6 +24,10 @@ class Fixed(Source):
 
     def domains(self) -> list[str]:
         return sorted({domain for domain, _ in self.documents})
+
+    def splits(self) -> set[Split]:
+        domains = self.domains()
+        return {s for s in get_args(Split) if all((domain, s) in self.documents for domain in domains)}
 
     def read(self, domain: str, split: Split) -> Iterator[Document]:
         self.was_read.append((domain, split))
@@ -63,6 +69,170 @@ def test_folds_are_disjoint_stratified_and_deterministic() -> None:
         assert sorted(labels) == [0, 0, 1, 1]
         folds += held_out
     assert len(folds) == len(set(folds)) == 61
+
+
+# With validation_size=2: training, validation and test share texts, within a domain and between the two.
+COPIED = {
+    ("a", "train"): [("a0 is fine", 0), ("copied once", 1), ("a2 is fine", 0), ("held out", 1), ("Copied: once!", 0)],
+    ("b", "train"): [("copied once", 0), ("b1 is fine", 1), ("held out .", 1), ("b3 is fine", 0), ("b4 is fine", 0)],
+    ("a", "test"): [("new", 1), ("copied once", 1), ("A2 is fine", 0)],
+    ("b", "test"): [("B1 -- is fine", 1), ("b4 is fine", 0), ("new", 1)],
+}
+
+
+def clean_texts(data: MultiDomainDataModule, stage: str) -> dict[str, bool]:
+    """What the batches of a stage say of each of its texts."""
+    loader = data.val_dataloader() if stage == "validation" else data.test_dataloader()
+    found = {}
+    for batch in loader:
+        assert batch["clean"].dtype == torch.bool
+        found |= dict(zip(batch["index"].tolist(), batch["clean"].tolist(), strict=True))
+    documents = data.documents(stage)  # type: ignore[arg-type]
+    return {documents["text"][place]: found[index] for place, index in enumerate(documents["index"])}
+
+
+def test_copies_fall_into_the_same_fold() -> None:
+    rng = np.random.default_rng(0)
+    documents = [(f"story {rng.integers(30)}", int(rng.integers(2))) for _ in range(200)]  # of both labels
+    source = Fixed({("a", "train"): documents[:100], ("b", "train"): documents[100:]})
+    places = []
+    for fold in range(3):
+        data = MultiDomainDataModule(source, folds=3, fold=fold)
+        data.setup("fit")
+        assert not set(texts(data, "validation")) & set(texts(data, "train"))
+        assert all(data.documents("validation")["clean"])
+        places += data.documents("validation")["index"][:]
+    assert sorted(places) == list(range(200))
+
+
+def test_evaluation_tells_which_documents_are_clean() -> None:
+    data = MultiDomainDataModule(Fixed(COPIED), validation_size=2, batch_size=2)
+    data.setup("fit")
+    assert clean_texts(data, "validation") == {
+        "held out": False,  # in training of the other domain
+        "Copied: once!": False,
+        "b3 is fine": True,
+        "b4 is fine": True,
+    }
+    data.setup("test")
+    assert texts(data, "test") == ["new", "copied once", "A2 is fine", "B1 -- is fine", "b4 is fine", "new"]
+    assert data.documents("test")["clean"][:] == [True, False, False, False, True, True]  # b4 validates
+    assert clean_texts(data, "test")["copied once"] is False
+    assert data.counts["validation"]["with a copy in training"] == 2
+    assert data.counts["test"]["with a copy in training"] == 3
+    assert data.copies == {
+        "a": {
+            "train": 3,
+            "train copies": 0,
+            "validation": 2,
+            "validation copies": 2,
+            "test": 3,
+            "test copies": 2,
+        },
+        "b": {
+            "train": 3,
+            "train copies": 1,
+            "validation": 2,
+            "validation copies": 0,
+            "test": 3,
+            "test copies": 1,
+        },
+    }
+
+
+def test_other_batches_do_not_speak_of_copies(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "new", "domain": "a"}\n')
+    data = MultiDomainDataModule(Fixed(COPIED), validation_size=2, predict_path=str(tmp_path / "in.jsonl"))
+    data.setup("fit")
+    data.setup("predict")
+    for loader in (data.train_dataloader(), data.predict_dataloader()):
+        assert "clean" not in next(iter(loader))
+    assert "with a copy in training" not in data.counts["train"]
+
+
+@pytest.mark.parametrize("deduplicate", [False, True])
+def test_testing_alone_finds_the_same_documents_clean(deduplicate: bool) -> None:
+    def make() -> MultiDomainDataModule:
+        return MultiDomainDataModule(Fixed(COPIED), domains=["a"], folds=2, deduplicate=deduplicate)
+
+    trained, other = make(), make()
+    trained.setup("fit")
+    trained.setup("test")
+    other.load_state_dict(trained.state_dict())
+    other.setup("test")
+    assert texts(trained, "train") == texts(other, "train")
+    assert clean_texts(trained, "test") == clean_texts(other, "test")
+    assert all(clean_texts(trained, "test").values()) == deduplicate
+    assert trained.copies == other.copies
+
+
+def test_documents_copied_in_evaluation_can_be_kept_from_training(caplog: pytest.LogCaptureFixture) -> None:
+    settings: dict[str, Any] = {"validation_size": 2, "min_frequency": 1, "deduplicate": True}
+    with_test = MultiDomainDataModule(Fixed(COPIED), domains=["a"], **settings)
+    with caplog.at_level("INFO"):
+        with_test.setup("fit")
+    assert texts(with_test, "train") == ["a0 is fine"]
+    assert texts(with_test, "validation") == ["held out", "Copied: once!"]
+    assert "train: dropped 2 of 3 documents, with a copy in validation or test" in caplog.text
+    assert with_test.tokenizer is not None
+    assert set(with_test.tokenizer.get_vocab()) == {"[PAD]", "[UNK]", "a0", "is", "fine"}
+    source = Fixed({place: documents for place, documents in COPIED.items() if "test" not in place})
+    without = MultiDomainDataModule(source, **settings)
+    with caplog.at_level("INFO"):
+        without.setup("fit")
+    assert texts(without, "train") == ["a0 is fine", "a2 is fine", "b1 is fine"]
+    assert all(clean_texts(without, "validation").values())
+    assert "train: dropped 3 of 6 documents, with a copy in validation\n" in caplog.text
+    with pytest.raises(InputError, match="document of 'b' has a copy in validation or test: set data.deduplicate to f"):
+        MultiDomainDataModule(Fixed(COPIED), **settings).setup("fit")
+
+
+def test_the_folds_do_not_depend_on_the_test_split() -> None:
+    """Not even where a test document links two training documents that are no copies of each other."""
+    words = [f"w{number}" for number in range(14)]
+    train = [(" ".join(words[:10]), 0), (" ".join(words[4:]), 0), *[(f"filler {number}", 0) for number in range(8)]]
+    linked = {("a", "train"): train, ("a", "test"): [(" ".join(words[2:12]), 0)]}
+    held_out = []
+    for documents in (linked, {("a", "train"): train}):
+        data = MultiDomainDataModule(Fixed(documents), folds=5, deduplicate=True)
+        data.setup("validate")
+        held_out.append(texts(data, "validation"))
+    assert held_out[0] == held_out[1]
+
+
+def test_without_a_training_split_nothing_is_said_to_be_clean(caplog: pytest.LogCaptureFixture) -> None:
+    trained = MultiDomainDataModule(Fixed(COPIED), validation_size=2)
+    trained.setup("fit")
+    data = MultiDomainDataModule(Fixed({place: COPIED[place] for place in COPIED if "test" in place}))
+    data.load_state_dict(trained.state_dict())
+    with caplog.at_level("INFO"):
+        data.setup("test")
+    assert "clean" not in next(iter(data.test_dataloader()))
+    assert "test: without a training split, nothing tells which documents have a copy in training" in caplog.text
+    assert data.copies == {}
+
+
+def test_copies_are_searched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    searched: list[int] = []
+
+    def counting(documents: list[str]) -> Any:
+        searched.append(len(documents))
+        return find_pairs(documents)
+
+    monkeypatch.setattr("lightning_ncmtl.datamodules.multi_domain.find_pairs", counting)
+    (tmp_path / "in.jsonl").write_text('{"text": "new", "domain": "a"}\n')
+    source = Fixed(COPIED)
+    data = MultiDomainDataModule(source, validation_size=2, predict_path=str(tmp_path / "in.jsonl"))
+    for stage in ("predict", "fit", "validate", "fit", "predict"):
+        data.setup(stage)
+        assert len(searched) == (stage != "predict" or bool(data.copies))
+    data.setup("test")
+    data.setup("test")
+    assert searched == [10, 16]
+    assert len(source.was_read) == len(set(source.was_read)) == 4
+    alone = MultiDomainDataModule(Fixed(COPIED), validation_size=2)
+    alone.setup("test")
+    assert searched == [10, 16, 16]
 
 
 def test_the_vocabulary_comes_from_training_documents_alone() -> None:
@@ -128,7 +298,7 @@ def test_vectors_follow_the_vocabulary(tmp_path: Path) -> None:
 
 def test_state_carries_the_vocabulary(datamodule: MultiDomainDataModule, source: Synthetic) -> None:
     datamodule.setup("fit")
-    other = MultiDomainDataModule(source, batch_size=16, min_frequency=1)
+    other = MultiDomainDataModule(source, batch_size=16, validation_size=11, min_frequency=1)
     other.load_state_dict(json.loads(json.dumps(datamodule.state_dict())))  # plain values
     other.setup("test")
     assert other.tokenizer is not None

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -38,16 +40,18 @@ def test_does_not_depend_on_the_order_or_the_sharding() -> None:
     generator = torch.Generator().manual_seed(1)
     logits, labels = torch.randn(500, 2, generator=generator), torch.randint(2, (500,), generator=generator)
     tasks = torch.randint(3, (500,), generator=generator)
+    clean = torch.rand(500, generator=generator) < 0.7
     results = []
     for ranks in (1, 2, 3):
         parts = [TaskMetrics(["a", "b", "c"]) for _ in range(ranks)]
         for number, batch in enumerate(torch.arange(500).split(10)):
-            parts[number % ranks].update(logits[batch], labels[batch], tasks[batch])
+            parts[number % ranks].update(logits[batch], labels[batch], tasks[batch], clean[batch])
         for other in parts[1:]:  # what reducing over devices does
-            for state in ("correct", "loss", "count"):
+            for state in ("correct", "loss", "count", "clean_correct", "clean_count", "clean_updates"):
                 setattr(parts[0], state, getattr(parts[0], state) + getattr(other, state))
         results.append(parts[0].compute())
     for result in results[1:]:
+        assert result.keys() == results[0].keys()
         assert all(torch.equal(result[key], results[0][key]) for key in result)
 
 
@@ -58,3 +62,53 @@ def test_empty_update_and_reset() -> None:
     assert float(metrics.compute()["accuracy"]) == 1.0
     metrics.reset()
     assert metrics.count.tolist() == [0]
+
+
+def test_documents_without_copies_by_hand() -> None:
+    """Of task a one of two is right, of task b none of one; task c has only a copy, task d nothing."""
+    metrics = TaskMetrics(list("abcd"))
+    logits = torch.tensor([[1.0, 0.0]]).expand(6, 2)  # all are said to be 0
+    labels, tasks = torch.tensor([0, 1, 0, 1, 0, 0]), torch.tensor([0, 0, 0, 1, 1, 2])
+    metrics.update(logits[:4], labels[:4], tasks[:4], torch.tensor([True, True, False, True]))
+    metrics.update(logits[4:], labels[4:], tasks[4:], torch.tensor([False, False]))
+    result = {name: float(value) for name, value in metrics.compute().items() if name.startswith("accuracy")}
+    assert result == pytest.approx(
+        {
+            "accuracy": (2 / 3 + 1 / 2 + 1) / 3,
+            "accuracy/a": 2 / 3,
+            "accuracy/b": 1 / 2,
+            "accuracy/c": 1,
+            "accuracy/d": np.nan,
+            "accuracy_clean": (1 / 2 + 0) / 2,
+            "accuracy_clean/a": 1 / 2,
+            "accuracy_clean/b": 0,
+            "accuracy_clean/c": np.nan,
+            "accuracy_clean/d": np.nan,
+        },
+        nan_ok=True,
+    )
+    metrics.reset()
+    metrics.update(logits, labels, tasks)
+    assert not any("clean" in name for name in metrics.compute())
+
+
+def _rank(rank: int, address: str, folder: Path) -> None:
+    """Two of three ranks have documents, and the last one but an empty batch."""
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=3)
+    metrics = TaskMetrics(["a", "b"])
+    rows = [[0, 1], [2], []][rank]
+    logits = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+    labels, tasks, clean = torch.tensor([1, 1, 1]), torch.tensor([0, 1, 1]), torch.tensor([True, True, True])
+    known = None if rank == 2 else clean[rows]
+    metrics.update(logits[rows], labels[rows], tasks[rows], known)
+    torch.save(metrics.compute(), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_ranks_agree_though_one_saw_nothing(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_rank, (f"file://{tmp_path}/store", tmp_path), nprocs=3)
+    first, *others = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    assert float(first["accuracy_clean"]) == 0.75
+    assert all(other.keys() == first.keys() for other in others)
+    assert all(torch.equal(other[name], first[name]) for other in others for name in first)

@@ -30,6 +30,14 @@ def test_reads_documents_in_order(folder: Path) -> None:
     assert source.planted_groups is None
 
 
+def test_splits_are_those_of_every_domain(folder: Path) -> None:
+    assert FDUMTL(str(folder)).splits() == {"train"}  # of books alone, the others
+    (folder / "dvd.task.test").write_bytes(b"0\ta test\n")
+    assert FDUMTL(str(folder)).splits() == {"train", "test"}
+    with pytest.raises(InputError, match="nowhere' does not exist"):
+        FDUMTL("nowhere").splits()
+
+
 def test_missing_files_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown domain 'cars'.*books, dvd"):
         next(FDUMTL(str(folder)).read("cars", "train"))
@@ -70,3 +78,26 @@ def test_the_real_corpus_in_batches() -> None:
     if (vectors := data.vectors()) is not None:
         assert vectors.shape[1] == 200
         assert float(vectors.isnan().any(1).float().mean()) < 0.1
+
+
+@pytest.mark.skipif("FDU_MTL" not in os.environ, reason="set FDU_MTL to the folder of the real corpus")
+def test_copies_in_the_real_corpus() -> None:
+    source = FDUMTL(os.environ["FDU_MTL"])
+    data = MultiDomainDataModule(source, validation_size=200)
+    data.setup("validate")
+    assert data.copies["magazines"] == {
+        "train": 1370,
+        "train copies": 293,
+        "validation": 200,
+        "validation copies": 95,
+    }
+    assert sum(counts["validation copies"] for counts in data.copies.values()) == 280
+    data.deduplicate = True  # by the same search
+    data.setup("validate")
+    assert sum(counts["train"] for counts in data.copies.values()) == 19_380 - 387
+    assert sum(counts["validation copies"] for counts in data.copies.values()) == 0
+    data.deduplicate = False
+    data.folds = 10
+    data.setup("validate")
+    assert all(140 < counts["validation"] < 170 for counts in data.copies.values())
+    assert sum(counts["validation copies"] for counts in data.copies.values()) == 0

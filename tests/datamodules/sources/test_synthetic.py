@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer
@@ -19,6 +21,30 @@ def test_splits_and_domains_differ() -> None:
     assert [len(part) for part in parts] == [30, 20, 30, 20]
     texts = [document.text for part in parts for document in part]
     assert len(set(texts)) == len(texts)
+
+
+def test_the_default_corpus_stays_the_same() -> None:
+    text = "".join(document.text for d in ("domain00", "domain07") for document in Synthetic().read(d, "train"))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "09ca7ddaf0c71d12"
+    assert Synthetic().splits() == {"train", "test"}
+
+
+def test_sizes_of_domains_differ_by_the_imbalance() -> None:
+    source = Synthetic(num_domains=5, num_groups=2, train_documents=62, test_documents=3, imbalance=16)
+    sizes = [len(list(source.read(domain, "train"))) for domain in source.domains()]
+    assert sorted(sizes) == [10, 20, 40, 80, 160]  # 62 on average
+    assert [len(list(source.read(domain, "test"))) for domain in source.domains()] == [3] * 5
+    orders = {tuple(Synthetic(num_domains=5, imbalance=16, seed=seed).sizes["train"]) for seed in range(20)}
+    assert len(orders) > 10
+    even = Synthetic(num_domains=5, num_groups=2, train_documents=62)
+    for domain, size in zip(source.domains(), sizes, strict=True):
+        shared = min(size, 62)  # the same documents, only more or fewer
+        assert list(source.read(domain, "train"))[:shared] == list(even.read(domain, "train"))[:shared]
+
+
+def test_extreme_imbalance_leaves_a_document_to_every_domain() -> None:
+    assert min(Synthetic(train_documents=5, imbalance=1e6).sizes["train"]) == 1
+    assert Synthetic(num_domains=1, num_groups=1, train_documents=7, imbalance=9).sizes["train"] == [7]
 
 
 def test_planted_groups_agree_inside_and_clash_between() -> None:
@@ -55,5 +81,8 @@ def test_sharing_helps_within_groups_and_hurts_between() -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(InputError, match="num_groups must be between 1 and num_domains 3, found 4"):
         Synthetic(num_domains=3, num_groups=4)
+    for imbalance in (0.5, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=f"imbalance must be a number of at least 1, found {imbalance}"):
+            Synthetic(imbalance=imbalance)
     with pytest.raises(InputError, match="unknown domain 'cars'"):
         next(Synthetic().read("cars", "train"))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lightning_ncmtl import NCMTL
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
 from lightning_ncmtl.datamodules import MultiDomainDataModule
-from lightning_ncmtl.encoders import HAN, LSTM, NGram, TextCNN
+from lightning_ncmtl.encoders import HAN, LSTM, Concat, NGram, TextCNN
+from lightning_ncmtl.encoders.ngram import hash_run
 from lightning_ncmtl.errors import InputError
 
 DOCUMENTS = [[[3, 4, 5], [6]], [[7, 8]], [[9, 3, 3, 3], [4, 5], [6, 7, 8]], [[1]]]
@@ -61,6 +62,18 @@ def test_pretrained_vectors_and_bad_sizes(make: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("make", ENCODERS)
+def test_frozen_word_vectors_stay(make: Callable[..., Any]) -> None:
+    encoder = make(20, 6, freeze_embedding=True)
+    encoder.load_vectors(torch.ones(3, 6) * torch.tensor([[1.0], [2.0], [3.0]]))
+    before = encoder.embedding.weight.clone()
+    encoder(batch(DOCUMENTS)).square().sum().backward()
+    torch.optim.Adam(encoder.parameters(), weight_decay=0.1).step()
+    assert torch.equal(encoder.embedding.weight, before)
+    others = [p for p in encoder.parameters() if p is not encoder.embedding.weight]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in others)
+
+
+@pytest.mark.parametrize("make", ENCODERS)
 def test_it_trains_in_a_network(
     make: Callable[..., Any], make_trainer: Callable[..., Trainer], datamodule: MultiDomainDataModule
 ) -> None:
@@ -103,11 +116,63 @@ def test_ngram_equals_a_loop_over_runs(n: int) -> None:
     nn.init.normal_(encoder.runs.weight)
     for document, row in zip(DOCUMENTS, encoder(batch(DOCUMENTS)), strict=True):
         ids = words(document).tolist()
-        vectors = [encoder.embedding.weight[word] for word in ids]
+        vectors = [encoder.embedding.weight[word] for word in set(ids)]
+        buckets = set()
         for size in range(2, n + 1):
+            of_size = set()
             for start in range(len(ids) - size + 1):
-                key = 0
-                for word in ids[start : start + size]:
-                    key = key * 1_000_003 + word
-                vectors.append(encoder.runs.weight[key % 7])
-        torch.testing.assert_close(row, torch.stack(vectors).mean(0))
+                key = torch.tensor(ids[start])
+                for word in ids[start + 1 : start + size]:
+                    key = hash_run(key, torch.tensor(word))
+                of_size.add(int(key % 7))
+            buckets |= {(size, bucket) for bucket in of_size}
+        vectors += [encoder.runs.weight[bucket] for _, bucket in buckets]
+        torch.testing.assert_close(row, torch.stack(vectors).sum(0) / len(vectors) ** 0.5)
+
+
+@pytest.mark.parametrize("buckets", [1000, 4096, 200_000])
+def test_runs_spread_over_all_buckets(buckets: int) -> None:
+    """Pairs of neighbouring ids, those of frequent words, fill the buckets like balls that are thrown at random."""
+    side = int(buckets**0.5)
+    first, second = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    found = (hash_run(first.flatten(), second.flatten()) % buckets).unique()
+    share = side * side / buckets
+    assert len(found) / buckets == pytest.approx(1 - torch.tensor(-share).exp().item(), abs=0.03)
+    assert int(found.min()) >= 0
+
+
+def test_the_order_of_words_in_a_run_counts() -> None:
+    one, two = torch.tensor([3]), torch.tensor([4])
+    assert hash_run(one, two) != hash_run(two, one)
+
+
+def test_word_dropout_leaves_out_words_and_keeps_the_expectation() -> None:
+    torch.manual_seed(0)
+    encoder = NGram(20, 6, n=2, num_buckets=7, dropout=0.0, word_dropout=0.75)
+    nn.init.normal_(encoder.runs.weight)
+    inputs = batch(DOCUMENTS)
+    whole = encoder.eval()(inputs)
+    drawn = torch.stack([encoder.train()(inputs) for _ in range(4000)])
+    torch.testing.assert_close(drawn.mean(0), whole, atol=0.06, rtol=0)
+    # The one-word document is there in a quarter of the cases, four times as strong.
+    present = drawn[:, 3].ne(0).any(1)
+    assert present.double().mean() == pytest.approx(0.25, abs=0.03)
+    torch.testing.assert_close(drawn[present, 3], 4 * whole[3].expand(int(present.sum()), -1))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1])
+def test_word_dropout_out_of_range_is_refused(share: float) -> None:
+    with pytest.raises(InputError, match=f"word_dropout must be at least 0 and less than 1, found {share}"):
+        NGram(20, 6, word_dropout=share)
+
+
+def test_concat_puts_encoders_side_by_side() -> None:
+    parts = [NGram(20, 6), TextCNN(20, 5, num_filters=2, widths=(2,))]
+    encoder = Concat(parts, vocab_size=20).eval()
+    inputs = batch(DOCUMENTS)
+    assert encoder.out_features == 8
+    torch.testing.assert_close(encoder(inputs), torch.cat([part(inputs) for part in parts], 1))
+    with pytest.raises(InputError, match="the NGram has room for 20 words, fewer than the 30 of data.vocab_size"):
+        Concat(parts, vocab_size=30)
+    with pytest.raises(InputError, match="one or more encoders, found none"):
+        Concat([])

@@ -63,7 +63,8 @@ def test_fit_logs_every_task(
     trainer = make_trainer(max_epochs=1)
     trainer.fit(make_model(task_names=datamodule.domains), datamodule=datamodule)
     accuracies = {name for name in trainer.callback_metrics if name.startswith("val/accuracy")}
-    assert accuracies == {"val/accuracy", *(f"val/accuracy/{domain}" for domain in datamodule.domains)}
+    kinds = ("val/accuracy", "val/accuracy_clean")
+    assert accuracies == {*kinds, *(f"{kind}/{domain}" for kind in kinds for domain in datamodule.domains)}
     assert "train/loss" in trainer.callback_metrics
 
 

@@ -1,0 +1,121 @@
+"""``ncmtl compare``: systems x seeds x folds, in tables, tests and figures."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from lightning_ncmtl.comparison.cell import check
+from lightning_ncmtl.comparison.plan import Sweep, plan
+from lightning_ncmtl.comparison.report import write_report
+from lightning_ncmtl.comparison.runner import run_all
+from lightning_ncmtl.errors import InputError
+
+
+def compare(
+    systems: dict[str, dict[str, Any] | None],
+    output: str,
+    configs: list[str] | None = None,
+    common: dict[str, Any] | None = None,
+    sweeps: dict[str, Sweep] | None = None,
+    seeds: list[int] | None = None,
+    folds: list[int] | None = None,
+    baseline: str | None = None,
+    test: bool = False,
+    jobs: int = 1,
+    arguments: list[str] | None = None,
+) -> None:
+    """Train every system with every seed on every fold, and report.
+
+    Each training is a cell, with a directory of its own in the output. Finished cells are kept: the same command goes
+    on where it was stopped, and with more seeds, systems or folds it runs only what is new. The epoch of a cell is
+    chosen by its validation accuracy.
+
+    Args:
+        systems: For each system its settings, which stack on ``common``: those of ``ncmtl fit``; or ``tfidf``, with the
+            arguments of :class:`lightning_ncmtl.comparison.tfidf.TFIDF`, for the linear reference.
+        output: Folder for everything.
+        configs: Configuration files of ``ncmtl fit`` for all systems, which stack.
+        common: Settings for all systems, which stack on these.
+        sweeps: One system with one thing varied; their cells are in ``results.csv`` and in figures of their own.
+        seeds: Seeds of the trainings; 1, 2 and 3 by default.
+        folds: Which folds (``data.fold``) evaluate in turn, where ``data.folds`` divides the documents.
+        baseline: The system that figures compare the others with; the first by default.
+        test: Evaluate the chosen epoch of each cell on the test split, once, and report that instead of validation.
+        jobs: Trainings at a time, each in a process of its own with its share of the cores.
+        arguments: Arguments of ``ncmtl fit`` for all cells; on the command line behind ``--``.
+
+    Raises:
+        InputError: Before anything is trained, if a setting cannot be used; behind the report, if a cell failed.
+    """
+    if jobs < 1:
+        raise InputError(f"jobs must be at least 1, found {jobs}")
+    if baseline is not None and baseline not in systems:
+        raise InputError(f"baseline must be one of the systems {', '.join(systems)}, found {baseline!r}")
+    cells = plan(
+        {name: settings or {} for name, settings in systems.items()}, sweeps or {}, common or {}, configs or [], arguments or [], [1, 2, 3] if seeds is None else seeds,
+        folds, test, Path(output),
+    )  # fmt: skip
+    for cell in {cell.system: cell for cell in cells if cell.result() is None}.values():
+        check(cell)
+    console = Console()
+    failures = run_all(cells, jobs, console)
+    finished = [cell for cell in cells if cell.name not in failures]
+    if finished:
+        write_report(finished, sweeps or {}, Path(output), baseline or next(iter(systems)), console)
+    if failures:
+        name, failure = next(iter(failures.items()))
+        raise InputError(f"{len(failures)} of {len(cells)} cells failed, the first is {name}: {failure}")
+
+
+def main(args: list[str]) -> None:
+    """Run ``ncmtl compare``.
+
+    Args:
+        args: Its arguments; those behind ``--`` go to every ``ncmtl fit``.
+
+    Raises:
+        InputError: If the configuration cannot be used.
+    """
+    parser = ArgumentParser(prog="ncmtl compare", description=str(compare.__doc__).splitlines()[0])
+    parser.add_argument("--config", required=True, help="A YAML file with systems, common, sweeps and all below.")
+    parser.add_function_arguments(compare, skip={"systems", "common", "sweeps", "arguments"})
+    behind = args.index("--") if "--" in args else len(args)
+    # Settings for ncmtl fit are not parsed here: class paths in them would be completed with defaults.
+    config, rest = _read(args[:behind])
+    known = {action.dest for action in parser._actions}
+    if unknown := config.keys() - known:
+        raise InputError(f"unknown settings in the configuration of the comparison: {', '.join(sorted(unknown))}")
+    parser.set_defaults(config)
+    values = parser.parse_args(args[:behind]).as_dict()
+    values.pop("config")
+    try:
+        rest["sweeps"] = {name: Sweep(**sweep) for name, sweep in (rest.get("sweeps") or {}).items()}
+    except TypeError as error:
+        raise InputError(f"a sweep needs of, values and perhaps figure: {error}") from error
+    try:
+        compare(**values, **rest, arguments=args[behind + 1 :])
+    except KeyboardInterrupt:
+        print("ncmtl: interrupted; the same command goes on with the next cell", file=sys.stderr)
+        sys.exit(130)
+
+
+def _read(args: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration file that arguments name: what the parser checks, and the rest."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    file = parser.parse_known_args(args)[0].config
+    if file is None:
+        return {}, {}  # --help, or an error that the other parser reports
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read the configuration {file!r}: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("systems"), dict):
+        raise InputError(f"the configuration {file!r} needs systems, a mapping of names to settings")
+    rest = {name: content.pop(name) for name in ("systems", "common", "sweeps") if name in content}
+    return content, rest

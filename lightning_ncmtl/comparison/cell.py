@@ -1,0 +1,252 @@
+"""Running one cell of a comparison, through the same command line as ``ncmtl fit``."""
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from lightning_ncmtl._lightning import Callback, LightningModule, Trainer
+from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
+from lightning_ncmtl.cli import RUN_DIR, NCMTLCLI, make_cli, message_of
+from lightning_ncmtl.compaction import compact, count_parameters
+from lightning_ncmtl.comparison.plan import OUTCOMES, RESULT, Cell
+from lightning_ncmtl.comparison.tfidf import TFIDF
+from lightning_ncmtl.datamodules import MultiDomainDataModule
+from lightning_ncmtl.errors import InputError
+
+_Arrays: TypeAlias = dict[str, "np.ndarray[Any, Any]"]
+
+
+class _Objects(NCMTLCLI):
+    """Makes trainer, model and data, and leaves the rest to the caller."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+class _Settings(_Objects):
+    """Only parses."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+
+def check(cell: Cell) -> None:
+    """Parse the settings of a cell.
+
+    Raises:
+        InputError: If they cannot be used.
+    """
+    reference(cell)
+    log = cell.directory / "log.txt"
+    arguments = _arguments(cell)
+    try:
+        with _output_to(log):
+            make_cli(arguments, _Settings)
+    except SystemExit as error:  # jsonargparse has printed what is wrong
+        text = log.read_text(encoding="utf-8")
+        raise InputError(f"the settings of {cell.system!r} cannot be used: {text.split('error: ')[-1]}") from error
+
+
+def reference(cell: Cell) -> TFIDF | None:
+    """The linear model that a cell consists of, if it is not a network."""
+    found = [settings["tfidf"] for settings in cell.settings if "tfidf" in settings]
+    try:
+        return TFIDF(**(found[-1] or {})) if found else None
+    except TypeError as error:
+        raise InputError(f"{cell.system!r} has the tfidf settings {found[-1]}: {error}") from error
+
+
+def run(cell: Cell) -> str | None:
+    """Train, choose the best epoch on validation documents, evaluate it, and write the result.
+
+    What is printed goes to ``log.txt`` in the directory of the cell.
+
+    Returns:
+        What went wrong, in one line; ``None`` if nothing did.
+    """
+    shutil.rmtree(cell.directory, ignore_errors=True)  # of an attempt that was cut short
+    cell.directory.mkdir(parents=True)
+    with _output_to(cell.directory / "log.txt"):
+        try:
+            _run(cell)
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()
+            return message_of(error) or f"{type(error).__name__}: {error}"
+        finally:
+            os.environ.pop(RUN_DIR, None)  # which the command line has set for processes of its own
+    return None
+
+
+def _run(cell: Cell) -> None:
+    cli = make_cli(_arguments(cell), _Objects, save_last=False)
+    model = reference(cell)
+    start = time.monotonic()
+    result, outcomes = _train(cli, cell.test) if model is None else _refer(model, cli.datamodule, cell.test)
+    result |= {
+        "system": cell.system,
+        "seed": cell.seed,
+        "fold": cell.fold,
+        "sweep": cell.sweep,
+        "value": cell.value,
+        "seconds": time.monotonic() - start,
+        "domains": cli.datamodule.domains,
+        "copies": cli.datamodule.copies,
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            "threads": torch.get_num_threads(),
+        },
+        "fingerprint": cell.fingerprint,
+    }
+    np.savez_compressed(cell.directory / OUTCOMES, **outcomes)  # type: ignore[arg-type]
+    partial = cell.directory / f"{RESULT}.partial"
+    partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    partial.replace(cell.directory / RESULT)  # last, and at once: where it exists, the cell is finished
+
+
+def _train(cli: NCMTLCLI, test: bool) -> tuple[dict[str, Any], _Arrays]:
+    trainer, model, data = cli.trainer, cli.model, cli.datamodule
+    trainer.fit(model, datamodule=data)
+    if not trainer.state.finished:
+        raise InputError("the training was interrupted")
+    clustering = next((c for c in trainer.callbacks if isinstance(c, NetworkClusteringCallback)), None)  # type: ignore[attr-defined]
+    report = next(c for c in trainer.callbacks if isinstance(c, ClusterReport)).report(trainer)  # type: ignore[attr-defined]
+    result = {
+        "last": _metrics(trainer, "val"),
+        "curves": _curves(Path(str(trainer.log_dir)) / "metrics.csv", data.domains),
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "clusters": {
+            name: {"num_clusters": layer["num_clusters"], "assignment": list(layer["assignment"].values())}
+            for name, layer in report["layers"].items()
+        },
+        "ari": report["ari"],
+    }
+    if clustering is not None and clustering.assignments:
+        result["compact_parameters"] = count_parameters(compact(model, clustering.assignments))[""]
+    outcomes: _Arrays = {}
+    best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+    for stage in ("val", "test")[: 1 + test]:
+        collected = _Outcomes()
+        trainer.callbacks.append(collected)  # type: ignore[attr-defined]
+        (trainer.validate if stage == "val" else trainer.test)(model, datamodule=data, ckpt_path=best, verbose=False)
+        trainer.callbacks.remove(collected)  # type: ignore[attr-defined]
+        result[stage] = _metrics(trainer, stage)
+        outcomes |= {f"{stage}_{name}": values for name, values in collected.arrays().items()}
+    shutil.rmtree(Path(best).parent)
+    return result, outcomes
+
+
+def _refer(model: TFIDF, data: MultiDomainDataModule, test: bool) -> tuple[dict[str, Any], _Arrays]:
+    data.setup("fit")
+    documents = data.documents("train")
+    model.fit(documents["text"], documents["task_id"], documents["label"])
+    result: dict[str, Any] = {"parameters": model.parameters, "clusters": {}, "ari": None, "curves": {}}
+    outcomes: _Arrays = {}
+    for stage, name in (("val", "validation"), ("test", "test"))[: 1 + test]:
+        if stage == "test":
+            data.setup("test")
+        documents = data.documents(name)  # type: ignore[arg-type]
+        tasks = np.array(documents["task_id"])
+        correct = model.predict(documents["text"], tasks) == np.array(documents["label"])
+        result[stage] = _accuracies(tasks, correct, data.domains, "accuracy")
+        if "clean" in documents.column_names:
+            clean = np.array(documents["clean"])
+            result[stage] |= _accuracies(tasks[clean], correct[clean], data.domains, "accuracy_clean")
+        arrays = {"domain": tasks, "document": np.array(documents["index"]), "correct": correct}
+        outcomes |= {f"{stage}_{name}": values for name, values in arrays.items()}
+    result["last"] = result["val"]
+    return result, outcomes
+
+
+class _Outcomes(Callback):
+    """Collects which documents are classified correctly."""
+
+    def __init__(self) -> None:
+        self.parts: list[dict[str, np.ndarray[Any, Any]]] = []
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        part = {"domain": batch["task_ids"], "document": outputs["index"], "correct": outputs["correct"]}
+        self.parts.append({name: values.cpu().numpy() for name, values in part.items()})
+
+    on_test_batch_end = on_validation_batch_end
+
+    def arrays(self) -> _Arrays:
+        """All documents, by number."""
+        arrays = {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
+        order = np.argsort(arrays["document"])
+        return {name: values[order] for name, values in arrays.items()}
+
+
+def _metrics(trainer: Trainer, stage: str) -> dict[str, float]:
+    prefix = f"{stage}/"
+    return {
+        name.removeprefix(prefix): float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith(f"{prefix}accuracy")
+    }
+
+
+def _accuracies(tasks: Any, correct: Any, domains: list[str], name: str) -> dict[str, float]:
+    each = {
+        domain: float(correct[tasks == task].mean()) for task, domain in enumerate(domains) if (tasks == task).any()
+    }
+    return {name: float(np.mean(list(each.values()))), **{f"{name}/{domain}": value for domain, value in each.items()}}
+
+
+def _curves(file: Path, domains: list[str]) -> dict[str, list[float]]:
+    """Validation accuracy after each epoch: of each domain, and the average under ``""``."""
+    columns = {"": "val/accuracy", **{domain: f"val/accuracy/{domain}" for domain in domains}}
+    table = pd.read_csv(file).dropna(subset=["val/accuracy"])
+    return {domain: table[column].tolist() for domain, column in columns.items()}
+
+
+def _arguments(cell: Cell) -> list[str]:
+    cell.directory.mkdir(parents=True, exist_ok=True)
+    arguments = ["fit"]
+    for config in cell.configs:
+        arguments += ["--config", config]
+    for number, settings in enumerate(cell.settings):
+        file = cell.directory / f"settings-{number}.yaml"
+        plain = {key: value for key, value in settings.items() if key != "tfidf"}
+        file.write_text(yaml.safe_dump(plain), encoding="utf-8")
+        arguments += ["--config", str(file)]
+    arguments += ["--seed_everything", str(cell.seed), "--run_dir", str(cell.directory)]
+    arguments += [] if cell.fold is None else ["--data.fold", str(cell.fold)]
+    arguments += [f"--trainer.{part}=false" for part in ("enable_progress_bar", "enable_model_summary")]
+    return [*arguments, "--checkpoint.save_weights_only=true", *cell.arguments]
+
+
+@contextlib.contextmanager
+def _output_to(file: Path) -> Iterator[None]:
+    """Everything that this process prints goes to a file, whoever prints it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with file.open("w", buffering=1, encoding="utf-8") as log:
+        try:
+            for number in (1, 2):
+                os.dup2(log.fileno(), number)
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):  # where these are something else
+                yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, old in zip((1, 2), kept, strict=True):
+                os.dup2(old, number)
+                os.close(old)

@@ -1,0 +1,144 @@
+"""What a comparison consists of: cells, each one system trained with one seed on one fold."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lightning_ncmtl.errors import InputError
+
+RESULT, OUTCOMES = "result.json", "outcomes.npz"
+Figure = Literal["grid", "line", "recovery"]
+
+
+@dataclass
+class Sweep:
+    """One system with one thing varied.
+
+    Args:
+        of: The system.
+        values: For each value, settings that stack on the others.
+        settings: Settings for all values, which stack on those of the system.
+        figure: How it is drawn: ``line``, accuracy over the values; ``grid``, accuracy over the numbers of clusters of
+            the first two layers; ``recovery``, agreement of the clusters with planted groups over the values.
+    """
+
+    of: str
+    values: dict[str, dict[str, Any]]
+    settings: dict[str, Any] = field(default_factory=dict)
+    figure: Figure = "line"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training.
+
+    Args:
+        system: Name of the system; ``SWEEP: VALUE`` in a sweep.
+        seed: Its seed.
+        fold: The part of the data that evaluates, where the data has folds.
+        directory: Where its files go.
+        settings: What stacks on the configuration files, one after the other.
+        configs: The configuration files.
+        arguments: Arguments of ``ncmtl fit`` for all cells.
+        test: Whether to evaluate the chosen epoch on the test split, too.
+        sweep: The sweep that it belongs to.
+        value: The value of the sweep.
+    """
+
+    system: str
+    seed: int
+    fold: int | None
+    directory: Path
+    settings: tuple[dict[str, Any], ...] = field(hash=False)
+    configs: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    test: bool = False
+    sweep: str | None = None
+    value: str | None = None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.system}, seed {self.seed}" + ("" if self.fold is None else f", fold {self.fold}")
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """All that decides the result, as plain values."""
+        configs = [yaml.safe_load(Path(config).read_text(encoding="utf-8")) for config in self.configs]
+        plain = {"configs": configs, "settings": self.settings, "arguments": list(self.arguments), "test": self.test}
+        made: dict[str, Any] = json.loads(json.dumps({**plain, "seed": self.seed, "fold": self.fold}))
+        return made
+
+    def result(self) -> dict[str, Any] | None:
+        """The result, if the cell has been finished.
+
+        Raises:
+            InputError: If it was run with other settings.
+        """
+        file = self.directory / RESULT
+        if not file.is_file():
+            return None
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if found["fingerprint"] != self.fingerprint:
+            raise InputError(
+                f"{str(self.directory)!r} holds a result of other settings: delete it, or choose another output"
+            )
+        return found
+
+
+def plan(
+    systems: Mapping[str, dict[str, Any]],
+    sweeps: Mapping[str, Sweep],
+    common: dict[str, Any],
+    configs: Sequence[str],
+    arguments: Sequence[str],
+    seeds: Sequence[int],
+    folds: Sequence[int] | None,
+    test: bool,
+    output: Path,
+) -> list[Cell]:
+    """All cells: seed by seed, so that there is something to see early.
+
+    Raises:
+        InputError: If there is nothing to run, names clash, or a file is missing.
+    """
+    for config in configs:
+        if not Path(config).is_file():
+            raise InputError(f"the configuration {config!r} does not exist: correct it in configs")
+    if not systems or not seeds or folds == []:
+        raise InputError(f"a comparison needs systems, seeds and folds (or null), found {seeds=}, {folds=}")
+    for name, values in (("seeds", seeds), ("folds", folds or ())):
+        if len(set(values)) < len(values):
+            raise InputError(f"{name} must differ, found {list(values)}")
+    entries: list[tuple[str, tuple[dict[str, Any], ...], str | None, str | None]] = []
+    for system, settings in systems.items():
+        entries.append((system, (common, settings), None, None))
+    for sweep, what in sweeps.items():
+        if what.of not in systems:
+            raise InputError(f"the sweep {sweep!r} is of {what.of!r}, which is none of {', '.join(systems)}")
+        base = (common, systems[what.of], what.settings)
+        entries += [
+            (f"{sweep}: {value}", (*base, more or {}), sweep, str(value)) for value, more in what.values.items()
+        ]
+    folders = [_folder(name) for name, *_ in entries]
+    if len(set(folders)) < len(folders):
+        raise InputError(f"names of systems must differ in letters and digits, found {[name for name, *_ in entries]}")
+    cells = []
+    for fold in [None] if folds is None else folds:
+        for seed in seeds:
+            last = f"seed-{seed}" + ("" if fold is None else f"-fold-{fold}")
+            cells += [
+                Cell(name, seed, fold, output / "cells" / folder / last, settings, tuple(configs), tuple(arguments),
+                     test, sweep, value)
+                for (name, settings, sweep, value), folder in zip(entries, folders, strict=True)
+            ]  # fmt: skip
+    return cells
+
+
+def _folder(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -1,0 +1,307 @@
+"""What is written of a comparison: ``results.csv``, ``pairs.csv``, ``report.md`` and ``figures``."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lightning_ncmtl.callbacks.cluster_pictures import draw_flow
+from lightning_ncmtl.comparison import figures
+from lightning_ncmtl.comparison.plan import OUTCOMES, Cell, Sweep
+from lightning_ncmtl.comparison.statistics import assignment_stability, compare_pairs
+
+_KEYS = ["system", "sweep", "value", "seed", "fold"]
+
+
+def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, baseline: str, console: Console) -> None:
+    """Write everything about finished cells, and show the table of accuracies.
+
+    Args:
+        cells: The cells.
+        sweeps: What varies in some of them.
+        output: The folder.
+        baseline: The system that figures compare the others with.
+        console: Where the table is shown.
+    """
+    results = [result for cell in cells if (result := cell.result()) is not None]
+    stage = "test" if cells[0].test else "val"
+    table = pd.DataFrame([_row(result, stage) for result in results])
+    table.to_csv(output / "results.csv", index=False)
+    main = table[table["sweep"].isna()]
+    pairs = _pairs([cell for cell in cells if cell.sweep is None], main, stage)
+    pairs.to_csv(output / "pairs.csv", index=False)
+    clusters = _clusters(results)
+    clusters.to_csv(output / "clusters.csv", index=False)
+    summary = _summary(main)
+    parts = [
+        ("Accuracy", _ABOUT[stage], summary),
+        ("Accuracy by domain", "Mean and standard deviation over the cells.", _by_domain(main)),
+        ("Differences", _ABOUT_PAIRS, _readable_pairs(pairs)),
+        ("Variations", _ABOUT[stage], _summary(table[table["sweep"].notna()])),
+        ("Clusters", _ABOUT_CLUSTERS, _readable_clusters(clusters)),
+        ("Copies", _ABOUT_COPIES, _copies(results)),
+    ]
+    lines = ["# Comparison", "", _about_cells(results)]
+    for title, text, part in parts:
+        if len(part):
+            lines += ["", f"## {title}", "", text, "", part.to_markdown(index=False, disable_numparse=True)]
+    (output / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name, figure in _figures(results, stage, sweeps, main, pairs, clusters, baseline):
+        (output / "figures").mkdir(exist_ok=True)
+        figure.savefig(output / "figures" / f"{name}.png", dpi=100)
+    _show(summary, console)
+    console.print(f"Report: {escape(str(output / 'report.md'))}", soft_wrap=True)
+
+
+_STAGES = {
+    "val": "Accuracy in percent on validation documents, averaged over domains, mean and standard deviation over the "
+    "cells. *best epoch* is the epoch with the highest accuracy on these same documents, so it flatters every network a "
+    "little; *last epoch* does not. *without copies* leaves out documents of which training had a copy.",
+    "test": "Accuracy in percent on test documents, averaged over domains, mean and standard deviation over the cells. "
+    "The epoch was chosen on validation documents; test documents were looked at once. *without copies* leaves out "
+    "documents of which training had a copy. *last epoch* is on validation documents.",
+}
+_ABOUT = {
+    stage: text + " Parameters are those that are trained, *shared* what remains with one set of weights per cluster."
+    for stage, text in _STAGES.items()
+}
+_ABOUT_PAIRS = (
+    "first - second in points of accuracy. *interval* (95 %) and *p, documents*: paired bootstrap over documents "
+    "within each domain. *p, cells*: paired t-test over seeds and folds (corrected for overlapping training sets where "
+    "there are several folds). Neither is adjusted for the number of pairs; *Holm* is, for the documents."
+)
+_ABOUT_CLUSTERS = (
+    "*stability* is the mean adjusted Rand index between the clusters of two seeds: 1 for the same clusters, 0 for "
+    "unrelated ones. *by chance* is its mean and 95 % quantile with the tasks mixed up. *planted* is the index with the "
+    "groups that were planted, mean and standard deviation."
+)
+_ABOUT_COPIES = "Documents with the same text, or nearly, as another one of training."
+
+
+def _row(result: dict[str, Any], stage: str) -> dict[str, Any]:
+    curve = result["curves"].get("")
+    metrics = result[stage]
+    row = {key: result[key] for key in _KEYS} | {
+        "accuracy": metrics["accuracy"],
+        "accuracy_clean": metrics.get("accuracy_clean"),
+        "validation_accuracy": result["val"]["accuracy"],
+        "last_epoch_accuracy": result["last"]["accuracy"],
+        "best_epoch": None if curve is None else int(np.argmax(curve)) + 1,
+        "parameters": result["parameters"],
+        "shared_parameters": result.get("compact_parameters"),
+        "seconds": round(result["seconds"], 1),
+    }
+    return row | {f"ari/{layer}": value for layer, value in (result["ari"] or {}).items()} | metrics
+
+
+def _summary(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per system, in the order in which they were given; the best values bold."""
+    columns = {"best epoch": "accuracy", "without copies": "accuracy_clean", "last epoch": "last_epoch_accuracy"}
+    groups = list(table.groupby("system", sort=False))
+    rows: dict[str, list[str]] = {"system": [str(name) for name, _ in groups]}
+    for title, column in columns.items():
+        if table[column].notna().any():
+            rows[title] = _percent([group[column] for _, group in groups])
+    rows["parameters"] = [f"{group['parameters'].iloc[0]:,}" for _, group in groups]
+    if table["shared_parameters"].notna().any():
+        shared = [group["shared_parameters"].mean() for _, group in groups]
+        rows["shared"] = ["" if np.isnan(value) else f"{value:,.0f}" for value in shared]
+    rows["seconds"] = [f"{group['seconds'].mean():,.0f}" for _, group in groups]
+    rows["cells"] = [str(len(group)) for _, group in groups]
+    return pd.DataFrame(rows)
+
+
+def _by_domain(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per domain, one column per system."""
+    prefix = "accuracy/"
+    groups = list(table.groupby("system", sort=False))
+    rows = []
+    for column in [column for column in table.columns if column.startswith(prefix)]:
+        values = _percent([group[column] for _, group in groups])
+        rows.append([column.removeprefix(prefix), *values])
+    return pd.DataFrame(rows, columns=["domain", *(name for name, _ in groups)])
+
+
+def _percent(groups: list["pd.Series[float]"]) -> list[str]:
+    """Mean and standard deviation of each; the highest mean is bold."""
+    means = [100 * group.mean() for group in groups]
+    best = max((round(mean, 1) for mean in means if not np.isnan(mean)), default=None)
+    texts = []
+    for mean, group in zip(means, groups, strict=True):
+        text = "" if np.isnan(mean) else f"{mean:.1f}"
+        if text and len(group) > 1:
+            text += f" ± {100 * group.std():.1f}"
+        texts.append(f"**{text}**" if text and round(mean, 1) == best else text)
+    return texts
+
+
+def _pairs(cells: list[Cell], table: pd.DataFrame, stage: str) -> pd.DataFrame:
+    outcomes = {}
+    for cell in cells:
+        with np.load(cell.directory / OUTCOMES) as arrays:
+            prefix = f"{stage}_"
+            outcomes[cell.system, cell.seed, _number(cell.fold)] = {
+                name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)
+            }
+    return compare_pairs(table.assign(fold=[_number(fold) for fold in table["fold"]]), outcomes)
+
+
+def _number(fold: float | None) -> int:
+    return -1 if fold is None or np.isnan(fold) else int(fold)
+
+
+def _readable_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
+    def p(values: "pd.Series[float]") -> list[str]:
+        return ["" if np.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}" for value in values]
+
+    return pd.DataFrame(
+        {
+            "first": pairs["first"],
+            "second": pairs["second"],
+            "difference": [f"{value:+.2f}" for value in pairs["difference"]],
+            "interval": [f"{low:+.2f} to {high:+.2f}" for low, high in zip(pairs["low"], pairs["high"], strict=True)],
+            "p, documents": p(pairs["p_bootstrap"]),
+            "Holm": p(pairs["p_bootstrap_holm"]),
+            "p, cells": p(pairs["p_t"]),
+        }
+    )
+
+
+def _clusters(results: list[dict[str, Any]]) -> pd.DataFrame:
+    """Stability over seeds (and agreement with planted groups) of each layer in which there was a choice."""
+    found: dict[tuple[str, str, str, int, int], dict[str, list[Any]]] = {}
+    for result in results:
+        for layer, what in result["clusters"].items():
+            clusters = what["num_clusters"]
+            if 1 < clusters < len(result["domains"]) and what["assignment"]:
+                key = (result["system"], result["sweep"], result["value"], layer, clusters)
+                entry = found.setdefault(key, {"assignments": [], "ari": []})
+                entry["assignments"].append(what["assignment"])
+                if result["ari"] is not None:
+                    entry["ari"].append(result["ari"][layer])
+    rows = []
+    for (system, sweep, value, layer, clusters), entry in found.items():
+        row = {"setting": system, "sweep": sweep, "value": value, "layer": layer, "clusters": clusters}
+        row["cells"] = len(entry["assignments"])
+        if len(entry["assignments"]) > 1:
+            stability = assignment_stability(entry["assignments"])
+            names = ("ari", "null_mean", "null_high", "p_value")
+            row |= dict(zip(names, stability, strict=True))
+        if entry["ari"]:
+            row |= {"planted": np.mean(entry["ari"]), "planted_sd": np.std(entry["ari"], ddof=len(entry["ari"]) > 1)}
+        rows.append(row)
+    columns = ["setting", "sweep", "value", "layer", "clusters", "cells", "ari", "null_mean", "null_high", "p_value"]
+    return pd.DataFrame(rows, columns=[*columns, "planted", "planted_sd"])
+
+
+def _readable_clusters(clusters: pd.DataFrame) -> pd.DataFrame:
+    table = pd.DataFrame({"setting": clusters["setting"], "layer": clusters["layer"], "K": clusters["clusters"]})
+    several = clusters["cells"] > 1
+    table["stability"] = [f"{ari:.2f}" if many else "" for ari, many in zip(clusters["ari"], several, strict=True)]
+    chance = zip(clusters["null_mean"], clusters["null_high"], several, strict=True)
+    table["by chance"] = [f"{mean:.2f}, {high:.2f}" if many else "" for mean, high, many in chance]
+    table["p"] = ["" if np.isnan(value) else f"{value:.3f}" for value in clusters["p_value"].astype(float)]
+    if clusters["planted"].notna().any():
+        planted = zip(clusters["planted"], clusters["planted_sd"], strict=True)
+        table["planted"] = ["" if np.isnan(mean) else f"{mean:.2f} ± {sd:.2f}" for mean, sd in planted]
+    table["cells"] = clusters["cells"]
+    return table
+
+
+def _copies(results: list[dict[str, Any]]) -> pd.DataFrame:
+    """Of the first cell: other seeds have the same documents."""
+    copies = results[0]["copies"]
+    table = pd.DataFrame([{"domain": domain, **counts} for domain, counts in copies.items()])
+    total = table.drop(columns="domain").sum()
+    return pd.concat([table, pd.DataFrame([{"domain": "all", **total}])], ignore_index=True)
+
+
+def _about_cells(results: list[dict[str, Any]]) -> str:
+    seeds = sorted({result["seed"] for result in results})
+    folds = sorted({result["fold"] for result in results if result["fold"] is not None})
+    environments = {tuple(result["environment"].items()) for result in results}
+    where = "; ".join(sorted({", ".join(f"{name} {value}" for name, value in each) for each in environments}))
+    text = f"{len(results)} trainings with the seeds {', '.join(map(str, seeds))}"
+    if folds:
+        text += f" on the folds {', '.join(map(str, folds))}"
+    return f"{text}. {where}."
+
+
+def _figures(
+    results: list[dict[str, Any]],
+    stage: str,
+    sweeps: Mapping[str, Sweep],
+    main: pd.DataFrame,
+    pairs: pd.DataFrame,
+    clusters: pd.DataFrame,
+    baseline: str,
+) -> Iterator[tuple[str, Figure]]:
+    yield "accuracy", figures.draw_accuracy(main)
+    if len(main["system"].unique()) > 1:
+        yield "differences", figures.draw_differences(pairs, baseline)
+    curves = [
+        {"epoch": epoch, "domain": domain, "accuracy": accuracy, **{key: result[key] for key in _KEYS}}
+        for result in results
+        if result["sweep"] is None
+        for domain, values in result["curves"].items()
+        for epoch, accuracy in enumerate(values, start=1)
+        if domain
+    ]
+    if curves:
+        yield "epochs", figures.draw_curves(pd.DataFrame(curves))
+    drawn = set()
+    for result in results:
+        layers = {name: layer["assignment"] for name, layer in result["clusters"].items() if layer["assignment"]}
+        if layers and result["sweep"] is None and result["system"] not in drawn:
+            drawn.add(result["system"])
+            yield f"clusters-{_file(result['system'])}", draw_flow(layers, result["domains"])
+    stability = clusters[clusters["ari"].notna()]
+    if len(stability):
+        yield "stability", figures.draw_stability(stability)
+    recovery = []
+    for name, sweep in sweeps.items():
+        mine = [result for result in results if result["sweep"] == name]
+        if sweep.figure == "recovery":
+            recovery += [
+                {"setting": name, "value": result["value"], "seed": result["seed"], "ari": ari}
+                for result in mine
+                if (ari := _planted(result)) is not None
+            ]
+            continue
+        rows = [{"width": result["value"], "accuracy": _row(result, stage)["accuracy"], **result} for result in mine]
+        if sweep.figure == "grid":
+            for row in rows:
+                row["first"], row["second"] = [layer["num_clusters"] for layer in row["clusters"].values()][:2]
+            yield _file(name), figures.draw_grid(pd.DataFrame(rows)[["first", "second", "accuracy"]])
+        else:
+            yield _file(name), figures.draw_widths(pd.DataFrame(rows)[["width", "accuracy", "seed"]])
+    if recovery:
+        yield "recovery", figures.draw_recovery(pd.DataFrame(recovery))
+
+
+def _planted(result: dict[str, Any]) -> float | None:
+    """Agreement with the planted groups of the first layer in which there was a choice."""
+    for layer, what in result["clusters"].items():
+        if 1 < what["num_clusters"] < len(result["domains"]):
+            return None if result["ari"] is None else float(result["ari"][layer])
+    return None
+
+
+def _show(summary: pd.DataFrame, console: Console) -> None:
+    table = Table(title="Accuracy", title_justify="left")
+    for column in summary.columns:
+        table.add_column(column, justify="left" if column == "system" else "right")
+    for row in summary.itertuples(index=False):
+        table.add_row(*(re.sub(r"\*\*(.*)\*\*", r"[bold]\1[/bold]", escape(cell)) for cell in row))
+    console.print(table)
+
+
+def _file(name: Any) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")

@@ -1,0 +1,327 @@
+"""Is one system better than another, and do several seeds agree on the clusters? Tests for both."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from lightning_ncmtl.errors import InputError
+
+CellKey = tuple[str, int, int | None]  # system, seed, fold
+_CHUNK = 2**22  # numbers drawn at a time: 32 MiB
+_TINY = 1e-9  # smaller differences between means are rounding
+
+
+def compare_pairs(
+    cells: pd.DataFrame,
+    outcomes: Mapping[CellKey, Mapping[str, ArrayLike] | pd.DataFrame],
+    *,
+    test_fraction: float | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Test each pair of systems: is the difference larger than chance of seeds, folds or documents makes it?
+
+    - The *t-test* is about other seeds and folds: two-sided and paired, over the cells (seed, fold) of both systems.
+      With one fold, the documents are taken as given. With several, training sets overlap: the variance of the mean
+      over n cells counts ``1/n + n_test/n_train`` instead of ``1/n`` times, the corrected resampled t-test (Nadeau &
+      Bengio, "Inference for the Generalization Error", Machine Learning 52, 2003). There is no p-value where nothing
+      can be said about variance: fewer than two cells, or differences that are all equal, but not zero.
+    - The *bootstrap* is about other test documents: paired, with the documents drawn again within each domain, all
+      their cells together. Seeds and training sets are taken as given. Percentile interval (95 %) and the p-value that
+      goes with it (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993), with 1 added to the counts, so that
+      it is never 0.
+
+    Both are also adjusted for the number of pairs, see :func:`holm`. Without this adjustment, what is found for a pair
+    does not depend on the other systems.
+
+    Args:
+        cells: ``system``, ``seed``, ``fold`` (None where there are none) and ``accuracy``: from 0 to 1, the mean over
+            domains.
+        outcomes: For each of the cells, ``domain [n]`` (int), ``document [n]`` (int, unlike that of any other document
+            of any fold), ``correct [n]`` (bool) and optionally ``group [n]`` (int): copies of a text are not
+            independent, so the documents of a group are drawn together (within a domain). The documents of a fold are
+            the same for all systems and seeds, in the same order.
+        test_fraction: Test documents per document used for training or test, in a cell. By default 1 / number of folds,
+            as in a complete cross-validation. Has no effect on pairs that share only one fold.
+        resamples: How many times to draw the documents.
+        seed: Of these draws.
+
+    Returns:
+        One row per pair: ``first`` and ``second`` system; ``cells`` and ``folds``, how many they share; ``difference``
+        first - second of their mean accuracies there, in points; its bootstrap interval ``low`` and ``high``; and
+        ``p_t``, ``p_t_holm``, ``p_bootstrap`` and ``p_bootstrap_holm``. NaN for systems that share no cells.
+
+    Raises:
+        InputError: If a cell comes twice or lacks its accuracy or outcomes, or documents do not match.
+    """
+    if test_fraction is not None and not 0 < test_fraction < 1:
+        raise InputError(f"test_fraction {test_fraction} is not between 0 and 1")
+    if resamples < 1:
+        raise InputError(f"resamples must be at least 1, not {resamples}")
+    accuracy = _accuracies(cells)
+    correct, documents = _outcomes(accuracy, outcomes)
+    fraction = test_fraction or 1 / max(2, len(documents))
+    rows: list[dict[str, Any]] = []
+    shared: list[list[CellKey]] = []  # by pair, the cells of its first system
+    for first, second in combinations(dict.fromkeys(system for system, _, _ in accuracy), 2):
+        shared.append([cell for cell in accuracy if cell[0] == first and _like(cell, second) in accuracy])
+        differences = np.array([accuracy[cell] - accuracy[_like(cell, second)] for cell in shared[-1]])
+        folds = len({fold for _, _, fold in shared[-1]})
+        p_value = _t_test(differences, fraction / (1 - fraction) if folds > 1 else 0.0)
+        difference = 100 * differences.mean() if len(differences) else np.nan
+        row = {"first": first, "second": second, "cells": len(differences), "folds": folds, "difference": difference}
+        rows.append(row | {"low": np.nan, "high": np.nan, "p_t": p_value, "p_bootstrap": np.nan})
+
+    # Pairs with the same documents share their draws
+    by_folds: dict[frozenset[int | None], list[int]] = {}
+    for number, pair in enumerate(shared):
+        if pair:
+            by_folds.setdefault(frozenset(fold for _, _, fold in pair), []).append(number)
+    for used, numbers in by_folds.items():
+        sample = {fold: documents[fold] for fold in documents if fold in used}
+        units = _Units(sample)
+        sums = [units.sums(shared[number], rows[number]["second"], correct) for number in numbers]
+        values, weights = np.stack(sums, axis=-1)
+        draws = _resample(values, weights, units.domains, resamples, seed)
+        low, high = 100 * np.quantile(draws, [0.025, 0.975], axis=0)
+        tails = [(draws <= _TINY).sum(axis=0), (draws >= -_TINY).sum(axis=0)]
+        p_values = np.minimum(1, 2 * (1 + np.minimum(*tails)) / (1 + resamples))
+        for position, number in enumerate(numbers):
+            rows[number] |= {"low": low[position], "high": high[position], "p_bootstrap": p_values[position]}
+
+    columns = ["first", "second", "cells", "folds", "difference", "low", "high", "p_t", "p_bootstrap"]
+    pairs = pd.DataFrame(rows, columns=columns)
+    for test in ("p_t", "p_bootstrap"):
+        pairs.insert(pairs.columns.get_loc(test) + 1, f"{test}_holm", holm(pairs[test].to_numpy(dtype=float)))
+    return pairs
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Adjust p-values for their number (Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979).
+
+    Args:
+        p_values: ``[m]``; NaN are no tests and stay NaN.
+
+    Returns:
+        ``[m]``, to be compared with the level wanted for all tests together.
+
+    >>> holm([0.01, 0.04, float("nan"), 0.03])
+    array([0.03, 0.06,  nan, 0.06])
+    """
+    adjusted = np.array(p_values, dtype=np.float64)
+    order = adjusted.argsort()[: int(np.isfinite(adjusted).sum())]  # NaN are last
+    steps = np.arange(len(order), 0, -1) * adjusted[order]
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return adjusted
+
+
+class Stability(NamedTuple):
+    """How far several clusterings of the same tasks agree, and how far they would by chance."""
+
+    ari: float  # mean over the pairs of clusterings
+    null_mean: float
+    null_high: float  # 95 % of the chance values are below or equal
+    p_value: float
+
+
+def assignment_stability(
+    assignments: Sequence[Sequence[int]], *, permutations: int = 1_000, seed: int = 0
+) -> Stability:
+    """Compare the clusterings of several seeds with one another, and with clusterings of tasks that were mixed up.
+
+    The measure is the mean adjusted Rand index of all pairs (Hubert & Arabie, "Comparing Partitions", 1985). By chance,
+    it has mean 0; its spread depends on the sizes of the clusters, which the permuted assignments keep. Clusterings
+    without a choice (one cluster for all tasks, or one for each) agree, and no more than by chance: p = 1.
+
+    Args:
+        assignments: Cluster number of each task ``[N]``, by seed. The numbers may differ between seeds.
+        permutations: How many times to permute the tasks, independently for each seed.
+        seed: Of the permutations.
+
+    Returns:
+        The mean index, mean and 95 % quantile of the permuted ones, and the one-sided p-value, with 1 added to the
+        counts.
+
+    Raises:
+        InputError: If there are fewer than two clusterings, or they are of different numbers of tasks.
+
+    >>> assignment_stability([[0, 0, 1, 1, 2, 2], [4, 4, 0, 0, 3, 3]]).ari
+    1.0
+    """
+    if len(assignments) < 2:
+        raise InputError(f"stability needs the clusters of at least 2 seeds, not {len(assignments)}")
+    counts = sorted({len(assignment) for assignment in assignments})
+    if len(counts) > 1 or counts[0] < 1:
+        raise InputError(f"all seeds must have clusters of the same tasks, not of {', '.join(map(str, counts))} tasks")
+    if permutations < 1:
+        raise InputError(f"permutations must be at least 1, not {permutations}")
+    numbers = np.array(assignments)
+    observed = _mean_ari(numbers)
+    rng = np.random.default_rng(seed)
+    null = np.array([_mean_ari(rng.permuted(numbers, axis=1)) for _ in range(permutations)])
+    p_value = (1 + (null >= observed - _TINY).sum()) / (1 + permutations)
+    return Stability(observed, float(null.mean()), float(np.quantile(null, 0.95)), float(p_value))
+
+
+def _mean_ari(assignments: NDArray[Any]) -> float:
+    """Mean adjusted Rand index over the pairs of clusterings ``[S, N]``, from pairs of tasks in the same cluster."""
+    seeds, tasks = assignments.shape
+    together = (assignments[:, :, None] == assignments[:, None, :]).reshape(seeds, -1).astype(np.float32)
+    both = (together @ together.T).astype(np.float64) - tasks  # [S, S] ordered pairs, without each task and itself
+    one, other = np.triu_indices(seeds, 1)
+    sizes = both.diagonal()
+    expected = sizes[one] * sizes[other] / max(1, tasks * (tasks - 1))
+    highest = (sizes[one] + sizes[other]) / 2
+    same = both[one, other] == highest  # two trivial clusterings would be 0 / 0
+    index = (both[one, other] - expected) / np.where(same, 1, highest - expected)
+    return float(np.where(same, 1, index).mean())
+
+
+def _accuracies(cells: pd.DataFrame) -> dict[CellKey, float]:
+    columns = ["system", "seed", "fold", "accuracy"]
+    if missing := [column for column in columns if column not in cells]:
+        raise InputError(f"the table of cells has no column {missing[0]!r}; it needs {', '.join(columns)}")
+    found: dict[CellKey, float] = {}
+    for system, seed, number, accuracy in cells[columns].itertuples(index=False, name=None):
+        fold = None if pd.isna(number) else number
+        if (system, seed, fold) in found:
+            raise InputError(f"{_name((system, seed, fold))} is in the table twice")
+        if not np.isfinite(accuracy):
+            raise InputError(f"{_name((system, seed, fold))} has accuracy {accuracy}; leave out what was not measured")
+        found[system, seed, fold] = accuracy
+    return found
+
+
+def _outcomes(
+    accuracy: Mapping[CellKey, float], outcomes: Mapping[CellKey, Mapping[str, ArrayLike] | pd.DataFrame]
+) -> tuple[dict[CellKey, NDArray[np.bool_]], dict[int | None, pd.DataFrame]]:
+    """Outcomes by cell, ``[n]``, and by fold the ``domain``, ``document`` and ``group`` of its documents."""
+    correct: dict[CellKey, NDArray[np.bool_]] = {}
+    documents: dict[int | None, tuple[CellKey, pd.DataFrame]] = {}  # with the cell that they are from
+    for cell in accuracy:
+        if cell not in outcomes:
+            raise InputError(f"{_name(cell)} has an accuracy, but no outcomes of its documents")
+        arrays = _arrays(cell, outcomes[cell])
+        correct[cell] = arrays.pop("correct")
+        known, table = documents.setdefault(cell[2], (cell, pd.DataFrame(arrays)))
+        if not all(np.array_equal(table[column], array) for column, array in arrays.items()):
+            raise InputError(f"{_name(cell)} and {_name(known)} have different documents, or in a different order")
+    tables = {fold: table for fold, (_, table) in documents.items()}
+    if tables:
+        kinds = pd.concat(tables.values()).drop_duplicates()
+        if (twice := kinds["document"].duplicated()).any():
+            number = kinds.loc[twice, "document"].iloc[0]
+            raise InputError(f"document {number} is of several domains or groups; each needs a number of its own")
+    return correct, tables
+
+
+def _arrays(cell: CellKey, outcome: Mapping[str, ArrayLike] | pd.DataFrame) -> dict[str, NDArray[Any]]:
+    if missing := [column for column in ("domain", "document", "correct") if column not in outcome]:
+        raise InputError(f"the outcomes of {_name(cell)} have no {missing[0]!r}")
+    columns = ("domain", "document", "group" if "group" in outcome else "document", "correct")
+    names = ("domain", "document", "group", "correct")
+    arrays = {name: np.asarray(outcome[column]) for name, column in zip(names, columns, strict=True)}
+    for name, array in arrays.items():
+        wanted, kinds = ("bool", "b") if name == "correct" else ("int", "iu")
+        if array.dtype.kind not in kinds or array.ndim != 1:
+            raise InputError(f"{name!r} of {_name(cell)} is {array.dtype} {list(array.shape)}; it must be {wanted} [n]")
+    lengths = {len(array) for array in arrays.values()}
+    if len(lengths) > 1 or 0 in lengths:
+        raise InputError(f"the outcomes of {_name(cell)} are of {', '.join(map(str, sorted(lengths)))} documents")
+    if len(np.unique(arrays["document"])) < len(arrays["document"]):
+        raise InputError(f"{_name(cell)} has two documents with the same number")
+    return arrays
+
+
+def _t_test(differences: NDArray[np.float64], ratio: float) -> float:
+    """Two-sided p-value; ``ratio`` is that of test to training documents, or 0 for the plain t-test."""
+    count = len(differences)
+    if not differences.any() and count:
+        return 1.0
+    if count < 2 or np.ptp(differences) < _TINY:
+        return np.nan
+    t = differences.mean() / np.sqrt(differences.var(ddof=1) * (1 / count + ratio))
+    return float(2 * stats.t.sf(abs(t), count - 1))
+
+
+class _Units:
+    """What is drawn as a whole: documents, or groups of documents of a domain.
+
+    Args:
+        documents: By fold, the ``domain``, ``document`` and ``group`` of its documents.
+
+    Attributes:
+        domains: Domain of each unit, ``[U]``.
+    """
+
+    def __init__(self, documents: Mapping[int | None, pd.DataFrame]) -> None:
+        self._folds = list(documents)
+        table = pd.concat([frame.assign(fold=number) for number, frame in enumerate(documents.values())])
+        self._fold = np.asarray(table["fold"])  # of each document
+        self._unit = np.asarray(table.groupby(["domain", "group"]).ngroup())
+        self._size = np.asarray(table.groupby(["fold", "domain"])["document"].transform("size"))
+        self.domains: NDArray[np.int64] = np.asarray(table["domain"])[np.unique(self._unit, return_index=True)[1]]
+
+    def sums(
+        self, cells: Sequence[CellKey], second: str, correct: Mapping[CellKey, NDArray[np.bool_]]
+    ) -> NDArray[np.float64]:
+        """Weighted differences of the outcomes, and their weights, each summed over units: ``[2, U]``.
+
+        The weight of an outcome is 1 / documents of its domain and fold. For each domain, the ratio of both sums over
+        all units is thus the mean difference of accuracies over the cells, and means over domains are those of the
+        table of cells, even if folds have different sizes or numbers of seeds.
+        """
+        sums = np.zeros((2, len(self._unit)))
+        for cell in cells:
+            rows = self._fold == self._folds.index(cell[2])
+            sums[0, rows] += correct[cell].astype(np.int8) - correct[_like(cell, second)]
+            sums[1, rows] += 1
+        return np.stack([np.bincount(self._unit, row) for row in sums / self._size])
+
+
+def _resample(
+    values: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    domains: NDArray[np.int64],
+    resamples: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Draw the units of each domain with replacement.
+
+    Args:
+        values: Sum of weighted differences of each unit, ``[U, pairs]``.
+        weights: Sum of the weights, ``[U, pairs]``.
+        domains: Domain of each unit, ``[U]``.
+
+    Returns:
+        Mean over the domains of their weighted mean differences, ``[resamples, pairs]``.
+    """
+    if (weights == weights[:, :1]).all():
+        weights = weights[:, :1]  # half the work
+    rng = np.random.default_rng(seed)
+    means = np.zeros((resamples, values.shape[1]))
+    names = np.unique(domains)
+    for domain in names:
+        value, weight = values[domains == domain], weights[domains == domain]
+        count = len(value)
+        size = max(1, _CHUNK // count)
+        for start in range(0, resamples, size):
+            chunk = means[start : start + size]
+            times = rng.multinomial(count, np.full(count, 1 / count), size=len(chunk)).astype(np.float64)
+            chunk += times @ value / (times @ weight) / len(names)
+    return means
+
+
+def _like(cell: CellKey, system: str) -> CellKey:
+    """The cell of another system with the same seed and fold."""
+    return (system, *cell[1:])
+
+
+def _name(cell: CellKey) -> str:
+    system, seed, fold = cell
+    return f"system {system!r}, seed {seed}" + ("" if fold is None else f", fold {fold}")

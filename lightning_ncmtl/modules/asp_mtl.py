@@ -1,0 +1,113 @@
+"""Adversarial shared-private multi-task learning (Liu, Qiu & Huang, ACL 2017)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_ncmtl._lightning import LRSchedulerCallable, OptimizerCallable
+from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.layers import TaskLinear
+from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, rows_of_tasks, word_tables
+from lightning_ncmtl.modules.base import MultiTaskModule
+
+
+class ASPMTL(MultiTaskModule):
+    """A shared encoder, and a private encoder and a softmax head for each task (Liu et al., Sections 4.2 and 5).
+
+    Two terms are added to the cross-entropy. The *adversarial* one keeps tasks out of the shared features: a linear
+    discriminator learns to tell the task from them, the shared encoder (through reversed gradients) to prevent it. The
+    *orthogonality* penalty keeps shared features out of the private ones.
+
+    All encoders have one table of word vectors in common; else each starts at random. The private encoder of a task
+    that is absent from a batch has no gradient, so DDP must look for unused parameters:
+    ``--trainer.strategy ddp_find_unused_parameters_true``.
+
+    Args:
+        encoder: The shared encoder: maps ``inputs`` to ``[B, encoder.out_features]``. Private ones are copies of it,
+            in which modules with ``reset_parameters`` start anew.
+        num_tasks: Number of tasks N.
+        num_classes: Number of classes C.
+        adversarial: Weight of the adversarial term (Liu et al.: 0.05).
+        orthogonality: Weight of the orthogonality penalty (Liu et al.: 0.01).
+        task_names: Name of each task, for logs; indices by default.
+        optimizer: Makes the optimizer of the parameters.
+        lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
+
+    Raises:
+        InputError: If a weight is negative.
+
+    Logs ``train/adversarial_loss``, the discriminator's cross-entropy, and ``train/orthogonality``, the penalty; both
+    without their weights.
+    """
+
+    skips_absent_tasks = True
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        num_tasks: int,
+        num_classes: int = 2,
+        adversarial: float = 0.05,
+        orthogonality: float = 0.01,
+        task_names: list[str] | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(num_tasks, num_classes, task_names, optimizer, lr_scheduler)
+        if adversarial < 0 or orthogonality < 0:
+            raise InputError(f"weights must be at least 0, found {adversarial=}, {orthogonality=}")
+        self.adversarial = adversarial
+        self.orthogonality = orthogonality
+        self.encoder = encoder
+        self.private_encoders = nn.ModuleList(_start_anew(encoder) for _ in range(num_tasks))
+        size = int(encoder.out_features)  # type: ignore[arg-type]
+        self.head = TaskLinear(num_tasks, 2 * size, num_classes)
+        self.discriminator = nn.Linear(size, num_tasks)
+
+    def features(self, inputs: Any, task_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The shared and the private features, each ``[B, encoder.out_features]``."""
+        return self.encoder(inputs), apply_per_task(self.private_encoders, inputs, task_ids)
+
+    def logits(self, inputs: Any, task_ids: Tensor) -> Tensor:
+        shared, private = self.features(inputs, task_ids)
+        logits: Tensor = self.head(torch.cat([private, shared], 1), task_ids)
+        return logits
+
+    def loss(self, batch: Mapping[str, Any]) -> Tensor:
+        task_ids, labels = batch["task_ids"], batch["labels"]
+        shared, private = self.features(batch["inputs"], task_ids)
+        loss = F.cross_entropy(self.head(torch.cat([private, shared], 1), task_ids), labels)
+        adversarial = F.cross_entropy(self.discriminator(_reverse_gradient(shared)), task_ids)
+        parts = {task: (shared[rows], private[rows]) for task, rows in rows_of_tasks(task_ids, self.num_tasks).items()}
+        overlap = torch.stack([len(s) / len(shared) * _overlap(s, p) for s, p in parts.values()]).sum()
+        self.log("train/adversarial_loss", adversarial, batch_size=len(labels))
+        self.log("train/orthogonality", overlap, batch_size=len(labels))
+        return loss + self.adversarial * adversarial + self.orthogonality * overlap
+
+
+def _start_anew(encoder: nn.Module) -> nn.Module:
+    """A copy with new weights, but the same table of word vectors (or tables, of encoders side by side)."""
+    tables = word_tables(encoder)
+
+    def reset(module: nn.Module) -> None:
+        if module not in tables and hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # type: ignore[operator]
+
+    return copy_except(encoder, tables).apply(reset)
+
+
+def _overlap(shared: Tensor, private: Tensor) -> Tensor:
+    """The squared Frobenius norm of ``S^T P / M``, for features ``[M, F]`` of the documents of one task.
+
+    Liu et al. (Section 5, orthogonality constraints) do not divide by M. But a sum over documents, squared, would grow
+    with the square of the batch and drown the cross-entropy, which is a mean.
+    """
+    return (shared.T @ private / len(shared)).square().sum()
+
+
+def _reverse_gradient(x: Tensor) -> Tensor:
+    """The identity, with the opposite gradient (Ganin & Lempitsky, ICML 2015)."""
+    return 2 * x.detach() - x

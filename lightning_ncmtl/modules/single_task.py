@@ -1,0 +1,96 @@
+"""Single-task learning: a network for each task, none of which knows of the others."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_ncmtl._lightning import LRSchedulerCallable, OptimizerCallable
+from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, rows_of_tasks, word_tables
+from lightning_ncmtl.modules.base import MultiTaskModule
+
+
+class SingleTask(MultiTaskModule):
+    """N networks side by side: what N runs on one task each would train, in one run (the paper, 4.1).
+
+    On one device each network gets, from the documents of its task, exactly the gradient of its own run, clipped by its
+    own norm; the network of a task that is absent from a batch is left as it is. So the loss is the sum over tasks of
+    each task's mean cross-entropy. All networks start equal, as runs with one seed do.
+
+    With several devices a batch is divided among them, and a task's gradient is the mean over the devices, some of
+    which may have none of its documents. DDP must look for unused parameters:
+    ``--trainer.strategy ddp_find_unused_parameters_true``.
+
+    Args:
+        encoder: Maps ``inputs`` to ``[B, encoder.out_features]``. It is copied for each task; its frozen parameters
+            (``freeze_embedding``) are shared between the copies.
+        num_tasks: Number of tasks N.
+        num_classes: Number of classes C.
+        features: Width of each layer between encoder and head (the paper, 4.1: 32, 32, 16).
+        dropout: Dropout after each of these layers.
+        task_names: Name of each task, for logs; indices by default.
+        optimizer: Makes the optimizer of the parameters.
+        lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
+
+    Attributes:
+        networks: One per task, with the parts ``encoder``, ``layers`` and ``head``.
+    """
+
+    skips_absent_tasks = True
+    _common_words = False  # whether all networks train one table of word vectors
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        num_tasks: int,
+        num_classes: int = 2,
+        features: Sequence[int] = (32, 32, 16),
+        dropout: float = 0.0,
+        task_names: list[str] | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(num_tasks, num_classes, task_names, optimizer, lr_scheduler)
+        widths = [int(encoder.out_features), *features]  # type: ignore[arg-type]
+        layers = [
+            part
+            for inside, outside in pairwise(widths)
+            for part in (nn.Linear(inside, outside), nn.ReLU(), nn.Dropout(dropout))
+        ]
+        head = nn.Linear(widths[-1], num_classes)
+        network = nn.Sequential(OrderedDict(encoder=encoder, layers=nn.Sequential(*layers), head=head))
+        common: list[nn.Module | nn.Parameter] = [p for p in encoder.parameters() if not p.requires_grad]
+        common += word_tables(encoder) if self._common_words else []
+        self.networks = nn.ModuleList([network, *(copy_except(network, common) for _ in range(num_tasks - 1))])
+
+    def logits(self, inputs: Any, task_ids: Tensor) -> Tensor:
+        return apply_per_task(self.networks, inputs, task_ids)
+
+    def loss(self, batch: Mapping[str, Any]) -> Tensor:
+        logits, labels = self(batch["inputs"], batch["task_ids"]), batch["labels"]
+        rows = rows_of_tasks(batch["task_ids"], self.num_tasks).values()
+        return torch.stack([F.cross_entropy(logits[mine], labels[mine]) for mine in rows]).sum()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip each network by its own norm, and what they have in common by its own."""
+        if not gradient_clip_val or gradient_clip_algorithm == "value":  # each number by itself
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        if self.trainer.precision == "16-mixed" and optimizer.defaults.get("fused"):  # Lightning's own check, too
+            raise InputError("a fused optimizer scales 16-bit gradients back too late to clip them: set fused to false")
+        common = word_tables(self.networks[0]) if self._common_words else []
+        parameters = {id(p): p for table in common for p in table.parameters()}
+        nn.utils.clip_grad_norm_(parameters.values(), gradient_clip_val)
+        for network in self.networks:
+            own = [p for p in network.parameters() if id(p) not in parameters]
+            nn.utils.clip_grad_norm_(own, gradient_clip_val)

@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_ncmtl.comparison.plan import Sweep, plan
+from lightning_ncmtl.errors import InputError
+
+SYSTEMS: dict[str, dict[str, Any]] = {"A": {"trainer": {"max_epochs": 1}}, "B": {}}
+
+
+def make(path: Path, **changes: Any) -> list[Any]:
+    settings: dict[str, Any] = {
+        "systems": SYSTEMS, "sweeps": {}, "common": {"data": {"batch_size": 4}}, "configs": [], "arguments": [],
+        "seeds": [1, 2], "folds": None, "test": False, "output": path,
+    }  # fmt: skip
+    return plan(**{**settings, **changes})
+
+
+def test_cells_are_systems_and_sweeps_times_seeds_times_folds(tmp_path: Path) -> None:
+    sweep = Sweep("A", {"x": {"trainer": {"max_epochs": 3}}}, settings={"seed_everything": 5})
+    cells = make(tmp_path, sweeps={"epochs": sweep}, folds=[0, 3])
+    assert [(cell.system, cell.seed, cell.fold) for cell in cells] == [
+        (system, seed, fold) for fold in (0, 3) for seed in (1, 2) for system in ("A", "B", "epochs: x")
+    ]
+    assert len({cell.directory for cell in cells}) == 12
+    assert cells[2].settings == (
+        {"data": {"batch_size": 4}},
+        {"trainer": {"max_epochs": 1}},
+        {"seed_everything": 5},
+        {"trainer": {"max_epochs": 3}},
+    )
+    assert (cells[2].sweep, cells[2].value, cells[0].sweep) == ("epochs", "x", None)
+
+
+def test_a_finished_cell_belongs_to_its_settings(tmp_path: Path) -> None:
+    config = tmp_path / "base.yaml"
+    config.write_text("seed_everything: 3\n")
+    [cell] = make(tmp_path, systems={"A": {}}, seeds=[1], configs=[str(config)])
+    assert cell.result() is None
+    cell.directory.mkdir(parents=True)
+    (cell.directory / "result.json").write_text(json.dumps({"fingerprint": cell.fingerprint}))
+    assert cell.result() == {"fingerprint": cell.fingerprint}
+    config.write_text("# comments do not count\nseed_everything: 3\n")
+    assert cell.result() is not None
+    for changes in ({"systems": {"A": {"x": 1}}}, {"arguments": ["--y"]}, {"test": True}, {"common": {}}):
+        [other] = make(tmp_path, **{"systems": {"A": {}}, "seeds": [1], "configs": [str(config)], **changes})
+        with pytest.raises(InputError, match="holds a result of other settings: delete it"):
+            other.result()
+    config.write_text("seed_everything: 4\n")
+    with pytest.raises(InputError, match="of other settings"):
+        cell.result()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"systems": {}}, "needs systems, seeds and folds"),
+        ({"seeds": []}, "needs systems, seeds and folds"),
+        ({"folds": []}, "needs systems, seeds and folds"),
+        ({"seeds": [1, 1]}, r"seeds must differ, found \[1, 1\]"),
+        ({"folds": [2, 2]}, r"folds must differ, found \[2, 2\]"),
+        ({"configs": ["nowhere.yaml"]}, "'nowhere.yaml' does not exist"),
+        ({"sweeps": {"s": Sweep("C", {})}}, "the sweep 's' is of 'C', which is none of A, B"),
+        ({"systems": {"A b": {}, "A-B": {}}}, "must differ in letters and digits"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make(tmp_path, **changes)

@@ -1,0 +1,368 @@
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.metrics import adjusted_rand_score
+
+from lightning_ncmtl.comparison import statistics
+from lightning_ncmtl.comparison.statistics import assignment_stability, compare_pairs, holm
+from lightning_ncmtl.errors import InputError
+
+Outcomes = dict[tuple[str, int, int | None], dict[str, NDArray[Any]]]
+COLUMNS = ["system", "seed", "fold", "accuracy"]
+
+
+def table(outcomes: Outcomes) -> pd.DataFrame:
+    """The cells that belong to the outcomes."""
+    rows = []
+    for cell, outcome in outcomes.items():
+        domains = [outcome["correct"][outcome["domain"] == domain].mean() for domain in np.unique(outcome["domain"])]
+        rows.append((*cell, np.mean(domains)))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def outcome(correct: list[int] | NDArray[Any], domain: list[int], first: int = 0, **more: Any) -> dict[str, Any]:
+    documents = first + np.arange(len(domain))
+    return {"domain": np.array(domain), "document": documents, "correct": np.array(correct, dtype=bool), **more}
+
+
+def simulate(
+    rng: np.random.Generator, systems: int = 2, seeds: int = 3, folds: int = 1, domain: tuple[int, ...] = (0,) * 20
+) -> Outcomes:
+    """Right 7 times in 10; some documents are harder for all systems, and nothing else makes a difference."""
+    found: Outcomes = {}
+    for fold in range(folds):
+        chance = rng.choice([0.4, 1.0], len(domain))
+        for system, seed in product(range(systems), range(seeds)):
+            correct = rng.random(len(domain)) < chance
+            found[f"s{system}", seed, fold] = outcome(correct, list(domain), fold * len(domain))
+    return found
+
+
+def from_accuracies(accuracies: dict[str, list[float]], folds: int) -> tuple[pd.DataFrame, Outcomes]:
+    """Cells with these accuracies, seed by seed, with outcomes that do not matter."""
+    found: Outcomes = {}
+    rows = []
+    for system, values in accuracies.items():
+        for number, accuracy in enumerate(values):
+            cell = (system, number // folds, number % folds)
+            rows.append((*cell, accuracy))
+            found[cell] = outcome([number % 2, 1], [0, 0], 2 * cell[2])
+    return pd.DataFrame(rows, columns=COLUMNS), found
+
+
+def every_resample(units: list[list[tuple[float, float]]]) -> NDArray[np.float64]:
+    """All equally likely macro differences, from (sum of differences, size) of the units of each domain."""
+    draws = product(*(product(domain, repeat=len(domain)) for domain in units))
+    return np.array([np.mean([sum(s for s, _ in part) / sum(n for _, n in part) for part in draw]) for draw in draws])
+
+
+def test_t_test_of_one_fold_is_the_paired_t_test() -> None:
+    rng = np.random.default_rng(0)
+    accuracies = {name: (0.8 + 0.01 * rng.normal(size=5)).tolist() for name in "abc"}
+    cells, outcomes = from_accuracies(accuracies, folds=1)
+    pairs = compare_pairs(cells, outcomes, resamples=10)
+    assert list(zip(pairs["first"], pairs["second"], strict=True)) == list(combinations("abc", 2))
+    for row in pairs.itertuples():
+        assert (row.cells, row.folds) == (5, 1)
+        one, other = accuracies[row.first], accuracies[row.second]
+        assert row.difference == pytest.approx(100 * (np.mean(one) - np.mean(other)))
+        assert row.p_t == pytest.approx(stats.ttest_rel(one, other).pvalue)
+    np.testing.assert_array_equal(pairs["p_t_holm"], holm(pairs["p_t"]))
+    np.testing.assert_array_equal(pairs["p_bootstrap_holm"], holm(pairs["p_bootstrap"]))
+
+
+def test_t_test_of_several_folds_is_corrected() -> None:
+    # Differences 1, 2, 2, 3: variance 2/3. With 2 folds n_test/n_train is 1, with a test fraction of 1/5 it is 1/4.
+    cells, outcomes = from_accuracies({"a": [0.51, 0.62, 0.72, 0.83], "b": [0.5, 0.6, 0.7, 0.8]}, folds=2)
+    for fraction, ratio in ((None, 1.0), (0.2, 0.25)):
+        t = 2 / np.sqrt(2 / 3 * (1 / 4 + ratio))
+        found = compare_pairs(cells, outcomes, test_fraction=fraction, resamples=10)["p_t"][0]
+        assert found == pytest.approx(2 * stats.t.sf(t, 3))
+
+
+def test_bootstrap_against_all_resamples() -> None:
+    outcomes: Outcomes = {
+        ("a", 0, 0): outcome([1, 1, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1]),
+        ("a", 1, 0): outcome([1, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1]),
+        ("b", 0, 0): outcome([0, 1, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]),
+        ("b", 1, 0): outcome([0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1]),
+    }
+    # a - b, mean over seeds: 1, 0, -1/2 and 1/2, 0, 0
+    exact = every_resample([[(1, 1), (0, 1), (-0.5, 1)], [(0.5, 1), (0, 1), (0, 1)]])
+    pair = compare_pairs(table(outcomes), outcomes, resamples=40_000).iloc[0]
+    assert pair["difference"] == pytest.approx(100 / 6)
+    assert pair["p_bootstrap"] == pytest.approx(2 * (exact <= 1e-9).mean(), abs=0.01)
+    np.testing.assert_allclose([pair["low"], pair["high"]], 100 * np.quantile(exact, [0.025, 0.975]))
+
+
+def test_bootstrap_draws_groups_as_a_whole() -> None:
+    group = np.array([7, 7, 8, 9, 7, 5])  # 7 is in two domains: two groups
+    outcomes: Outcomes = {
+        ("a", 0, 0): outcome([1, 1, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1], group=group),
+        ("b", 0, 0): outcome([0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1], group=group),
+    }
+    exact = every_resample([[(2, 2), (-1, 1), (0, 1)], [(0, 1), (-1, 1)]])
+    pair = compare_pairs(table(outcomes), outcomes, resamples=40_000).iloc[0]
+    assert pair["p_bootstrap"] == pytest.approx(2 * (exact >= -1e-9).mean(), abs=0.01)
+    np.testing.assert_allclose([pair["low"], pair["high"]], 100 * np.quantile(exact, [0.025, 0.975]))
+
+
+def test_copies_in_groups_add_nothing() -> None:
+    single = simulate(np.random.default_rng(1))
+    numbers = np.arange(20)
+    copied: Outcomes = {
+        cell: outcome(np.repeat(found["correct"], 4), [0] * 80, group=np.repeat(numbers, 4))
+        for cell, found in single.items()
+    }
+    apart: Outcomes = {
+        cell: {key: value for key, value in found.items() if key != "group"} for cell, found in copied.items()
+    }
+    expected, grouped, naive = (compare_pairs(table(found), found).iloc[0] for found in (single, copied, apart))
+    columns = ["low", "high", "p_bootstrap"]
+    np.testing.assert_allclose(grouped[columns].astype(float), expected[columns].astype(float))
+    assert naive["high"] - naive["low"] == pytest.approx((expected["high"] - expected["low"]) / 2, rel=0.1)
+
+
+def test_bootstrap_interval_against_the_central_limit() -> None:
+    domain = (0,) * 300 + (1,) * 100
+    outcomes = simulate(np.random.default_rng(2), domain=domain)
+    means = {s: np.mean([outcomes[s, seed, 0]["correct"] for seed in range(3)], axis=0) for s in ("s0", "s1")}
+    parts = np.split(means["s0"] - means["s1"], [300])
+    error = np.sqrt(sum(part.var() / len(part) for part in parts)) / 2
+    pair = compare_pairs(table(outcomes), outcomes).iloc[0]
+    assert pair["high"] - pair["low"] == pytest.approx(100 * 2 * 1.96 * error, rel=0.03)
+    assert (pair["high"] + pair["low"]) / 2 == pytest.approx(pair["difference"], abs=0.1)
+
+
+def test_bootstrap_is_of_the_mean_over_cells() -> None:
+    """With folds of different sizes, a document of both, and cells that are missing; groups leave nothing to chance."""
+    rng = np.random.default_rng(3)
+    domains = {0: [0, 0, 1, 1, 1], 1: [1, 0, 0, 0, 0, 0, 1], None: [1, 0]}
+    first = {0: 0, 1: 4, None: 20}  # document 4 is in two folds
+    outcomes: Outcomes = {}
+    for system, seed, fold in product("ab", range(3), domains):
+        if (system, seed, fold) not in {("a", 2, 1), ("b", 0, 0)}:
+            domain = domains[fold]
+            outcomes[system, seed, fold] = outcome(
+                rng.random(len(domain)) < 0.7, domain, first[fold], group=np.array(domain)
+            )
+    pair = compare_pairs(table(outcomes), outcomes, resamples=3).iloc[0]
+    assert (pair["cells"], pair["folds"]) == (7, 3)
+    assert pair["low"] == pytest.approx(pair["difference"])
+    assert pair["high"] == pytest.approx(pair["difference"])
+
+
+def test_a_document_of_two_folds_is_drawn_once() -> None:
+    once = simulate(np.random.default_rng(4))
+    twice: Outcomes = {(system, seed, fold): once[system, seed, 0] for system, seed, _ in once for fold in (0, 1)}
+    columns = ["difference", "low", "high", "p_bootstrap"]
+    pairs = [compare_pairs(table(found), found).loc[0, columns].astype(float) for found in (once, twice)]
+    np.testing.assert_allclose(pairs[0], pairs[1])
+
+
+def test_tables_of_outcomes_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = simulate(np.random.default_rng(5), systems=3, domain=(0,) * 9 + (4,) * 5)
+    expected = compare_pairs(table(outcomes), outcomes)
+    frames = {cell: pd.DataFrame(found) for cell, found in outcomes.items()}
+    monkeypatch.setattr(statistics, "_CHUNK", 90)
+    pd.testing.assert_frame_equal(compare_pairs(table(outcomes), frames), expected)
+
+
+def test_pairs_do_not_depend_on_other_systems_or_their_order() -> None:
+    outcomes = simulate(np.random.default_rng(6), systems=3, seeds=4)
+    del outcomes["s2", 0, 0]
+    cells = table(outcomes)
+    all_pairs = compare_pairs(cells, outcomes)
+    assert all_pairs["cells"].tolist() == [4, 3, 3]
+    plain = [column for column in all_pairs if not column.endswith("_holm")]
+    two = compare_pairs(cells[cells["system"] != "s1"], outcomes)
+    pd.testing.assert_frame_equal(two[plain], all_pairs.loc[[1], plain].reset_index(drop=True))
+    turned = compare_pairs(cells[::-1], outcomes).iloc[::-1].reset_index(drop=True)
+    assert turned["first"].tolist() == all_pairs["second"].tolist()
+    for column, other, sign in (("difference",) * 2 + (-1,), ("low", "high", -1), ("p_t", "p_t", 1)):
+        np.testing.assert_allclose(turned[column], sign * all_pairs[other])
+    np.testing.assert_allclose(turned["p_bootstrap"], all_pairs["p_bootstrap"])
+
+
+def test_no_more_false_positives_than_promised() -> None:
+    rng = np.random.default_rng(7)
+    p_values = []
+    for _ in range(200):
+        outcomes = simulate(rng, seeds=4, domain=(0,) * 200 + (1,) * 100)
+        p_values.append(compare_pairs(table(outcomes), outcomes, resamples=200).loc[0, ["p_t", "p_bootstrap"]])
+    t_test, bootstrap = np.array(p_values, dtype=float).T
+    # 5 % of 200 is 10, and in 95 % of the cases it is 4 to 16
+    assert 0.02 < (t_test < 0.05).mean() < 0.08
+    assert 0.02 < (bootstrap < 0.05).mean() < 0.08
+    assert 0.4 < np.median(t_test) < 0.6
+    assert 0.4 < np.median(bootstrap) < 0.6
+
+
+def test_correction_for_folds_holds_the_level_where_the_plain_test_does_not() -> None:
+    rng = np.random.default_rng(8)
+    plain, corrected = [], []
+    for _ in range(100):
+        # 4 seeds of 5 folds; what is special about a fold counts for all seeds
+        differences = (rng.normal(size=5) + rng.normal(size=(4, 5))).ravel() / 100
+        cells, outcomes = from_accuracies({"a": (0.5 + differences).tolist(), "b": [0.5] * 20}, folds=5)
+        plain.append(stats.ttest_1samp(differences, 0).pvalue)
+        corrected.append(compare_pairs(cells, outcomes, resamples=1)["p_t"][0])
+    assert np.mean(np.array(plain) < 0.05) > 0.15
+    assert np.mean(np.array(corrected) < 0.05) < 0.08
+
+
+def test_differences_without_variance() -> None:
+    cells, outcomes = from_accuracies({"a": [0.8, 0.7, 0.9], "b": [0.8, 0.7, 0.9], "c": [0.7, 0.6, 0.8]}, folds=1)
+    pairs = compare_pairs(cells, outcomes)
+    assert pairs["p_t"][0] == 1
+    assert pairs["p_t"][1:].isna().all()  # always 10 points: no variance to tell from chance
+    assert pairs["p_t_holm"][0] == 1  # of one test
+    assert (pairs["p_bootstrap"] == 1).all()  # of outcomes that are all the same
+    assert (pairs[["low", "high"]] == 0).all(axis=None)
+
+
+def test_systems_with_one_cell_or_none_in_common() -> None:
+    cells, outcomes = from_accuracies({"a": [0.8, 0.7], "b": [0.75], "c": [0.6, 0.9]}, folds=1)
+    gone = (cells["system"] == "c") & (cells["seed"] == 0)
+    pairs = compare_pairs(cells[~gone], outcomes)
+    assert pairs["cells"].tolist() == [1, 1, 0]
+    assert pairs["p_t"].isna().all()
+    assert pairs["p_bootstrap"].notna().tolist() == [True, True, False]
+    assert pairs.loc[2, ["difference", "low", "high"]].isna().all()
+
+
+@pytest.mark.parametrize("systems", [0, 1])
+def test_without_pairs_the_table_is_empty(systems: int) -> None:
+    outcomes = simulate(np.random.default_rng(9))
+    cells = table(outcomes)
+    columns = list(compare_pairs(cells, outcomes, resamples=1))
+    pairs = compare_pairs(cells[cells["system"].isin([f"s{number}" for number in range(systems)])], outcomes)
+    assert len(pairs) == 0
+    assert list(pairs) == columns
+    assert columns[-4:] == ["p_t", "p_t_holm", "p_bootstrap", "p_bootstrap_holm"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"domain": np.array([0, 1, 0])}, "system 'b', seed 0, fold 0 and system 'a', seed 0, fold 0 have different"),
+        ({"document": np.array([0, 2, 1])}, "or in a different order"),
+        ({"group": np.array([3, 3, 4])}, "different documents"),
+        ({"document": np.array([0, 1, 1])}, "two documents with the same number"),
+        ({"correct": np.array([1, 0, 2])}, "'correct' of system 'b', seed 0, fold 0 is int64 [3]; it must be bool [n]"),
+        ({"domain": np.array([0.5, 0, 1])}, "'domain' of system 'b', seed 0, fold 0 is float64 [3]; it must be int"),
+        ({"correct": np.array([[True, False, True]])}, "is bool [1, 3]"),
+        ({"correct": np.array([True])}, "are of 1, 3 documents"),
+        ({"correct": None}, "have no 'correct'"),
+    ],
+)
+def test_outcomes_that_do_not_fit(change: dict[str, Any], message: str) -> None:
+    good = {"a": outcome([1, 0, 1], [0, 0, 1]), "b": outcome([1, 0, 0], [0, 0, 1])}
+    cells = table({(system, 0, 0): found for system, found in good.items()})
+    good["b"] = {key: value for key, value in (good["b"] | change).items() if value is not None}
+    with pytest.raises(InputError) as error:
+        compare_pairs(cells, {(system, 0, 0): found for system, found in good.items()})
+    assert message in str(error.value)
+
+
+def test_cells_that_cannot_be_used() -> None:
+    outcomes: Outcomes = {("a", 0, None): outcome([1, 0], [0, 0]), ("b", 0, None): outcome([1, 1], [0, 0])}
+    cells = table(outcomes)
+    assert compare_pairs(cells, outcomes, resamples=1)["cells"].tolist() == [1]
+    with pytest.raises(InputError, match="no column 'fold'; it needs system, seed, fold, accuracy"):
+        compare_pairs(cells.drop(columns="fold"), outcomes)
+    with pytest.raises(InputError, match="system 'a', seed 0 is in the table twice"):
+        compare_pairs(pd.concat([cells, cells]), outcomes)
+    with pytest.raises(InputError, match="system 'b', seed 0 has accuracy nan"):
+        compare_pairs(cells.assign(accuracy=[0.5, np.nan]), outcomes)
+    with pytest.raises(InputError, match="system 'b', seed 0 has an accuracy, but no outcomes"):
+        compare_pairs(cells, {("a", 0, None): outcomes["a", 0, None]})
+    with pytest.raises(InputError, match="test_fraction 1.0 is not between 0 and 1"):
+        compare_pairs(cells, outcomes, test_fraction=1.0)
+    with pytest.raises(InputError, match="resamples must be at least 1, not 0"):
+        compare_pairs(cells, outcomes, resamples=0)
+
+
+def test_one_number_for_two_documents() -> None:
+    outcomes: Outcomes = {("a", 0, 0): outcome([1, 0], [0, 0]), ("a", 0, 1): outcome([1, 0], [1, 1], 1)}
+    with pytest.raises(InputError, match="document 1 is of several domains or groups"):
+        compare_pairs(table(outcomes), outcomes)
+
+
+def test_holm_by_its_definition() -> None:
+    rng = np.random.default_rng(10)
+    p_values = rng.random(9) ** 3
+    for level in np.linspace(0.01, 0.99, 33):
+        rejected = set()
+        for rank, number in enumerate(p_values.argsort()):  # step down until one is too large
+            if p_values[number] > level / (9 - rank):
+                break
+            rejected.add(number)
+        assert set(np.flatnonzero(holm(p_values) <= level)) == rejected
+    assert holm([]).shape == (0,)
+    assert np.isnan(holm([np.nan, np.nan])).all()
+
+
+@pytest.mark.parametrize(("seeds", "tasks", "clusters"), [(2, 14, 3), (5, 30, 8), (3, 200, 20), (4, 9, 9)])
+def test_stability_against_scikit_learn(seeds: int, tasks: int, clusters: int) -> None:
+    rng = np.random.default_rng(clusters)
+    assignments = rng.integers(0, clusters, (seeds, tasks))
+    assignments[1] = np.where(rng.random(tasks) < 0.7, assignments[0] + 50, assignments[1])
+    found = assignment_stability(assignments.tolist(), permutations=100)
+    assert found.ari == pytest.approx(np.mean([adjusted_rand_score(*pair) for pair in combinations(assignments, 2)]))
+    null = []
+    for _ in range(100):
+        mixed = [rng.permutation(assignment) for assignment in assignments]
+        null.append(np.mean([adjusted_rand_score(*pair) for pair in combinations(mixed, 2)]))
+    error = 4 * np.std(null) / np.sqrt(100)
+    assert found.null_mean == pytest.approx(np.mean(null), abs=2 * error)
+    assert found.null_high == pytest.approx(np.quantile(null, 0.95), abs=2 * error)
+
+
+def test_stability_p_value_by_counting() -> None:
+    # 3 ways to split 4 tasks into two pairs; the other two have index -1/2
+    found = assignment_stability([[0, 0, 1, 1], [5, 5, 2, 2]], permutations=5000)
+    assert found.ari == 1
+    assert found.p_value == pytest.approx(1 / 3, abs=0.03)
+    assert found.null_mean == pytest.approx(0, abs=0.05)
+    assert found.null_high == 1
+    # 280 ways to split 9 tasks into triples
+    found = assignment_stability([[0, 0, 0, 1, 1, 1, 2, 2, 2]] * 3, permutations=999)
+    assert found.p_value == 0.001
+
+
+@pytest.mark.parametrize(
+    ("assignments", "ari"),
+    [([[0] * 6] * 3, 1), ([[0, 1, 2, 3], [3, 1, 2, 0]], 1), ([[0, 0, 0], [0, 1, 2]], 0), ([[4], [2]], 1)],
+)
+def test_stability_of_clusterings_without_a_choice(assignments: list[list[int]], ari: float) -> None:
+    assert assignment_stability(assignments, permutations=20) == (ari, ari, ari, 1)
+
+
+def test_stability_of_random_clusterings() -> None:
+    rng = np.random.default_rng(11)
+    p_values = [assignment_stability(rng.integers(0, 4, (4, 20)).tolist(), permutations=99).p_value for _ in range(200)]
+    assert 0.01 < np.mean(np.array(p_values) <= 0.05) < 0.1
+    assert stats.kstest(p_values, "uniform").pvalue > 0.01
+
+
+def test_stability_is_the_same_again() -> None:
+    assignments = np.random.default_rng(12).integers(0, 3, (3, 10)).tolist()
+    assert assignment_stability(assignments, seed=1) == assignment_stability(assignments, seed=1)
+    assert assignment_stability(assignments, seed=1) != assignment_stability(assignments, seed=2)
+
+
+def test_stability_of_nothing_to_compare() -> None:
+    with pytest.raises(InputError, match="at least 2 seeds, not 1"):
+        assignment_stability([[0, 1]])
+    with pytest.raises(InputError, match="same tasks, not of 2, 3 tasks"):
+        assignment_stability([[0, 1], [0, 1, 2]])
+    with pytest.raises(InputError, match="not of 0 tasks"):
+        assignment_stability([[], []])
+    with pytest.raises(InputError, match="permutations must be at least 1, not 0"):
+        assignment_stability([[0, 1], [0, 1]], permutations=0)
