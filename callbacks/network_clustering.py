@@ -49,9 +49,8 @@ class NetworkClusteringCallback(Callback):
         warmup_epochs: Epochs in which tasks train apart, before the first clustering. (A layer with one cluster has
             nothing to wait for and shares from the first step.)
         warmup_steps: The same in optimizer steps; overrides ``warmup_epochs``.
-        warmup: What tasks do in the warm-up. ``"apart"``: train by themselves. ``"shared"``: compute with the same weights,
-            as one network, while the memory adds up where each task wants to go; after the first clustering, clusters
-            go on from these weights.
+        warmup: What tasks do in the warm-up. ``"apart"``: train by themselves. ``"shared"``: compute as one network,
+            while the memory adds up where each task wants to go; the first clusters go on from its weights.
         every_n_steps: Run k-means every this many optimizer steps (the paper: 1). Sharing runs after each.
         freeze_after_epochs: Keep the clusters as they are after this many epochs of training (the paper: 4); ``None``
             never.

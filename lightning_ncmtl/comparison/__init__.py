@@ -57,9 +57,16 @@ def compare(
     if baseline is not None and baseline not in systems:
         raise InputError(f"baseline must be one of the systems {', '.join(systems)}, found {baseline!r}")
     cells = plan(
-        {name: settings or {} for name, settings in systems.items()}, sweeps or {}, common or {}, configs or [], arguments or [], [1, 2, 3] if seeds is None else seeds,
-        folds, test, Path(output),
-    )  # fmt: skip
+        systems={name: settings or {} for name, settings in systems.items()},
+        sweeps=sweeps or {},
+        common=common or {},
+        configs=configs or [],
+        arguments=arguments or [],
+        seeds=[1, 2, 3] if seeds is None else seeds,
+        folds=folds,
+        test=test,
+        output=Path(output),
+    )
     for cell in {cell.system: cell for cell in cells if cell.result() is None}.values():
         check(cell)
     console = Console()

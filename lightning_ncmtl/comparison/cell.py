@@ -19,7 +19,7 @@ import yaml
 
 from lightning_ncmtl._lightning import Callback, LightningModule, Trainer
 from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
-from lightning_ncmtl.cli import RUN_DIR, NCMTLCLI, make_cli, message_of
+from lightning_ncmtl.cli import NCMTLCLI, RUN_DIR, make_cli, message_of
 from lightning_ncmtl.compaction import compact, count_parameters
 from lightning_ncmtl.comparison.plan import OUTCOMES, RESULT, Cell
 from lightning_ncmtl.comparison.tfidf import TFIDF
@@ -184,7 +184,8 @@ class _Outcomes(Callback):
         part = {"domain": batch["task_ids"], "document": outputs["index"], "correct": outputs["correct"]}
         self.parts.append({name: values.cpu().numpy() for name, values in part.items()})
 
-    on_test_batch_end = on_validation_batch_end
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.on_validation_batch_end(*args, **kwargs)
 
     def arrays(self) -> _Arrays:
         """All documents, by number."""

@@ -15,7 +15,7 @@ from rich.table import Table
 from lightning_ncmtl.callbacks.cluster_pictures import draw_flow
 from lightning_ncmtl.comparison import figures
 from lightning_ncmtl.comparison.plan import OUTCOMES, Cell, Sweep
-from lightning_ncmtl.comparison.statistics import assignment_stability, compare_pairs
+from lightning_ncmtl.comparison.statistics import CellKey, assignment_stability, compare_pairs
 
 _KEYS = ["system", "sweep", "value", "seed", "fold"]
 
@@ -62,8 +62,8 @@ def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, b
 
 _STAGES = {
     "val": "Accuracy in percent on validation documents, averaged over domains, mean and standard deviation over the "
-    "cells. *best epoch* is the epoch with the highest accuracy on these same documents, so it flatters every network a "
-    "little; *last epoch* does not. *without copies* leaves out documents of which training had a copy.",
+    "cells. *best epoch* is the epoch with the highest accuracy on these same documents, which flatters every network "
+    "a little; *last epoch* does not. *without copies* leaves out documents of which training had a copy.",
     "test": "Accuracy in percent on test documents, averaged over domains, mean and standard deviation over the cells. "
     "The epoch was chosen on validation documents; test documents were looked at once. *without copies* leaves out "
     "documents of which training had a copy. *last epoch* is on validation documents.",
@@ -79,8 +79,8 @@ _ABOUT_PAIRS = (
 )
 _ABOUT_CLUSTERS = (
     "*stability* is the mean adjusted Rand index between the clusters of two seeds: 1 for the same clusters, 0 for "
-    "unrelated ones. *by chance* is its mean and 95 % quantile with the tasks mixed up. *planted* is the index with the "
-    "groups that were planted, mean and standard deviation."
+    "unrelated ones. *by chance* is its mean and 95 % quantile with the tasks mixed up. *planted* is the index with "
+    "the groups that were planted, mean and standard deviation."
 )
 _ABOUT_COPIES = "Documents with the same text, or nearly, as another one of training."
 
@@ -98,7 +98,8 @@ def _row(result: dict[str, Any], stage: str) -> dict[str, Any]:
         "shared_parameters": result.get("compact_parameters"),
         "seconds": round(result["seconds"], 1),
     }
-    return row | {f"ari/{layer}": value for layer, value in (result["ari"] or {}).items()} | metrics
+    row |= {f"ari/{layer}": value for layer, value in (result["ari"] or {}).items()}
+    return row | dict(metrics)
 
 
 def _summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -143,18 +144,14 @@ def _percent(groups: list["pd.Series[float]"]) -> list[str]:
 
 
 def _pairs(cells: list[Cell], table: pd.DataFrame, stage: str) -> pd.DataFrame:
-    outcomes = {}
+    outcomes: dict[CellKey, dict[str, Any]] = {}
     for cell in cells:
         with np.load(cell.directory / OUTCOMES) as arrays:
             prefix = f"{stage}_"
-            outcomes[cell.system, cell.seed, _number(cell.fold)] = {
+            outcomes[cell.system, cell.seed, cell.fold] = {
                 name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)
             }
-    return compare_pairs(table.assign(fold=[_number(fold) for fold in table["fold"]]), outcomes)
-
-
-def _number(fold: float | None) -> int:
-    return -1 if fold is None or np.isnan(fold) else int(fold)
+    return compare_pairs(table, outcomes)
 
 
 def _readable_pairs(pairs: pd.DataFrame) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import LinearSVC
@@ -28,7 +29,7 @@ class TFIDF:
         self.model.fit(self._features(self.vectorizer.fit_transform(texts), tasks), labels)
         return self
 
-    def predict(self, texts: Sequence[str], tasks: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def predict(self, texts: Sequence[str], tasks: ArrayLike) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The class of each document."""
         found: np.ndarray[Any, np.dtype[np.int64]] = self.model.predict(
             self._features(self.vectorizer.transform(texts), tasks)
@@ -40,7 +41,7 @@ class TFIDF:
         """Number of learned weights."""
         return int(self.model.coef_.size + self.model.intercept_.size)
 
-    def _features(self, shared: Any, tasks: Sequence[int]) -> Any:
+    def _features(self, shared: Any, tasks: ArrayLike) -> Any:
         if not self.per_domain:
             return shared
         of_task = [sparse.diags_array(np.equal(tasks, task).astype(float)) @ shared for task in range(self._num_tasks)]

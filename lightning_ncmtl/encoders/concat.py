@@ -1,6 +1,7 @@
 """Several encoders side by side."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ class Concat(nn.Module):
                     f"the {vocab_size} of data.vocab_size: set its vocab_size to {vocab_size}"
                 )
         self.encoders = nn.ModuleList(encoders)
-        self.out_features = sum(int(encoder.out_features) for encoder in encoders)  # type: ignore[arg-type]
+        widths: list[Any] = [encoder.out_features for encoder in encoders]
+        self.out_features = int(sum(widths))
 
     def forward(self, documents: Mapping[str, Tensor]) -> Tensor:
         """Encode documents (as for :class:`lightning_ncmtl.encoders.HAN`) to ``[B, out_features]``."""

@@ -67,7 +67,9 @@ SETTINGS: dict[str, Any] = {
 
 
 def write(path: Path, **changes: Any) -> str:
-    (path / "compare.yaml").write_text(yaml.safe_dump({"output": str(path / "out"), **SETTINGS, **changes}, sort_keys=False))
+    (path / "compare.yaml").write_text(
+        yaml.safe_dump({"output": str(path / "out"), **SETTINGS, **changes}, sort_keys=False)
+    )
     return str(path / "compare.yaml")
 
 
