@@ -49,8 +49,6 @@ class NetworkClusteringCallback(Callback):
         warmup_epochs: Epochs in which tasks train apart, before the first clustering. (A layer with one cluster has
             nothing to wait for and shares from the first step.)
         warmup_steps: The same in optimizer steps; overrides ``warmup_epochs``.
-        warmup: What tasks do in the warm-up. ``"apart"``: train by themselves. ``"shared"``: compute as one network,
-            while the memory adds up where each task wants to go; the first clusters go on from its weights.
         every_n_steps: Run k-means every this many optimizer steps (the paper: 1). Sharing runs after each.
         freeze_after_epochs: Keep the clusters as they are after this many epochs of training (the paper: 4); ``None``
             never.
@@ -84,7 +82,6 @@ class NetworkClusteringCallback(Callback):
         task_names: list[str] | None = None,
         warmup_epochs: int = 2,
         warmup_steps: int | None = None,
-        warmup: Literal["apart", "shared"] = "apart",
         every_n_steps: int = 1,
         freeze_after_epochs: int | None = 4,
         commitment: float = 0.01,
@@ -95,7 +92,7 @@ class NetworkClusteringCallback(Callback):
         preset: Literal["literal"] | None = None,
     ) -> None:
         if preset == "literal":
-            warmup_epochs, warmup_steps, warmup, commitment, restarts, shared_start = 0, None, "apart", 1.0, 1, False
+            warmup_epochs, warmup_steps, commitment, restarts, shared_start = 0, None, 1.0, 1, False
         elif preset is not None:
             raise InputError(f"unknown preset {preset!r}: choose 'literal' or none")
         if every_n_steps < 1 or restarts < 1 or warmup_epochs < 0 or (warmup_steps or 0) < 0:
@@ -103,8 +100,6 @@ class NetworkClusteringCallback(Callback):
                 f"every_n_steps and restarts must be at least 1 and the warm-up at least 0, found {every_n_steps=}, "
                 f"{restarts=}, {warmup_epochs=}, {warmup_steps=}"
             )
-        if warmup not in ("apart", "shared"):
-            raise InputError(f"warmup must be 'apart' or 'shared', found {warmup!r}")
         if not 0 <= commitment <= 1:
             raise InputError(f"commitment must be between 0 and 1, found {commitment}")
         if task_names is not None and not (
@@ -121,7 +116,6 @@ class NetworkClusteringCallback(Callback):
         self.task_names = task_names
         self.warmup_epochs = warmup_epochs
         self.warmup_steps = warmup_steps
-        self.warmup = warmup
         self.every_n_steps = every_n_steps
         self.freeze_after_epochs = freeze_after_epochs
         self.commitment = commitment
@@ -235,8 +229,6 @@ class NetworkClusteringCallback(Callback):
         rows = {name: target.read() for name, target in self._targets.items()}
         self._check_finite(rows, step)
         if self._in_warmup(trainer):
-            if self.warmup == "shared":
-                self._share_warmup(rows)
             # A layer with one cluster is a hard layer: there is nothing to find out, so it shares from the first step.
             rows = {name: row for name, row in rows.items() if self._states[name].num_clusters == 1}
         self._freeze_if_due(trainer, previous)
@@ -315,16 +307,6 @@ class NetworkClusteringCallback(Callback):
             return self._steps <= self.warmup_steps
         return trainer.current_epoch < self.warmup_epochs
 
-    def _share_warmup(self, rows: Mapping[str, Tensor]) -> None:
-        """All tasks of a layer as one cluster, with a memory that forgets nothing."""
-        for name, row in rows.items():
-            state = self._states[name]
-            if state.num_clusters > 1:
-                together = torch.zeros(len(row), dtype=torch.int64, device=row.device)
-                shared = share(row, self._residual(state, row), together, 1, commitment=0.0)
-                self._targets[name].write(shared.weights)
-                state.residual = shared.residuals
-
     def _freeze_if_due(self, trainer: Trainer, previous_step: int) -> None:
         if self.freeze_after_epochs is None or trainer.current_epoch < self.freeze_after_epochs:
             return
@@ -359,8 +341,6 @@ class NetworkClusteringCallback(Callback):
         for name, state in due.items():
             new, old = found[name], state.assignment
             changed[name] = 1.0 if old is None else float((new != old.to(new.device)).double().mean())
-            if old is None and self.warmup == "shared":
-                state.residual = None  # it said which tasks belong together; to follow it at once would be a jump
             if changed[name]:
                 state.trace.append([step, new.tolist()])
                 if (layer := cluster_layers(pl_module).get(name)) is not None:

@@ -8,11 +8,15 @@ import pytest
 import torch
 import yaml
 
-from lightning_ncmtl import cli
+from lightning_ncmtl import cli, comparison
+from lightning_ncmtl.comparison.plan import Cell
 from lightning_ncmtl.datamodules import MultiDomainDataModule
+from lightning_ncmtl.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+FILES = sorted((ROOT / "configs").glob("*.yaml"))
+COMPARISONS = [path for path in FILES if "systems" in yaml.safe_load(path.read_text())]
+CONFIGS = [path for path in FILES if path not in COMPARISONS]
 
 
 @pytest.mark.parametrize("config", [None, *CONFIGS], ids=lambda path: "default" if path is None else path.stem)
@@ -53,6 +57,25 @@ def test_optimizer_and_scheduler_come_from_the_command_line(tmp_path: Path, monk
 
 def test_there_are_configurations() -> None:
     assert {path.stem for path in CONFIGS} == {"fdu_mtl", "literal", "paper"}
+    assert {path.stem for path in COMPARISONS} == {"clusters", "compare"}
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_comparisons_are_understood(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All settings of all systems and sweeps are parsed."""
+    planned: list[list[Cell]] = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(comparison, "run_all", lambda cells, *_: planned.append(cells) or {c.name: "" for c in cells})
+    with pytest.raises(InputError, match="cells failed"):
+        comparison.main(["--config", str(path), "--output", str(tmp_path)])
+    (cells,) = planned
+    content = yaml.safe_load(path.read_text())
+    systems = len(content["systems"]) + sum(len(sweep["values"]) for sweep in content.get("sweeps", {}).values())
+    assert len(cells) == systems * len(content["seeds"])
+    for key in content:
+        lines = path.read_text().splitlines()
+        above = lines[[line.split(":")[0] for line in lines].index(key) - 1]
+        assert above.startswith("# "), f"{path.name}: {key}"
 
 
 @pytest.mark.parametrize("path", [ROOT / "lightning_cli.yaml", *CONFIGS], ids=lambda path: path.stem)

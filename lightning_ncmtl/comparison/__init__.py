@@ -71,7 +71,7 @@ def compare(
         check(cell)
     console = Console()
     failures = run_all(cells, jobs, console)
-    finished = [cell for cell in cells if cell.name not in failures]
+    finished = [cell for cell in cells if cell.result() is not None]
     if finished:
         write_report(finished, sweeps or {}, Path(output), baseline or next(iter(systems)), console)
     if failures:

@@ -96,11 +96,6 @@ def _run(cell: Cell) -> None:
     start = time.monotonic()
     result, outcomes = _train(cli, cell.test) if model is None else _refer(model, cli.datamodule, cell.test)
     result |= {
-        "system": cell.system,
-        "seed": cell.seed,
-        "fold": cell.fold,
-        "sweep": cell.sweep,
-        "value": cell.value,
         "seconds": time.monotonic() - start,
         "domains": cli.datamodule.domains,
         "copies": cli.datamodule.copies,

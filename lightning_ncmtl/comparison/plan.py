@@ -75,7 +75,7 @@ class Cell:
         return made
 
     def result(self) -> dict[str, Any] | None:
-        """The result, if the cell has been finished.
+        """The result, if the cell has been finished, with the names of the cell.
 
         Raises:
             InputError: If it was run with other settings.
@@ -88,7 +88,8 @@ class Cell:
             raise InputError(
                 f"{str(self.directory)!r} holds a result of other settings: delete it, or choose another output"
             )
-        return found
+        names = {"system": self.system, "seed": self.seed, "fold": self.fold, "sweep": self.sweep, "value": self.value}
+        return found | names
 
 
 def plan(
@@ -102,7 +103,7 @@ def plan(
     test: bool,
     output: Path,
 ) -> list[Cell]:
-    """All cells: seed by seed, so that there is something to see early.
+    """All cells: seed by seed, so that there is something to see early. Cells with equal settings share a directory.
 
     Raises:
         InputError: If there is nothing to run, names clash, or a file is missing.
@@ -128,6 +129,9 @@ def plan(
     folders = [_folder(name) for name, *_ in entries]
     if len(set(folders)) < len(folders):
         raise InputError(f"names of systems must differ in letters and digits, found {[name for name, *_ in entries]}")
+    first: dict[str, str] = {}  # the folder of the first with these settings
+    for number, (_, settings, *_) in enumerate(entries):
+        folders[number] = first.setdefault(json.dumps(settings), folders[number])
     cells = []
     for fold in [None] if folds is None else folds:
         for seed in seeds:

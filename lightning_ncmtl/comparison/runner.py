@@ -33,7 +33,8 @@ def run_all(cells: list[Cell], jobs: int, console: Console) -> dict[str, str]:
     for cell, result in results.items():
         if result is not None:
             seconds.setdefault(cell.system, []).append(result["seconds"])
-    waiting = [cell for cell, result in results.items() if result is None]
+    # Cells of one directory are the same training.
+    waiting = list({cell.directory: cell for cell, result in results.items() if result is None}.values())
     failures: dict[str, str] = {}
     progress = Progress(
         TextColumn("{task.description}"),
@@ -50,7 +51,8 @@ def run_all(cells: list[Cell], jobs: int, console: Console) -> dict[str, str]:
             jobs, multiprocessing.get_context("spawn"), initializer=_start, initargs=(os.getpid(), _threads(jobs))
         ) as pool,
     ):
-        bar = progress.add_task("Cells", total=len(cells), completed=len(cells) - len(waiting), remaining="")
+        total = len({cell.directory for cell in cells})
+        bar = progress.add_task("Cells", total=total, completed=total - len(waiting), remaining="")
         running: dict[Future[str | None], tuple[Cell, float]] = {}
         while waiting or running:
             while waiting and len(running) < jobs:

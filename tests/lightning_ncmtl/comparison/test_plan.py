@@ -34,6 +34,15 @@ def test_cells_are_systems_and_sweeps_times_seeds_times_folds(tmp_path: Path) ->
     assert (cells[2].sweep, cells[2].value, cells[0].sweep) == ("epochs", "x", None)
 
 
+def test_equal_settings_are_trained_once(tmp_path: Path) -> None:
+    values = {"x": {"trainer": {"max_epochs": 3}}, "as it is": {}}
+    sweeps = {"one": Sweep("A", values), "other": Sweep("A", values), "settings": Sweep("A", values, {"a": {"b": 1}})}
+    cells = {cell.system: cell.directory for cell in make(tmp_path, sweeps=sweeps, seeds=[1])}
+    assert cells["one: x"] == cells["other: x"] != cells["settings: x"]
+    assert cells["one: as it is"] == cells["other: as it is"]
+    assert len(set(cells.values())) == 6
+
+
 def test_a_finished_cell_belongs_to_its_settings(tmp_path: Path) -> None:
     config = tmp_path / "base.yaml"
     config.write_text("seed_everything: 3\n")
@@ -41,7 +50,8 @@ def test_a_finished_cell_belongs_to_its_settings(tmp_path: Path) -> None:
     assert cell.result() is None
     cell.directory.mkdir(parents=True)
     (cell.directory / "result.json").write_text(json.dumps({"fingerprint": cell.fingerprint}))
-    assert cell.result() == {"fingerprint": cell.fingerprint}
+    names = {"system": "A", "seed": 1, "fold": None, "sweep": None, "value": None}
+    assert cell.result() == {"fingerprint": cell.fingerprint, **names}
     config.write_text("# comments do not count\nseed_everything: 3\n")
     assert cell.result() is not None
     for changes in ({"systems": {"A": {"x": 1}}}, {"arguments": ["--y"]}, {"test": True}, {"common": {}}):
