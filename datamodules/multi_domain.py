@@ -1,9 +1,6 @@
 """Text classification in many domains, one task per domain."""
 
-import csv
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +10,7 @@ from torch import Tensor
 
 from lightning_ncmtl._lightning import LightningDataModule, rank_zero_info
 from lightning_ncmtl.datamodules.copies import Flags, Integers, deal_folds, find_pairs, group_copies, repeats
+from lightning_ncmtl.datamodules.predict_file import read_predict_file
 from lightning_ncmtl.datamodules.sampling import Balance, FixedBatchSampler, MixedBatchLoader, MixedBatchSampler
 from lightning_ncmtl.datamodules.sources import Source, Split
 from lightning_ncmtl.datamodules.text import collate, encode, train_tokenizer
@@ -147,7 +145,7 @@ class MultiDomainDataModule(LightningDataModule):
         elif stage == "test":
             self._set_test_documents()
         elif stage == "predict":
-            self._set_texts("predict", self._read_predict())
+            self._set_texts("predict", _with_index(read_predict_file(self.predict_path, self.domains)))
         if stage == "fit" and self.tokenizer is None:
             self._learn_vocabulary()
 
@@ -302,27 +300,6 @@ class MultiDomainDataModule(LightningDataModule):
             columns["task_id"] += [task] * (len(columns["text"]) - before)
         return _with_index(columns)
 
-    def _read_predict(self) -> Dataset:
-        if self.predict_path is None:
-            raise InputError("predict needs a file of texts: set data.predict_path to a .jsonl or .csv file")
-        path = Path(self.predict_path)
-        if not path.is_file():
-            raise InputError(f"the file {self.predict_path!r} does not exist: set data.predict_path")
-        columns: dict[str, list[Any]] = {"text": [], "label": [], "task_id": []}
-        for number, row in enumerate(_read_rows(path), start=1):
-            text, domain = row.get("text"), row.get("domain")
-            if not isinstance(text, str) or domain not in self.domains:
-                raise InputError(
-                    f"{path}: row {number} needs a 'text' and a 'domain' out of {', '.join(self.domains)}, "
-                    f"found {str(dict(row))[:80]}"
-                )
-            columns["text"].append(text.encode("utf-8", "replace").decode())  # JSON may hold half a character
-            columns["label"].append(-1)
-            columns["task_id"].append(self.domains.index(domain))
-        if not columns["text"]:
-            raise InputError(f"the file {self.predict_path!r} has no texts")
-        return _with_index(columns)
-
     def _learn_vocabulary(self) -> None:
         self.tokenizer = train_tokenizer(self._texts["train"]["text"], self.vocab_size, self.min_frequency)
 
@@ -386,24 +363,3 @@ def _with_index(columns: dict[str, list[Any]]) -> Dataset:
 
 def _integers(dataset: Dataset, column: str) -> Integers:
     return np.array(dataset[column][:], dtype=np.int64)  # at once: iterating over a column is slow
-
-
-def _read_rows(path: Path) -> Iterable[Mapping[str, Any]]:
-    """The rows of a JSONL or CSV file."""
-    if path.suffix not in (".jsonl", ".csv"):
-        raise InputError(f"cannot read {str(path)!r}: predict reads .jsonl and .csv files")
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        if path.suffix == ".csv":
-            csv.field_size_limit(2**31 - 1)  # long documents
-            yield from csv.DictReader(lines)
-            return
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{path}:{number}: expected an object with 'text' and 'domain', found {line[:40]!r}")
-            yield row
