@@ -73,7 +73,7 @@ def repeats(groups: Integers) -> Flags:
 def deal_folds(groups: Integers, strata: Integers, folds: int, seed: int) -> Integers:
     """Divide documents into folds that keep copies together.
 
-    The groups are dealt round the folds in random order, within the stratum of their first document.
+    The groups are dealt round the folds in random order, stratum by stratum (that of their first document).
 
     Args:
         groups: ``[n]``, as :func:`find_copies` gives them.
@@ -87,9 +87,11 @@ def deal_folds(groups: Integers, strata: Integers, folds: int, seed: int) -> Int
     rng = np.random.default_rng(seed)
     strata_of_groups = strata[~repeats(groups)]
     fold_of_groups = np.empty(len(strata_of_groups), dtype=np.int64)
+    dealt = 0
     for stratum in np.unique(strata):
         members = rng.permutation(np.flatnonzero(strata_of_groups == stratum))
-        fold_of_groups[members] = np.arange(len(members)) % folds
+        fold_of_groups[members] = (dealt + np.arange(len(members))) % folds
+        dealt += len(members)
     return fold_of_groups[groups]
 
 

@@ -39,6 +39,7 @@ class MultiDomainDataModule(LightningDataModule):
         validation_size: The last documents of each domain's training split that validate instead.
         folds: Instead, divide each domain and label into this many parts (the paper: 10) ...
         fold: ... and validate on this part, from 0.
+        fold_seed: Seed of the division into folds.
         deduplicate: Do not train on documents that have a copy in validation, or in the test split if there is one;
             of that split, nothing but the texts is used for this.
         vocab_size: Upper bound on the number of words; the encoder's ``vocab_size`` must be at least this.
@@ -48,7 +49,7 @@ class MultiDomainDataModule(LightningDataModule):
         vectors: Pretrained word vectors in GloVe's format, plain or ``.gz``, given to the encoder when training starts.
         predict_path: What ``predict`` reads: ``.jsonl`` or ``.csv`` with the fields ``text`` and ``domain``.
         num_workers: Processes that make batches in the background.
-        seed: Seed of the order of documents and of the folds.
+        seed: Seed of the order of documents.
 
     Attributes:
         domains: Names of the domains; the place of a name is its task id.
@@ -73,6 +74,7 @@ class MultiDomainDataModule(LightningDataModule):
         validation_size: int = 200,
         folds: int | None = None,
         fold: int = 0,
+        fold_seed: int = 0,
         deduplicate: bool = False,
         vocab_size: int = 30_000,
         min_frequency: int = 2,
@@ -87,7 +89,7 @@ class MultiDomainDataModule(LightningDataModule):
         self.save_hyperparameters(ignore=["source"], logger=False)
         if "_instantiator" in self.hparams:  # made by LightningCLI: all plain values, the source included
             self.save_hyperparameters(logger=False)
-        if folds is not None and not (folds >= 2 and 0 <= fold < folds):
+        if not (fold == 0 if folds is None else folds >= 2 and 0 <= fold < folds):
             raise InputError(f"folds must be at least 2 and fold in 0 .. folds - 1, found folds={folds}, fold={fold}")
         self.source = source
         self.domains = list(source.domains() if domains is None else domains)
@@ -106,6 +108,7 @@ class MultiDomainDataModule(LightningDataModule):
         self.validation_size = validation_size
         self.folds = folds
         self.fold = fold
+        self.fold_seed = fold_seed
         self.deduplicate = deduplicate
         self.vocab_size = vocab_size
         self.min_frequency = min_frequency
@@ -232,7 +235,14 @@ class MultiDomainDataModule(LightningDataModule):
         tasks = _integers(documents, "task_id")
         if self.folds is not None:
             strata = tasks * self.num_classes + _integers(documents, "label")
-            return np.asarray(deal_folds(groups, strata, self.folds, self.seed) == self.fold)
+            held_out = np.asarray(deal_folds(groups, strata, self.folds, self.fold_seed) == self.fold)
+            for task, domain in enumerate(self.domains):
+                if (count := held_out[tasks == task].sum()) in (0, (tasks == task).sum()):
+                    raise InputError(
+                        f"the fold {self.fold} of {self.folds} holds {count} of the {(tasks == task).sum()} documents "
+                        f"of {domain!r}: choose fewer folds"
+                    )
+            return held_out
         held_out = np.zeros(len(documents), dtype=bool)
         for task, domain in enumerate(self.domains):
             members = np.flatnonzero(tasks == task)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING or find_spec("pytorch_lightning"):
     from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-    from pytorch_lightning.callbacks import ModelCheckpoint
+    from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
     from pytorch_lightning.cli import (
         ArgsType,
         LightningArgumentParser,
@@ -41,7 +41,7 @@ if TYPE_CHECKING or find_spec("pytorch_lightning"):
 else:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
     from lightning.pytorch.cli import (
         ArgsType,
         LightningArgumentParser,
@@ -69,6 +69,7 @@ __all__ = [
     "SaveConfigCallback",
     "TensorBoardLogger",
     "Trainer",
+    "WeightAveraging",
     "instantiate_module",
     "rank_zero_info",
     "rank_zero_only",

@@ -1,4 +1,4 @@
-"""The command line: ``ncmtl fit | validate | test | predict | export``."""
+"""The command line: ``ncmtl fit | validate | test | predict | export | compare``."""
 
 import os
 import sys
@@ -208,7 +208,10 @@ def make_cli(args: list[str] | None, cli_class: type[NCMTLCLI] = NCMTLCLI, save_
         save_config_callback=SaveConfig,
         auto_configure_optimizers=False,
         trainer_defaults={"callbacks": callbacks},
-        parser_kwargs={name: {"default_config_files": [str(DEFAULT_CONFIG)]} for name in NCMTLCLI.subcommands()},
+        parser_kwargs={
+            "description": "Network clustering for multi-task learning. To compare systems: ncmtl compare --help",
+            **{name: {"default_config_files": [str(DEFAULT_CONFIG)]} for name in NCMTLCLI.subcommands()},
+        },
         args=args,
     )
 

@@ -72,7 +72,7 @@ def compare(
     console = Console()
     failures = run_all(cells, jobs, console)
     finished = [cell for cell in cells if cell.result() is not None]
-    if finished:
+    if any(cell.sweep is None for cell in finished):
         write_report(finished, sweeps or {}, Path(output), baseline or next(iter(systems)), console)
     if failures:
         name, failure = next(iter(failures.items()))
@@ -88,7 +88,8 @@ def main(args: list[str]) -> None:
     Raises:
         InputError: If the configuration cannot be used.
     """
-    parser = ArgumentParser(prog="ncmtl compare", description=str(compare.__doc__).splitlines()[0])
+    about = "Systems x seeds x folds, in tables, tests and figures. Arguments behind -- go to every ncmtl fit."
+    parser = ArgumentParser(prog="ncmtl compare", description=about)
     parser.add_argument("--config", required=True, help="A YAML file with systems, common, sweeps and all below.")
     parser.add_function_arguments(compare, skip={"systems", "common", "sweeps", "arguments"})
     behind = args.index("--") if "--" in args else len(args)
@@ -124,5 +125,8 @@ def _read(args: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         raise InputError(f"cannot read the configuration {file!r}: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("systems"), dict):
         raise InputError(f"the configuration {file!r} needs systems, a mapping of names to settings")
-    rest = {name: content.pop(name) for name in ("systems", "common", "sweeps") if name in content}
+    rest = {name: content.pop(name) or {} for name in ("systems", "common", "sweeps") if name in content}
+    for name, value in [*rest.items(), *rest["systems"].items(), *rest.get("sweeps", {}).items()]:
+        if not isinstance(name, str) or not isinstance(value, dict | None):
+            raise InputError(f"{file!r} needs a name and a mapping of settings, found {name!r}: {str(value)[:60]}")
     return content, rest

@@ -17,10 +17,10 @@ import pandas as pd
 import torch
 import yaml
 
-from lightning_ncmtl._lightning import Callback, LightningModule, Trainer
+from lightning_ncmtl._lightning import Callback, LightningModule, Trainer, WeightAveraging
 from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
 from lightning_ncmtl.cli import NCMTLCLI, RUN_DIR, make_cli, message_of
-from lightning_ncmtl.compaction import compact, count_parameters
+from lightning_ncmtl.compaction import compact
 from lightning_ncmtl.comparison.plan import OUTCOMES, RESULT, Cell
 from lightning_ncmtl.comparison.tfidf import TFIDF
 from lightning_ncmtl.datamodules import MultiDomainDataModule
@@ -54,10 +54,12 @@ def check(cell: Cell) -> None:
     arguments = _arguments(cell)
     try:
         with _output_to(log):
-            make_cli(arguments, _Settings)
+            data = make_cli(arguments, _Settings).config.fit.data
     except SystemExit as error:  # jsonargparse has printed what is wrong
         text = log.read_text(encoding="utf-8")
         raise InputError(f"the settings of {cell.system!r} cannot be used: {text.split('error: ')[-1]}") from error
+    if cell.fold is not None and (data.folds is None or not 0 <= cell.fold < data.folds):
+        raise InputError(f"the fold {cell.fold} of {cell.system!r} needs data.folds above it, found {data.folds}")
 
 
 def reference(cell: Cell) -> TFIDF | None:
@@ -78,7 +80,7 @@ def run(cell: Cell) -> str | None:
         What went wrong, in one line; ``None`` if nothing did.
     """
     shutil.rmtree(cell.directory, ignore_errors=True)  # of an attempt that was cut short
-    cell.directory.mkdir(parents=True)
+    cell.directory.mkdir(parents=True, exist_ok=True)
     with _output_to(cell.directory / "log.txt"):
         try:
             _run(cell)
@@ -94,15 +96,16 @@ def _run(cell: Cell) -> None:
     cli = make_cli(_arguments(cell), _Objects, save_last=False)
     model = reference(cell)
     start = time.monotonic()
-    result, outcomes = _train(cli, cell.test) if model is None else _refer(model, cli.datamodule, cell.test)
+    result, outcomes = _train(cli, cell) if model is None else _refer(model, cli.datamodule, cell.test)
     result |= {
         "seconds": time.monotonic() - start,
         "domains": cli.datamodule.domains,
+        "folds": cli.datamodule.folds,
         "copies": cli.datamodule.copies,
         "environment": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            "device": "CPU" if model is not None else _device(cli.trainer),
             "threads": torch.get_num_threads(),
         },
         "fingerprint": cell.fingerprint,
@@ -113,8 +116,10 @@ def _run(cell: Cell) -> None:
     partial.replace(cell.directory / RESULT)  # last, and at once: where it exists, the cell is finished
 
 
-def _train(cli: NCMTLCLI, test: bool) -> tuple[dict[str, Any], _Arrays]:
+def _train(cli: NCMTLCLI, cell: Cell) -> tuple[dict[str, Any], _Arrays]:
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
+    if trainer.world_size > 1:
+        raise InputError(f"a cell trains on one device, found {trainer.world_size}: set trainer.devices to 1")
     trainer.fit(model, datamodule=data)
     if not trainer.state.finished:
         raise InputError("the training was interrupted")
@@ -122,7 +127,7 @@ def _train(cli: NCMTLCLI, test: bool) -> tuple[dict[str, Any], _Arrays]:
     report = next(c for c in trainer.callbacks if isinstance(c, ClusterReport)).report(trainer)  # type: ignore[attr-defined]
     result = {
         "last": _metrics(trainer, "val"),
-        "curves": _curves(Path(str(trainer.log_dir)) / "metrics.csv", data.domains),
+        **_curves(cell.directory / "metrics.csv", data.domains),
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "clusters": {
             name: {"num_clusters": layer["num_clusters"], "assignment": list(layer["assignment"].values())}
@@ -131,17 +136,23 @@ def _train(cli: NCMTLCLI, test: bool) -> tuple[dict[str, Any], _Arrays]:
         "ari": report["ari"],
     }
     if clustering is not None and clustering.assignments:
-        result["compact_parameters"] = count_parameters(compact(model, clustering.assignments))[""]
+        small = compact(model, clustering.assignments)
+        result["compact_parameters"] = sum(p.numel() for p in small.parameters() if p.requires_grad)
+        first = max(layer["trace"][0][0] for layer in report["layers"].values() if layer["trace"])
+        result["clustered_from_epoch"] = 1 + (first - 1) * trainer.current_epoch // max(1, trainer.global_step)
     outcomes: _Arrays = {}
     best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
-    for stage in ("val", "test")[: 1 + test]:
+    # An average of weights is in the checkpoint; the callback would put the last one in its place.
+    for callback in [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]:  # type: ignore[attr-defined]
+        trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
+    for stage in ("val", "test")[: 1 + cell.test]:
         collected = _Outcomes()
         trainer.callbacks.append(collected)  # type: ignore[attr-defined]
         (trainer.validate if stage == "val" else trainer.test)(model, datamodule=data, ckpt_path=best, verbose=False)
         trainer.callbacks.remove(collected)  # type: ignore[attr-defined]
         result[stage] = _metrics(trainer, stage)
         outcomes |= {f"{stage}_{name}": values for name, values in collected.arrays().items()}
-    shutil.rmtree(Path(best).parent)
+    Path(best).unlink()
     return result, outcomes
 
 
@@ -205,11 +216,17 @@ def _accuracies(tasks: Any, correct: Any, domains: list[str], name: str) -> dict
     return {name: float(np.mean(list(each.values()))), **{f"{name}/{domain}": value for domain, value in each.items()}}
 
 
-def _curves(file: Path, domains: list[str]) -> dict[str, list[float]]:
-    """Validation accuracy after each epoch: of each domain, and the average under ``""``."""
+def _device(trainer: Trainer) -> str:
+    device: torch.device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
+def _curves(file: Path, domains: list[str]) -> dict[str, Any]:
+    """Validation accuracy, of each domain and the average under ``""``, and the epochs behind which it was measured."""
     columns = {"": "val/accuracy", **{domain: f"val/accuracy/{domain}" for domain in domains}}
     table = pd.read_csv(file).dropna(subset=["val/accuracy"])
-    return {domain: table[column].tolist() for domain, column in columns.items()}
+    curves = {domain: table[column].tolist() for domain, column in columns.items()}
+    return {"epochs": [int(epoch) + 1 for epoch in table["epoch"]], "curves": curves}
 
 
 def _arguments(cell: Cell) -> list[str]:
@@ -222,10 +239,15 @@ def _arguments(cell: Cell) -> list[str]:
         plain = {key: value for key, value in settings.items() if key != "tfidf"}
         file.write_text(yaml.safe_dump(plain), encoding="utf-8")
         arguments += ["--config", str(file)]
-    arguments += ["--seed_everything", str(cell.seed), "--run_dir", str(cell.directory)]
-    arguments += [] if cell.fold is None else ["--data.fold", str(cell.fold)]
+    arguments += ["--trainer.devices=1", *cell.arguments, f"--run_dir={cell.directory}"]
+    arguments += [] if cell.fold is None else [f"--data.fold={cell.fold}"]
     arguments += [f"--trainer.{part}=false" for part in ("enable_progress_bar", "enable_model_summary")]
-    return [*arguments, "--checkpoint.save_weights_only=true", *cell.arguments]
+    return [
+        *arguments,
+        "--trainer.logger=true",
+        f"--checkpoint.dirpath={cell.directory}",
+        f"--seed_everything={cell.seed}",
+    ]
 
 
 @contextlib.contextmanager

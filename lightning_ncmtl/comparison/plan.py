@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -68,7 +68,7 @@ class Cell:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """All that decides the result, as plain values."""
+        """The settings that decide the result, as plain values; not the data files, nor the version of the code."""
         configs = [yaml.safe_load(Path(config).read_text(encoding="utf-8")) for config in self.configs]
         plain = {"configs": configs, "settings": self.settings, "arguments": list(self.arguments), "test": self.test}
         made: dict[str, Any] = json.loads(json.dumps({**plain, "seed": self.seed, "fold": self.fold}))
@@ -120,15 +120,21 @@ def plan(
     for system, settings in systems.items():
         entries.append((system, (common, settings), None, None))
     for sweep, what in sweeps.items():
+        if what.figure not in get_args(Figure):
+            raise InputError(
+                f"the sweep {sweep!r} has the figure {what.figure!r}: choose {', '.join(get_args(Figure))}"
+            )
         if what.of not in systems:
             raise InputError(f"the sweep {sweep!r} is of {what.of!r}, which is none of {', '.join(systems)}")
         base = (common, systems[what.of], what.settings)
         entries += [
             (f"{sweep}: {value}", (*base, more or {}), sweep, str(value)) for value, more in what.values.items()
         ]
-    folders = [_folder(name) for name, *_ in entries]
-    if len(set(folders)) < len(folders):
-        raise InputError(f"names of systems must differ in letters and digits, found {[name for name, *_ in entries]}")
+    folders = [folder_of(name) for name, *_ in entries]
+    if len(set(folders)) < len(folders) or "" in folders:
+        raise InputError(
+            f"names of systems need letters or digits in which they differ, found {[name for name, *_ in entries]}"
+        )
     first: dict[str, str] = {}  # the folder of the first with these settings
     for number, (_, settings, *_) in enumerate(entries):
         folders[number] = first.setdefault(json.dumps(settings), folders[number])
@@ -144,5 +150,6 @@ def plan(
     return cells
 
 
-def _folder(name: str) -> str:
+def folder_of(name: str) -> str:
+    """A name as it can stand in a path."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from lightning_ncmtl.callbacks.cluster_pictures import draw_flow
 from lightning_ncmtl.comparison import figures
-from lightning_ncmtl.comparison.plan import OUTCOMES, Cell, Sweep
+from lightning_ncmtl.comparison.plan import OUTCOMES, Cell, Sweep, folder_of
 from lightning_ncmtl.comparison.statistics import CellKey, assignment_stability, compare_pairs
 
 _KEYS = ["system", "sweep", "value", "seed", "fold"]
@@ -35,7 +35,7 @@ def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, b
     table = pd.DataFrame([_row(result, stage) for result in results])
     table.to_csv(output / "results.csv", index=False)
     main = table[table["sweep"].isna()]
-    pairs = _pairs([cell for cell in cells if cell.sweep is None], main, stage)
+    pairs = _pairs([cell for cell in cells if cell.sweep is None], main, stage, results[0].get("folds"))
     pairs.to_csv(output / "pairs.csv", index=False)
     clusters = _clusters(results)
     clusters.to_csv(output / "clusters.csv", index=False)
@@ -46,9 +46,9 @@ def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, b
         ("Differences", _ABOUT_PAIRS, _readable_pairs(pairs)),
         ("Variations", _ABOUT[stage], _summary(table[table["sweep"].notna()])),
         ("Clusters", _ABOUT_CLUSTERS, _readable_clusters(clusters)),
-        ("Copies", _ABOUT_COPIES, _copies(results)),
+        ("Copies", _ABOUT_COPIES.format(cell=f"({cells[0].name})"), _copies(results)),
     ]
-    lines = ["# Comparison", "", _about_cells(results)]
+    lines = ["# Comparison", "", _about_cells(results, len({cell.directory for cell in cells}))]
     for title, text, part in parts:
         if len(part):
             lines += ["", f"## {title}", "", text, "", part.to_markdown(index=False, disable_numparse=True)]
@@ -69,7 +69,9 @@ _STAGES = {
     "documents of which training had a copy. *last epoch* is on validation documents.",
 }
 _ABOUT = {
-    stage: text + " Parameters are those that are trained, *shared* what remains with one set of weights per cluster."
+    stage: text
+    + " *chosen* are the best epochs; before its warm-up ends, NCMTL is HardShare. Parameters are those that "
+    "are trained, *shared* what remains with one set of weights per cluster of the last epoch."
     for stage, text in _STAGES.items()
 }
 _ABOUT_PAIRS = (
@@ -78,22 +80,24 @@ _ABOUT_PAIRS = (
     "there are several folds). Neither is adjusted for the number of pairs; *Holm* is, for the documents."
 )
 _ABOUT_CLUSTERS = (
-    "*stability* is the mean adjusted Rand index between the clusters of two seeds: 1 for the same clusters, 0 for "
+    "*stability* is the mean adjusted Rand index between the clusters of two cells: 1 for the same clusters, 0 for "
     "unrelated ones. *by chance* is its mean and 95 % quantile with the tasks mixed up. *planted* is the index with "
     "the groups that were planted, mean and standard deviation."
 )
-_ABOUT_COPIES = "Documents with the same text, or nearly, as another one of training."
+_ABOUT_COPIES = "Documents with the same text, or nearly, as another one of training. {cell}"
 
 
 def _row(result: dict[str, Any], stage: str) -> dict[str, Any]:
     curve = result["curves"].get("")
+    epochs = result.get("epochs")
     metrics = result[stage]
     row = {key: result[key] for key in _KEYS} | {
         "accuracy": metrics["accuracy"],
         "accuracy_clean": metrics.get("accuracy_clean"),
         "validation_accuracy": result["val"]["accuracy"],
         "last_epoch_accuracy": result["last"]["accuracy"],
-        "best_epoch": None if curve is None else int(np.argmax(curve)) + 1,
+        "best_epoch": None if epochs is None else epochs[int(np.argmax(curve))],
+        "clustered_from_epoch": result.get("clustered_from_epoch"),
         "parameters": result["parameters"],
         "shared_parameters": result.get("compact_parameters"),
         "seconds": round(result["seconds"], 1),
@@ -110,6 +114,8 @@ def _summary(table: pd.DataFrame) -> pd.DataFrame:
     for title, column in columns.items():
         if table[column].notna().any():
             rows[title] = _percent([group[column] for _, group in groups])
+    if table["best_epoch"].notna().any():
+        rows["chosen"] = [_range(group["best_epoch"]) for _, group in groups]
     rows["parameters"] = [f"{group['parameters'].iloc[0]:,}" for _, group in groups]
     if table["shared_parameters"].notna().any():
         shared = [group["shared_parameters"].mean() for _, group in groups]
@@ -119,12 +125,17 @@ def _summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _range(epochs: "pd.Series[float]") -> str:
+    low, high = epochs.min(), epochs.max()
+    return "" if np.isnan(low) else f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
+
+
 def _by_domain(table: pd.DataFrame) -> pd.DataFrame:
     """One row per domain, one column per system."""
     prefix = "accuracy/"
     groups = list(table.groupby("system", sort=False))
     rows = []
-    for column in [column for column in table.columns if column.startswith(prefix)]:
+    for column in [c for c in table.columns if c.startswith(prefix) and table[c].notna().any()]:
         values = _percent([group[column] for _, group in groups])
         rows.append([column.removeprefix(prefix), *values])
     return pd.DataFrame(rows, columns=["domain", *(name for name, _ in groups)])
@@ -143,15 +154,27 @@ def _percent(groups: list["pd.Series[float]"]) -> list[str]:
     return texts
 
 
-def _pairs(cells: list[Cell], table: pd.DataFrame, stage: str) -> pd.DataFrame:
+def _pairs(cells: list[Cell], table: pd.DataFrame, stage: str, folds: int | None) -> pd.DataFrame:
+    """The tests, of systems that were evaluated on the same documents."""
     outcomes: dict[CellKey, dict[str, Any]] = {}
+    corpora: dict[str, set[tuple[int | None, bytes]]] = {}
     for cell in cells:
         with np.load(cell.directory / OUTCOMES) as arrays:
             prefix = f"{stage}_"
             outcomes[cell.system, cell.seed, cell.fold] = {
                 name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)
             }
-    return compare_pairs(table, outcomes)
+            documents = outcomes[cell.system, cell.seed, cell.fold]
+            both = np.stack([documents["domain"], documents["document"]]).tobytes()
+            corpora.setdefault(cell.system, set()).add((cell.fold, both))
+    parts = []
+    for corpus in dict.fromkeys(map(frozenset, corpora.values())):
+        mine = {system for system, found in corpora.items() if found == corpus}
+        own = {key: value for key, value in outcomes.items() if key[0] in mine}
+        parts.append(
+            compare_pairs(table[table["system"].isin(mine)], own, test_fraction=None if not folds else 1 / folds)
+        )
+    return pd.concat(parts, ignore_index=True)
 
 
 def _readable_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -192,7 +215,7 @@ def _clusters(results: list[dict[str, Any]]) -> pd.DataFrame:
             names = ("ari", "null_mean", "null_high", "p_value")
             row |= dict(zip(names, stability, strict=True))
         if entry["ari"]:
-            row |= {"planted": np.mean(entry["ari"]), "planted_sd": np.std(entry["ari"], ddof=len(entry["ari"]) > 1)}
+            row |= {"planted": np.mean(entry["ari"]), "planted_sd": pd.Series(entry["ari"]).std()}
         rows.append(row)
     columns = ["setting", "sweep", "value", "layer", "clusters", "cells", "ari", "null_mean", "null_high", "p_value"]
     return pd.DataFrame(rows, columns=[*columns, "planted", "planted_sd"])
@@ -207,25 +230,28 @@ def _readable_clusters(clusters: pd.DataFrame) -> pd.DataFrame:
     table["p"] = ["" if np.isnan(value) else f"{value:.3f}" for value in clusters["p_value"].astype(float)]
     if clusters["planted"].notna().any():
         planted = zip(clusters["planted"], clusters["planted_sd"], strict=True)
-        table["planted"] = ["" if np.isnan(mean) else f"{mean:.2f} ± {sd:.2f}" for mean, sd in planted]
+        table["planted"] = [
+            "" if np.isnan(mean) else f"{mean:.2f}" if np.isnan(sd) else f"{mean:.2f} ± {sd:.2f}"
+            for mean, sd in planted
+        ]
     table["cells"] = clusters["cells"]
     return table
 
 
 def _copies(results: list[dict[str, Any]]) -> pd.DataFrame:
-    """Of the first cell: other seeds have the same documents."""
+    """Of the first cell."""
     copies = results[0]["copies"]
     table = pd.DataFrame([{"domain": domain, **counts} for domain, counts in copies.items()])
     total = table.drop(columns="domain").sum()
     return pd.concat([table, pd.DataFrame([{"domain": "all", **total}])], ignore_index=True)
 
 
-def _about_cells(results: list[dict[str, Any]]) -> str:
+def _about_cells(results: list[dict[str, Any]], trainings: int) -> str:
     seeds = sorted({result["seed"] for result in results})
     folds = sorted({result["fold"] for result in results if result["fold"] is not None})
     environments = {tuple(result["environment"].items()) for result in results}
     where = "; ".join(sorted({", ".join(f"{name} {value}" for name, value in each) for each in environments}))
-    text = f"{len(results)} trainings with the seeds {', '.join(map(str, seeds))}"
+    text = f"{trainings} trainings with the seeds {', '.join(map(str, seeds))}"
     if folds:
         text += f" on the folds {', '.join(map(str, folds))}"
     return f"{text}. {where}."
@@ -241,14 +267,15 @@ def _figures(
     baseline: str,
 ) -> Iterator[tuple[str, Figure]]:
     yield "accuracy", figures.draw_accuracy(main)
-    if len(main["system"].unique()) > 1:
-        yield "differences", figures.draw_differences(pairs, baseline)
+    compared = [*pairs["first"], *pairs["second"]]
+    if compared:
+        yield "differences", figures.draw_differences(pairs, baseline if baseline in compared else compared[0])
     curves = [
         {"epoch": epoch, "domain": domain, "accuracy": accuracy, **{key: result[key] for key in _KEYS}}
         for result in results
-        if result["sweep"] is None
+        if result["sweep"] is None and result["curves"]
         for domain, values in result["curves"].items()
-        for epoch, accuracy in enumerate(values, start=1)
+        for epoch, accuracy in zip(result["epochs"], values, strict=True)
         if domain
     ]
     if curves:
@@ -258,7 +285,7 @@ def _figures(
         layers = {name: layer["assignment"] for name, layer in result["clusters"].items() if layer["assignment"]}
         if layers and result["sweep"] is None and result["system"] not in drawn:
             drawn.add(result["system"])
-            yield f"clusters-{_file(result['system'])}", draw_flow(layers, result["domains"])
+            yield f"clusters-{folder_of(result['system'])}", draw_flow(layers, result["domains"])
     stability = clusters[clusters["ari"].notna()]
     if len(stability):
         yield "stability", figures.draw_stability(stability)
@@ -272,13 +299,15 @@ def _figures(
                 if (ari := _planted(result)) is not None
             ]
             continue
+        if not mine:
+            continue
         rows = [{"width": result["value"], "accuracy": _row(result, stage)["accuracy"], **result} for result in mine]
-        if sweep.figure == "grid":
+        if sweep.figure == "grid" and all(len(row["clusters"]) > 1 for row in rows):
             for row in rows:
                 row["first"], row["second"] = [layer["num_clusters"] for layer in row["clusters"].values()][:2]
-            yield _file(name), figures.draw_grid(pd.DataFrame(rows)[["first", "second", "accuracy"]])
+            yield f"sweep-{folder_of(name)}", figures.draw_grid(pd.DataFrame(rows)[["first", "second", "accuracy"]])
         else:
-            yield _file(name), figures.draw_widths(pd.DataFrame(rows)[["width", "accuracy", "seed"]])
+            yield f"sweep-{folder_of(name)}", figures.draw_widths(pd.DataFrame(rows)[["width", "accuracy", "seed"]])
     if recovery:
         yield "recovery", figures.draw_recovery(pd.DataFrame(recovery))
 
@@ -286,7 +315,7 @@ def _figures(
 def _planted(result: dict[str, Any]) -> float | None:
     """Agreement with the planted groups of the first layer in which there was a choice."""
     for layer, what in result["clusters"].items():
-        if 1 < what["num_clusters"] < len(result["domains"]):
+        if 1 < what["num_clusters"] < len(result["domains"]) and what["assignment"]:
             return None if result["ari"] is None else float(result["ari"][layer])
     return None
 
@@ -298,7 +327,3 @@ def _show(summary: pd.DataFrame, console: Console) -> None:
     for row in summary.itertuples(index=False):
         table.add_row(*(re.sub(r"\*\*(.*)\*\*", r"[bold]\1[/bold]", escape(cell)) for cell in row))
     console.print(table)
-
-
-def _file(name: Any) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")

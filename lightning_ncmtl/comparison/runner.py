@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from statistics import fmean
 
 import torch
@@ -44,38 +45,50 @@ def run_all(cells: list[Cell], jobs: int, console: Console) -> dict[str, str]:
         TextColumn("{task.fields[remaining]}"),
         console=console,
     )
-    # Processes are started afresh: threads and a GPU do not survive a fork.
-    with (
-        progress,
-        ProcessPoolExecutor(
-            jobs, multiprocessing.get_context("spawn"), initializer=_start, initargs=(os.getpid(), _threads(jobs))
-        ) as pool,
-    ):
+    with progress:
         total = len({cell.directory for cell in cells})
         bar = progress.add_task("Cells", total=total, completed=total - len(waiting), remaining="")
         running: dict[Future[str | None], tuple[Cell, float]] = {}
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                cell = waiting.pop(0)
-                running[pool.submit(run, cell)] = (cell, time.monotonic())
-            done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
-            for future in done:
-                cell, start = running.pop(future)
-                if (failure := future.result()) is not None:
-                    failures[cell.name] = failure
-                    console.print(f"{escape(cell.name)}: failed, {escape(failure)}", style="red", soft_wrap=True)
-                else:
-                    result = cell.result()
-                    assert result is not None
-                    seconds.setdefault(cell.system, []).append(result["seconds"])
-                    accuracy = f"{result['val']['accuracy']:.4f}"
-                    console.print(f"{escape(cell.name)}: {accuracy} in {time.monotonic() - start:.0f} s")
-                progress.advance(bar)
-            names = ", ".join(cell.name for cell, _ in running.values())
-            left = _remaining(waiting, [(cell, time.monotonic() - start) for cell, start in running.values()], seconds)
-            text = "" if left is None else f"{left / jobs / 60:.0f} min remaining"
-            progress.update(bar, description=escape(names) or "Cells", remaining=text)
+        pool, broken = _make_pool(jobs), False
+        try:
+            while waiting or running:
+                if broken and not running:
+                    pool.shutdown()
+                    pool, broken = _make_pool(jobs), False
+                while waiting and len(running) < jobs and not broken:
+                    cell = waiting.pop(0)
+                    running[pool.submit(run, cell)] = (cell, time.monotonic())
+                done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+                for future in done:
+                    cell, start = running.pop(future)
+                    try:
+                        failure = future.result()
+                    except BrokenProcessPool:  # which is broken for all that run in it
+                        failure, broken = "a process was killed, perhaps for its memory: fewer jobs need less", True
+                    if failure is None:
+                        result = cell.result()
+                        assert result is not None
+                        seconds.setdefault(cell.system, []).append(result["seconds"])
+                        text = f"{result['val']['accuracy']:.4f} in {time.monotonic() - start:.0f} s"
+                        console.print(f"{escape(cell.name)}: {text}")
+                    else:
+                        failures[cell.name] = failure
+                        console.print(f"{escape(cell.name)}: failed, {escape(failure)}", style="red", soft_wrap=True)
+                    progress.advance(bar)
+                elapsed = [(cell, time.monotonic() - start) for cell, start in running.values()]
+                left = _remaining(waiting, elapsed, seconds)
+                names = ", ".join(cell.name for cell, _ in elapsed)
+                text = "" if left is None else f"{left / jobs / 60:.0f} min remaining"
+                progress.update(bar, description=escape(names) or "Cells", remaining=text)
+        finally:
+            pool.shutdown(cancel_futures=True)
     return failures
+
+
+def _make_pool(jobs: int) -> ProcessPoolExecutor:
+    """Processes that are started afresh: threads and a GPU do not survive a fork."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, context, initializer=_start, initargs=(os.getpid(), _threads(jobs)))
 
 
 def _remaining(

@@ -115,6 +115,7 @@ def test_the_report_has_tables_and_figures(folder: Path) -> None:
     titles = ["Accuracy", "Accuracy by domain", "Differences", "Variations", "Clusters", "Copies"]
     assert [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")] == titles
     assert "14 trainings with the seeds 1, 2" in text
+    assert "before its warm-up ends, NCMTL is HardShare" in text
     assert "**" in text
     assert "nan" not in text
     pairs = pd.read_csv(folder / "out" / "pairs.csv")
@@ -127,7 +128,7 @@ def test_the_report_has_tables_and_figures(folder: Path) -> None:
     assert pairs["difference"][1] == pytest.approx(100 * (table["NCMTL"] - table["TF-IDF"]), abs=1e-4)
     figures = {file.stem for file in (folder / "out" / "figures").iterdir()}
     assert figures == {
-        "accuracy", "differences", "epochs", "clusters-ncmtl", "stability", "grid", "widths", "recovery"
+        "accuracy", "differences", "epochs", "clusters-ncmtl", "stability", "sweep-grid", "sweep-widths", "recovery"
     }  # fmt: skip
 
 
@@ -149,6 +150,20 @@ def test_other_settings_are_refused(folder: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit, match="2"):
         main(["compare", "--config", write(folder, test=True)])
     assert "holds a result of other settings: delete it" in capsys.readouterr().err
+
+
+def test_folds_times_seeds_and_average_weights(tmp_path: Path) -> None:
+    """Documents of a fold are the same for all seeds; an average of weights is evaluated as it was chosen."""
+    ema = {"class_path": "pytorch_lightning.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.5}}
+    systems = {"NCMTL": {}, "averaged": {"trainer": {"callbacks": [ema]}}}
+    common = {**SETTINGS["common"], "data": {**SETTINGS["common"]["data"], "folds": 2}}
+    main(["compare", "--config", write(tmp_path, systems=systems, common=common, sweeps={}, folds=[0, 1])])
+    pairs = pd.read_csv(tmp_path / "out" / "pairs.csv")
+    assert (pairs["cells"][0], pairs["folds"][0]) == (4, 2)
+    for cell in (tmp_path / "out" / "cells" / "averaged").iterdir():
+        result = json.loads((cell / "result.json").read_text())
+        assert max(result["curves"][""]) == pytest.approx(result["val"]["accuracy"], abs=1e-6)
+        assert result["clustered_from_epoch"] == 2
 
 
 def test_the_test_split_folds_and_a_cell_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,6 +196,9 @@ def test_the_test_split_folds_and_a_cell_that_fails(tmp_path: Path, capsys: pyte
     [
         ({"systems": {}}, "needs systems, seeds and folds"),
         ({"systems": ["NCMTL"]}, "needs systems, a mapping of names to settings"),
+        ({"systems": {"NCMTL": [1]}}, "needs a name and a mapping of settings, found 'NCMTL': [1]"),
+        ({"sweeps": {"s": {"of": "NCMTL", "values": {}, "figure": "pie"}}}, "has the figure 'pie': choose grid, line"),
+        ({"folds": [0, 1]}, "the fold 0 of 'NCMTL' needs data.folds above it, found None"),
         ({"jobs": 0}, "jobs must be at least 1, found 0"),
         ({"baseline": "X"}, "baseline must be one of the systems NCMTL, HardShare, TF-IDF, found 'X'"),
         ({"color": "red"}, "unknown settings in the configuration of the comparison: color"),
