@@ -171,7 +171,7 @@ def test_the_test_split_folds_and_a_cell_that_fails(tmp_path: Path, capsys: pyte
     systems = {
         "NCMTL": {"data": {"folds": 2}},
         "TF-IDF": {"data": {"folds": 2}, "tfidf": None},
-        "too many": {"model": {"init_args": {"num_clusters": [2, 9]}}},
+        "too many": {"data": {"folds": 2}, "model": {"init_args": {"num_clusters": [2, 9]}}},
     }
     config = write(tmp_path, systems=systems, sweeps={}, seeds=[1], folds=[0, 1], test=True, jobs=1)
     with pytest.raises(SystemExit, match="2"):
@@ -198,7 +198,7 @@ def test_the_test_split_folds_and_a_cell_that_fails(tmp_path: Path, capsys: pyte
         ({"systems": ["NCMTL"]}, "needs systems, a mapping of names to settings"),
         ({"systems": {"NCMTL": [1]}}, "needs a name and a mapping of settings, found 'NCMTL': [1]"),
         ({"sweeps": {"s": {"of": "NCMTL", "values": {}, "figure": "pie"}}}, "has the figure 'pie': choose grid, line"),
-        ({"folds": [0, 1]}, "the fold 0 of 'NCMTL' needs data.folds above it, found None"),
+        ({"folds": [0, 1]}, "the fold 1 of 'NCMTL' needs data.folds above it, found None"),
         ({"jobs": 0}, "jobs must be at least 1, found 0"),
         ({"baseline": "X"}, "baseline must be one of the systems NCMTL, HardShare, TF-IDF, found 'X'"),
         ({"color": "red"}, "unknown settings in the configuration of the comparison: color"),

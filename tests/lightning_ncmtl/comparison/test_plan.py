@@ -72,8 +72,10 @@ def test_a_finished_cell_belongs_to_its_settings(tmp_path: Path) -> None:
         ({"seeds": [1, 1]}, r"seeds must differ, found \[1, 1\]"),
         ({"folds": [2, 2]}, r"folds must differ, found \[2, 2\]"),
         ({"configs": ["nowhere.yaml"]}, "'nowhere.yaml' does not exist"),
+        ({"systems": {"äöü": {}}}, "need letters or digits"),
+        ({"sweeps": {"s": Sweep("A", {}, figure="pie")}}, "has the figure 'pie': choose grid, line, recovery"),
         ({"sweeps": {"s": Sweep("C", {})}}, "the sweep 's' is of 'C', which is none of A, B"),
-        ({"systems": {"A b": {}, "A-B": {}}}, "must differ in letters and digits"),
+        ({"systems": {"A b": {}, "A-B": {}}}, "need letters or digits in which they differ"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
