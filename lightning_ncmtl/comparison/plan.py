@@ -117,8 +117,7 @@ def plan(
         if len(set(values)) < len(values):
             raise InputError(f"{name} must differ, found {list(values)}")
     entries: list[tuple[str, tuple[dict[str, Any], ...], str | None, str | None]] = []
-    for system, settings in systems.items():
-        entries.append((system, (common, settings), None, None))
+    entries += [(system, (common, own), None, None) for system, own in systems.items()]
     for sweep, what in sweeps.items():
         if what.figure not in get_args(Figure):
             raise InputError(
@@ -136,8 +135,7 @@ def plan(
             f"names of systems need letters or digits in which they differ, found {[name for name, *_ in entries]}"
         )
     first: dict[str, str] = {}  # the folder of the first with these settings
-    for number, (_, settings, *_) in enumerate(entries):
-        folders[number] = first.setdefault(json.dumps(settings), folders[number])
+    folders = [first.setdefault(json.dumps(entry[1]), folder) for entry, folder in zip(entries, folders, strict=True)]
     cells = []
     for fold in [None] if folds is None else folds:
         for seed in seeds:
