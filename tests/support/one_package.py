@@ -55,7 +55,7 @@ def run() -> dict[str, Any]:
     return {
         "assignment": callback.assignments["heads"].tolist(),
         "saved": content["callbacks"]["NetworkClusteringCallback"]["layers"]["heads"]["assignment"].tolist(),
-        "ours": NCMTL.__mro__[1].__module__,
+        "ours": NCMTL.__mro__[2].__module__,
         "callback": isinstance(callback, pl.Callback),
         "loaded": sorted({name.split(".")[0] for name in sys.modules} & {"pytorch_lightning", "lightning"}),
     }
