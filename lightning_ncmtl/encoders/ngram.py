@@ -23,7 +23,7 @@ class NGram(WordEncoder):
     """The sum of the vectors of a document's words and runs of words, divided by the root of their number.
 
     Each counts once, however often it stands in the document: for opinions, presence says more than frequency (Pang,
-    Lee & Vaithyanathan, EMNLP 2002). A mean, as in fastText, would make what single words say too small for Adam.
+    Lee & Vaithyanathan, EMNLP 2002).
 
     Runs of 2 to ``n`` words share ``num_buckets`` vectors by a hash, which start at zero: before training a document is
     made of its words.

@@ -17,7 +17,7 @@ class SoftShare(SingleTask):
     The penalty is ``strength`` times the sum over tasks of ``||theta_i - mean theta||^2``, which is 1/N of the sum over
     pairs of tasks of ``||theta_i - theta_j||^2`` (Duong et al., Section 3, for two). ``theta`` are the trained
     parameters of the encoder, the *soft* layers; the other layers belong to the tasks (the paper, 4.1). They
-    have one table of word vectors in common, as words mean the same to all: N tables would take N times as long.
+    have one table of word vectors in common, as words mean the same to all; N trained tables would be slow.
 
     Gradients are clipped per network as in SingleTask, penalty included: ``strength=0`` is SingleTask with a common
     table.

@@ -80,7 +80,7 @@ def test_encoders_start_apart_but_have_one_table_of_words() -> None:
             assert all(not torch.equal(starts[i], starts[j]) for i in range(4) for j in range(i)), name
     runs = [other.runs.weight for other in ASPMTL(NGram(20, 6, num_buckets=8), 2).private_encoders]
     assert runs[0] is not runs[1]
-    assert runs[0].eq(0).all()  # before training a document is the mean of its words
+    assert runs[0].eq(0).all()  # runs of words start at zero
 
 
 def test_it_logs_its_terms(make_trainer: Callable[..., Trainer], datamodule: MultiDomainDataModule) -> None:
