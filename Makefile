@@ -8,9 +8,9 @@ BIN = .venv/bin
 fit: .venv/installed
 	$(BIN)/ncmtl fit --config lightning_cli.yaml
 
-# Run the tests
+# Run the tests, on all cores
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 # Check style and types
 lint: .venv/installed

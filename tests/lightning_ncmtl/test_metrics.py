@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ranks import on_ranks
 from sklearn.metrics import accuracy_score, log_loss
 
 from lightning_ncmtl.metrics import TaskMetrics
@@ -92,9 +93,8 @@ def test_documents_without_copies_by_hand() -> None:
     assert not any("clean" in name for name in metrics.compute())
 
 
-def _rank(rank: int, address: str, folder: Path) -> None:
+def _rank(rank: int, folder: Path) -> None:
     """Two of three ranks have documents, and the last one but an empty batch."""
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=3)
     metrics = TaskMetrics(["a", "b"])
     rows = [[0, 1], [2], []][rank]
     logits = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
@@ -102,12 +102,11 @@ def _rank(rank: int, address: str, folder: Path) -> None:
     known = None if rank == 2 else clean[rows]
     metrics.update(logits[rows], labels[rows], tasks[rows], known)
     torch.save(metrics.compute(), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_ranks_agree_though_one_saw_nothing(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, (f"file://{tmp_path}/store", tmp_path), nprocs=3)
+    on_ranks(3, _rank, tmp_path)
     first, *others = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
     assert float(first["accuracy_clean"]) == 0.75
     assert all(other.keys() == first.keys() for other in others)

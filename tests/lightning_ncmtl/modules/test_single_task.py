@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Trainer
+from ranks import on_ranks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -139,18 +140,16 @@ class Loss(nn.Module):
         return self.model.loss(batch)
 
 
-def _rank(rank: int, address: str, folder: Path) -> None:
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def _rank(rank: int, folder: Path) -> None:
     model = new_model()
     ddp = nn.parallel.DistributedDataParallel(Loss(model), find_unused_parameters=True)
     ddp(batch_of(rank)).backward()
     torch.save(gradients(model), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_gradients_are_means_over_devices(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, (f"file://{tmp_path}/store", tmp_path), nprocs=2)
+    on_ranks(2, _rank, tmp_path)
     model = new_model()
     (sum(model.loss(batch_of(rank)) for rank in range(2)) / 2).backward()  # type: ignore[union-attr]
     expected = gradients(model)
