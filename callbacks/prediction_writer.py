@@ -12,6 +12,10 @@ from lightning_ncmtl._lightning import Callback, LightningModule, Trainer
 class PredictionWriter(Callback):
     """Writes what ``predict`` found as JSON lines: ``domain``, ``text``, ``prediction`` and ``probabilities``.
 
+    The prediction is the name of a class if the data module has ``class_names``, in the order of their numbers, else
+    the number. Probabilities are those of the domain's classes by name, if it has ``domain_classes``, the names by
+    domain; else a list of all.
+
     Lines are in the order of the data module's ``predict_texts()``, on any number of devices.
 
     Args:
@@ -40,14 +44,21 @@ class PredictionWriter(Callback):
         path = Path(self.path or Path(trainer.log_dir or trainer.default_root_dir) / "predictions.jsonl")
         if not trainer.is_global_zero:
             return
-        texts = trainer.datamodule.predict_texts()  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        names = getattr(data, "class_names", None)
+        classes = getattr(data, "domain_classes", None)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
-            for index, (domain, text) in enumerate(texts):
+            for index, (domain, text) in enumerate(data.predict_texts()):
                 if index not in probabilities:  # limit_predict_batches
                     continue
                 row = probabilities[index]
-                prediction = row.index(max(row))
-                line = {"domain": domain, "text": text, "prediction": prediction, "probabilities": row}
+                named = dict(zip(range(len(row)) if names is None else names, row, strict=True))
+                line = {
+                    "domain": domain,
+                    "text": text,
+                    "prediction": max(named, key=named.__getitem__),
+                    "probabilities": row if classes is None else {str(name): named[name] for name in classes[domain]},
+                }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         print(f"Predictions: {path}")

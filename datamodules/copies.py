@@ -1,7 +1,8 @@
 """Documents that are copies of each other, so that none of them trains while another one evaluates."""
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ SAME_START = 200  # letters and digits
 # Of the pairs of FDU-MTL's training documents with different starts, 20 are at least 0.53 similar, all of them edited
 # copies; the next, at most 0.21, share a common phrase. So the choice between the two does not matter there.
 SIMILAR = 0.4
+MANY = 200_000  # documents up to which near-copies are looked for: that takes memory for all their words
 _WORD = r"[^\W_]+"  # a run of letters and digits
 _ROWS = 256  # documents compared with all others at a time: a bound on memory
 
@@ -35,11 +37,17 @@ def find_copies(texts: Sequence[str]) -> Integers:
     return group_copies(find_pairs(texts), len(texts))
 
 
-def find_pairs(texts: Sequence[str]) -> Integers:
+def find_pairs(texts: Iterable[str], near: bool = True) -> Integers:
     """The pairs ``[m, 2]`` of documents that group all copies when joined (not each of their pairs).
 
     The pairs of the first k documents do the same for these alone.
+
+    Args:
+        texts: n documents.
+        near: Whether to compare runs of words, too. Without it no more than eight bytes of each document are held.
     """
+    if not near:
+        return _find_same_starts(texts)
     words = [" ".join(re.findall(_WORD, text.lower())) for text in texts]
     starts: dict[str | int, int] = {}
     different: dict[str, int] = {}  # equal texts have equal starts; the first of them stands for all
@@ -93,6 +101,46 @@ def deal_folds(groups: Integers, strata: Integers, folds: int, seed: int) -> Int
         fold_of_groups[members] = (dealt + np.arange(len(members))) % folds
         dealt += len(members)
     return fold_of_groups[groups]
+
+
+def deal_share(groups: Integers, strata: Integers, share: float, seed: Sequence[int]) -> Flags:
+    """Choose a share of all documents, and of each stratum, so that copies stay together.
+
+    Args:
+        groups: As for :func:`deal_folds`.
+        strata: As for :func:`deal_folds`.
+        share: Between 0 and 1.
+        seed: Seed of the choice.
+
+    Returns:
+        Which documents ``[n]`` are chosen.
+    """
+    rng = np.random.default_rng(seed)
+    strata_of_groups = strata[~repeats(groups)]
+    chosen = np.zeros(len(strata_of_groups), dtype=bool)
+    dealt = 0
+    for stratum in np.unique(strata):
+        members = rng.permutation(np.flatnonzero(strata_of_groups == stratum))
+        # What rounding takes from one stratum it gives to the next.
+        count = round(share * (dealt + len(members))) - round(share * dealt)
+        chosen[members[:count]] = True
+        dealt += len(members)
+    return chosen[groups]
+
+
+def _find_same_starts(texts: Iterable[str]) -> Integers:
+    """As :func:`find_pairs`, of equal starts alone."""
+    hashes = []
+    for index, text in enumerate(texts):
+        end = 2 * SAME_START  # mostly enough, and less work than all of a long document
+        while len(start := "".join(re.findall(_WORD, text[:end].lower()))) < SAME_START and end < len(text):
+            end *= 2
+        content = (start[:SAME_START] or f"\0{index}").encode("utf-8", "replace")
+        hashes.append(hashlib.blake2b(content, digest_size=8).digest())
+    values = np.frombuffer(b"".join(hashes), dtype=np.int64)
+    _, firsts, places = np.unique(values, return_index=True, return_inverse=True)
+    pairs = np.stack([firsts[places], np.arange(len(values))], axis=1)
+    return pairs[pairs[:, 0] < pairs[:, 1]]
 
 
 def _find_similar(texts: Sequence[str]) -> Integers:

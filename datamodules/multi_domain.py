@@ -1,54 +1,89 @@
 """Text classification in many domains, one task per domain."""
 
+import os
 from collections.abc import Iterator
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from datasets import Dataset
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from lightning_ncmtl._lightning import LightningDataModule, rank_zero_info
-from lightning_ncmtl.datamodules.copies import Flags, Integers, deal_folds, find_pairs, group_copies, repeats
+from lightning_ncmtl.datamodules.batches import Documents
+from lightning_ncmtl.datamodules.cache import Cache, key_of
+from lightning_ncmtl.datamodules.copies import Flags, Integers, repeats
+from lightning_ncmtl.datamodules.corpus import Corpus
+from lightning_ncmtl.datamodules.division import Division, integers
+from lightning_ncmtl.datamodules.document_table import write_documents
 from lightning_ncmtl.datamodules.predict_file import read_predict_file
 from lightning_ncmtl.datamodules.sampling import Balance, FixedBatchSampler, MixedBatchLoader, MixedBatchSampler
-from lightning_ncmtl.datamodules.sources import Source, Split
-from lightning_ncmtl.datamodules.text import collate, encode, train_tokenizer
+from lightning_ncmtl.datamodules.sources import Document, Label, Source
+from lightning_ncmtl.datamodules.sources.base import fingerprint_files
+from lightning_ncmtl.datamodules.text import Keep, encode_table, load_tokenizer, train_tokenizer
 from lightning_ncmtl.datamodules.vectors import read_vectors
 from lightning_ncmtl.errors import InputError
 
 Stage = Literal["train", "validation", "test", "predict"]
+_MANY = 50_000  # documents from which on several processes encode them
+
+
+class _Part(NamedTuple):
+    """The documents of a stage: rows of a table (all by default), and which rows are clean, where it is known."""
+
+    table: Dataset
+    places: Integers | None = None
+    clean: Flags | None = None
 
 
 class MultiDomainDataModule(LightningDataModule):
-    """Documents of many domains in mixed batches (see :class:`lightning_ncmtl.datamodules.text.Batch`).
+    """Documents of many domains in mixed batches (see :class:`lightning_ncmtl.datamodules.batches.Batch`).
 
-    The vocabulary is learned from training documents alone. It travels in the checkpoint together with the domains, so
-    that a checkpoint is enough to predict on raw text.
+    The vocabulary is learned from training documents alone. It travels in the checkpoint together with the domains and
+    their classes, so that a checkpoint is enough to predict on raw text.
 
-    Copies of documents (see :func:`lightning_ncmtl.datamodules.copies.find_copies`) never fall into different folds.
-    Other splits are taken as they are: batches of validation and test tell which documents are ``clean``, without a
-    copy among the documents trained on, and ``deduplicate`` makes all of them so.
+    Documents are read and encoded once. The results stay on disk and are found again as long as neither the documents
+    nor the settings change; memory holds a few numbers per document.
+
+    Copies of documents (see :func:`lightning_ncmtl.datamodules.copies.find_copies`) never fall into different folds or
+    shares. Other splits are taken as they are: batches of validation and test tell which documents are ``clean``,
+    without a copy among the documents trained on, and ``deduplicate`` makes all of them so.
 
     Args:
         source: Where documents come from.
-        domains: The domains to use, in this order (the order of the task ids); all by default.
-        num_classes: Number of classes; labels are ``0 .. num_classes - 1``.
+        domains: The domains to use, in this order (the order of the task ids); by default all that have training
+            documents.
+        classes: The classes, of all domains or of each (``{domain: [...]}``); by default the labels found in each
+            domain's training documents. Documents with other labels are left out.
         batch_size: Documents per batch and device (the paper: 32).
-        balance: How an epoch draws the domains: ``proportional`` to their size, or ``uniform``.
-        validation_size: The last documents of each domain's training split that validate instead.
-        folds: Instead, divide each domain and label into this many parts (the paper: 10) ...
+        balance: How an epoch draws the domains: ``proportional`` to their size, ``uniform``, or a temperature between
+            the two (see :class:`lightning_ncmtl.datamodules.sampling.MixedBatchSampler`).
+        replacement: Whether an epoch draws documents with replacement.
+        quota: Documents of every domain that each batch holds at least.
+        validation_size: The last documents of each domain's training split that validate instead; or, if less than 1,
+            a share of each domain and label.
+        test_size: A share of each domain and label to test on, where the source has no test split.
+        folds: Instead of ``validation_size``, divide each domain and label into this many parts (the paper: 10) ...
         fold: ... and validate on this part, from 0.
-        fold_seed: Seed of the division into folds.
+        fold_seed: Seed of the division into folds or shares.
         deduplicate: Do not train on documents that have a copy in validation, or in the test split if there is one;
             of that split, nothing but the texts is used for this.
-        vocab_size: Upper bound on the number of words; the encoder's ``vocab_size`` must be at least this.
+        tokenizer: ``words`` or ``bpe``, learned from the training documents; or a ready one: a folder with a
+            ``tokenizer.json``, such as that of a pretrained model, or its name on the Hugging Face hub.
+        vocab_size: Upper bound on the number of words that are learned; the encoder's ``vocab_size`` must be at least
+            this.
         min_frequency: Rarer words become unknown.
+        unlabelled_words: Whether to learn words from unlabelled documents, too.
         max_words: Sentences are cut into pieces of at most this many words.
         max_sentences: Documents are truncated to this many sentences.
-        vectors: Pretrained word vectors in GloVe's format, plain or ``.gz``, given to the encoder when training starts.
+        max_tokens: Documents are truncated to this many words; ``null`` for no limit, as for the two above.
+        keep: The part of a truncated document that is kept: its ``start``, its ``end``, or half of each (``both``).
+        vectors: Pretrained word vectors (see :func:`lightning_ncmtl.datamodules.vectors.read_vectors`), given to the
+            encoder when training starts.
         predict_path: What ``predict`` reads: ``.jsonl`` or ``.csv`` with the fields ``text`` and ``domain``.
+        cache_dir: Where prepared documents stay; in the cache of the ``datasets`` library by default.
         num_workers: Processes that make batches in the background.
+        num_proc: Processes that encode documents; by default one, or all cores for more than 50,000 documents.
         seed: Seed of the order of documents.
 
     Attributes:
@@ -68,21 +103,30 @@ class MultiDomainDataModule(LightningDataModule):
         self,
         source: Source,
         domains: list[str] | None = None,
-        num_classes: int = 2,
+        classes: dict[str, list[int | str]] | list[int | str] | None = None,
         batch_size: int = 32,
         balance: Balance = "proportional",
-        validation_size: int = 200,
+        replacement: bool = False,
+        quota: int = 0,
+        validation_size: int | float = 200,
+        test_size: float | None = None,
         folds: int | None = None,
         fold: int = 0,
         fold_seed: int = 0,
         deduplicate: bool = False,
+        tokenizer: str = "words",
         vocab_size: int = 30_000,
         min_frequency: int = 2,
-        max_words: int = 50,
-        max_sentences: int = 40,
+        unlabelled_words: bool = False,
+        max_words: int | None = 50,
+        max_sentences: int | None = 40,
+        max_tokens: int | None = None,
+        keep: Keep = "start",
         vectors: str | None = None,
         predict_path: str | None = None,
+        cache_dir: str | None = None,
         num_workers: int = 0,
+        num_proc: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -91,45 +135,77 @@ class MultiDomainDataModule(LightningDataModule):
             self.save_hyperparameters(logger=False)
         if not (fold == 0 if folds is None else folds >= 2 and 0 <= fold < folds):
             raise InputError(f"folds must be at least 2 and fold in 0 .. folds - 1, found folds={folds}, fold={fold}")
-        self.source = source
-        self.domains = list(source.domains() if domains is None else domains)
-        if not self.domains or len(set(self.domains)) < len(self.domains):
-            raise InputError(f"domains must be one or more different names, found {self.domains}")
-        self.hparams["domains"] = self.domains  # so that a checkpoint does without the corpus
-        limits = {"num_classes": (num_classes, 2), "batch_size": (batch_size, 1), "vocab_size": (vocab_size, 3)}
-        limits |= {"min_frequency": (min_frequency, 1), "max_words": (max_words, 1)}
-        limits |= {"max_sentences": (max_sentences, 1), "num_workers": (num_workers, 0)}
+        smallest = 258 if tokenizer == "bpe" else 3  # all bytes; padding and unknown
+        limits = {"batch_size": (batch_size, 1), "vocab_size": (vocab_size, smallest)}
+        limits |= {"min_frequency": (min_frequency, 1)}
+        limits |= {"num_workers": (num_workers, 0), "num_proc": (num_proc or 1, 1), "quota": (quota, 0)}
+        cuts = {"max_words": max_words, "max_sentences": max_sentences, "max_tokens": max_tokens}
+        limits |= {name: (value, 1) for name, value in cuts.items() if value is not None}
         for name, (value, least) in limits.items():
             if value < least:
                 raise InputError(f"{name} must be at least {least}, found {value}")
-        self.num_classes = num_classes
+        self.source = source
+        self.corpus = Corpus(source, domains, classes, Cache(cache_dir))
+        self.domains = self.corpus.domains
+        self.hparams["domains"] = self.domains  # so that a checkpoint does without the corpus
         self.batch_size = batch_size
         self.balance = balance
+        self.replacement = replacement
+        self.quota = quota
         self.validation_size = validation_size
+        self.test_size = test_size
         self.folds = folds
         self.fold = fold
         self.fold_seed = fold_seed
         self.deduplicate = deduplicate
-        self.vocab_size = vocab_size
         self.min_frequency = min_frequency
+        self.unlabelled_words = unlabelled_words
         self.max_words = max_words
         self.max_sentences = max_sentences
+        self.max_tokens = max_tokens
+        self.keep = keep
         self.vectors_path = vectors
         self.predict_path = predict_path
         self.num_workers = num_workers
+        self.num_proc = num_proc
         self.seed = seed
-        self.tokenizer: Tokenizer | None = None
+        self.kind = tokenizer
+        self.tokenizer: Tokenizer | None = None if tokenizer in ("words", "bpe") else load_tokenizer(tokenizer)
+        self.vocab_size = vocab_size if self.tokenizer is None else self.tokenizer.get_vocab_size()
         self.counts: dict[Stage, dict[str, int]] = {}
         self.copies: dict[str, dict[str, int]] = {}
-        self._documents: dict[Split, Dataset] = {}
-        self._pairs: dict[tuple[Split, ...], Integers] = {}
-        self._texts: dict[Stage, Dataset] = {}
-        self._encoded: dict[Stage, Dataset] = {}
+        self._division: Division | None = None
+        self._parts: dict[Stage, _Part] = {}
+        self._encoded: dict[Stage, Documents] = {}
 
     @property
     def num_tasks(self) -> int:
         """Number of domains."""
         return len(self.domains)
+
+    @property
+    def class_names(self) -> list[Label]:
+        """All classes: the place of a name is its number."""
+        return self.corpus.class_names
+
+    @property
+    def domain_classes(self) -> dict[str, list[Label]]:
+        """The classes of each domain, in the order of their numbers."""
+        found = self.corpus.domain_classes
+        self.hparams["classes"] = found  # so that a checkpoint does without the corpus
+        return found
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of all domains together."""
+        return len(self.class_names)
+
+    @property
+    def task_classes(self) -> list[list[int]] | None:
+        """The numbers of the classes of each domain; ``None`` if every domain has all classes."""
+        names = self.class_names
+        classes = [[names.index(name) for name in of_domain] for of_domain in self.domain_classes.values()]
+        return None if all(len(of_task) == len(names) for of_task in classes) else classes
 
     @property
     def planted_groups(self) -> dict[str, int] | None:
@@ -144,11 +220,11 @@ class MultiDomainDataModule(LightningDataModule):
         documents are clean.
         """
         if stage in ("fit", "validate"):
-            self._split_training_documents()
+            self._divide()
         elif stage == "test":
             self._set_test_documents()
         elif stage == "predict":
-            self._set_texts("predict", _with_index(read_predict_file(self.predict_path, self.domains)))
+            self._set("predict", _Part(self._read_predict_file()))
         if stage == "fit" and self.tokenizer is None:
             self._learn_vocabulary()
 
@@ -177,18 +253,27 @@ class MultiDomainDataModule(LightningDataModule):
         return self._loader("predict")
 
     def documents(self, stage: Stage) -> Dataset:
-        """The documents of a stage that was set up: ``text``, ``label``, ``task_id``, ``index``, perhaps ``clean``."""
-        return self._texts[stage]
+        """The documents of a stage that was set up: ``text``, ``label``, ``task_id``, ``index``, perhaps ``clean``.
+
+        If documents may have several labels, also ``task_ids`` and ``labels``.
+        """
+        table, places, clean = self._parts[stage]
+        table = table if clean is None else table.add_column("clean", clean)
+        return table if places is None else table.select(places)
 
     def predict_texts(self) -> Iterator[tuple[str, str]]:
         """Domain and text of what ``predict`` reads, in the order of ``index``."""
-        documents = self._texts["predict"]
-        for task, text in zip(documents["task_id"], documents["text"], strict=True):
-            yield self.domains[task], text
+        for rows in self._parts["predict"].table.iter(1000):
+            for task, text in zip(rows["task_id"], rows["text"], strict=True):
+                yield self.domains[task], text
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to read raw text: the vocabulary and the domains."""
-        return {"domains": self.domains, "tokenizer": None if self.tokenizer is None else self.tokenizer.to_str()}
+        """What a checkpoint needs to read raw text: the vocabulary, the domains and their classes."""
+        return {
+            "domains": self.domains,
+            "classes": self.domain_classes,
+            "tokenizer": None if self.tokenizer is None else self.tokenizer.to_str(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["domains"] != self.domains:
@@ -196,180 +281,133 @@ class MultiDomainDataModule(LightningDataModule):
                 f"the checkpoint was trained on the domains {', '.join(state_dict['domains'])}; "
                 f"the data has {', '.join(self.domains)}: set data.domains"
             )
+        if self.corpus.classes is None:
+            self.corpus.classes = state_dict["classes"]
+        for domain, theirs in state_dict["classes"].items():
+            if theirs != (ours := self.domain_classes[domain]):
+                raise InputError(
+                    f"the checkpoint was trained on the classes {theirs} of {domain!r}; the data has {ours}: "
+                    "set data.classes"
+                )
         if state_dict["tokenizer"] is not None:
             self.tokenizer = Tokenizer.from_str(state_dict["tokenizer"])
             self._encoded.clear()
 
-    def _split_training_documents(self) -> None:
-        documents = self._read("train")
-        splits: tuple[Split, ...] = ("train",)
-        if self.deduplicate and "test" in self.source.splits():
-            splits = ("train", "test")
-        groups_of_all = self._group(*splits)
-        groups = self._group("train")  # alone, so that the folds do not depend on the test split
-        held_out = self._hold_out(documents, groups)
-        used = ~held_out
-        if self.deduplicate:
-            used &= ~self._find_leaks(groups_of_all, held_out)
-        clean = ~np.isin(groups, groups[used])
-        self._set_texts("train", documents.select(np.flatnonzero(used)))
-        self._set_texts("validation", documents.add_column("clean", clean).select(np.flatnonzero(held_out)))
-        self._count_copies("train", repeats(groups[used]))
-        self._count_copies("validation", ~clean[held_out])
+    def _divide(self, test: bool = False) -> None:
+        division = Division(
+            self.corpus,
+            self.validation_size,
+            self.test_size,
+            self.folds,
+            self.fold,
+            self.fold_seed,
+            self.deduplicate,
+            test,
+        )
+        self._division = division
+        documents, clean = self.corpus.read("train"), division.clean()
+        self._set("train", _Part(documents, division.train))
+        self._set("validation", _Part(documents, division.validation, clean))
+        self._count_copies("train", division.tasks[division.train], repeats(division.groups[division.train]))
+        self._count_copies("validation", division.tasks[division.validation], ~clean[division.validation])
 
     def _set_test_documents(self) -> None:
-        documents = self._read("test")
         if "train" not in self.source.splits():
             rank_zero_info("test: without a training split, nothing tells which documents have a copy in training")
-            self._set_texts("test", documents)
+            self._set("test", _Part(self.corpus.read("test")))
             return
-        groups = self._group("train", "test")
-        if "train" not in self._texts:
-            self._split_training_documents()
-        clean = ~np.isin(groups[-len(documents) :], groups[_integers(self._texts["train"], "index")])
-        self._set_texts("test", documents.add_column("clean", clean))
-        self._count_copies("test", ~clean)
+        if self._division is None:
+            self._divide(test=True)
+        division = self._division
+        assert division is not None
+        if division.test is not None:
+            part = _Part(self.corpus.read("train"), division.test, division.clean())
+        else:
+            part = _Part(self.corpus.read("test"), None, division.clean_test())
+        self._set("test", part)
+        table, places, clean = part
+        assert clean is not None
+        chosen = slice(None) if places is None else places
+        self._count_copies("test", integers(table, "task_id")[chosen], ~clean[chosen])
 
-    def _hold_out(self, documents: Dataset, groups: Integers) -> Flags:
-        """Which training documents ``[n]`` validate."""
-        tasks = _integers(documents, "task_id")
-        if self.folds is not None:
-            strata = tasks * self.num_classes + _integers(documents, "label")
-            held_out = np.asarray(deal_folds(groups, strata, self.folds, self.fold_seed) == self.fold)
-            for task, domain in enumerate(self.domains):
-                if (count := held_out[tasks == task].sum()) in (0, (tasks == task).sum()):
-                    raise InputError(
-                        f"the fold {self.fold} of {self.folds} holds {count} of the {(tasks == task).sum()} documents "
-                        f"of {domain!r}: choose fewer folds"
-                    )
-            return held_out
-        held_out = np.zeros(len(documents), dtype=bool)
-        for task, domain in enumerate(self.domains):
-            members = np.flatnonzero(tasks == task)
-            if not 0 < self.validation_size < len(members):
-                raise InputError(
-                    f"validation_size must be between 1 and {len(members) - 1}, one less than the training "
-                    f"documents of {domain!r}, found {self.validation_size}"
-                )
-            held_out[members[-self.validation_size :]] = True
-        return held_out
-
-    def _find_leaks(self, groups: Integers, held_out: Flags) -> Flags:
-        """Which training documents ``[n]`` have a copy in validation, or in a test split, whose groups come last."""
-        count = len(held_out)
-        leaks = np.isin(groups[:count], np.concatenate([groups[:count][held_out], groups[count:]]))
-        where = "validation" if len(groups) == count else "validation or test"
-        rank_zero_info(
-            f"train: dropped {(leaks & ~held_out).sum():,} of {(~held_out).sum():,} documents, with a copy in {where}"
-        )
-        left = np.bincount(_integers(self._read("train"), "task_id")[~leaks], minlength=self.num_tasks)
-        if not left.all():
-            raise InputError(
-                f"every training document of {self.domains[left.argmin()]!r} has a copy in {where}: "
-                f"set data.deduplicate to false, or leave the domain out of data.domains"
-            )
-        return leaks
-
-    def _group(self, *splits: Split) -> Integers:
-        """The groups of copies among the documents of some splits, in this order."""
-        documents = [self._read(split) for split in splits]
-        if splits not in self._pairs:
-            pairs = find_pairs([text for part in documents for text in part["text"][:]])
-            self._pairs.update({splits[:end]: pairs for end in range(1, len(splits) + 1)})  # good for the first as well
-        return group_copies(self._pairs[splits], sum(map(len, documents)))
-
-    def _count_copies(self, stage: Stage, copied: Flags) -> None:
-        tasks = _integers(self._texts[stage], "task_id")
+    def _count_copies(self, stage: Stage, tasks: Integers, copied: Flags) -> None:
         for task, domain in enumerate(self.domains):
             own = copied[tasks == task]
             self.copies.setdefault(domain, {}).update({stage: len(own), f"{stage} copies": int(own.sum())})
 
-    def _set_texts(self, stage: Stage, texts: Dataset) -> None:
-        self._texts[stage] = texts
+    def _set(self, stage: Stage, part: _Part) -> None:
+        self._parts[stage] = part
         self._encoded.pop(stage, None)
 
-    def _read(self, split: Split) -> Dataset:
-        if split not in self._documents:
-            self._documents[split] = self._read_source(split)
-        return self._documents[split]
-
-    def _read_source(self, split: Split) -> Dataset:
-        columns: dict[str, list[Any]] = {"text": [], "label": [], "task_id": []}
-        for task, domain in enumerate(self.domains):
-            before = len(columns["text"])
-            for text, label in self.source.read(domain, split):
-                if not 0 <= label < self.num_classes:
-                    raise InputError(
-                        f"domain {domain!r} has the label {label}, outside 0 .. {self.num_classes - 1}: "
-                        f"set data.num_classes to {label + 1} or more"
-                    )
-                columns["text"].append(text)
-                columns["label"].append(label)
-            if len(columns["text"]) == before:
-                raise InputError(f"domain {domain!r} has no documents in its {split} split")
-            columns["task_id"] += [task] * (len(columns["text"]) - before)
-        return _with_index(columns)
+    def _read_predict_file(self) -> Dataset:
+        items = read_predict_file(self.predict_path, self.domains)
+        assert self.predict_path is not None
+        key = key_of(fingerprint_files({}, [Path(self.predict_path)]), self.domains)
+        path = self.corpus.cache.get(
+            f"predict-{key}.arrow",
+            lambda path: write_documents(path, items, self.domains, {domain: [] for domain in self.domains}),
+        )
+        return Dataset.from_file(str(path))
 
     def _learn_vocabulary(self) -> None:
-        self.tokenizer = train_tokenizer(self._texts["train"]["text"], self.vocab_size, self.min_frequency)
+        part = self._parts["train"]
+        used = self.kind, self.vocab_size, self.min_frequency, self.unlabelled_words
+        assert part.places is not None
+        key = key_of(part.table.cache_files, part.places.tobytes(), used)
+
+        def texts() -> Iterator[list[str]]:
+            for rows in part.table.select(part.places).select_columns("text").iter(1000):
+                yield rows["text"]
+            if self.unlabelled_words:
+                yield from ([item.text] for item in self.source.read("unlabel") if isinstance(item, Document))
+
+        def make(path: Path) -> None:
+            train_tokenizer(texts(), self.kind, self.vocab_size, self.min_frequency).save(str(path))
+
+        self.tokenizer = Tokenizer.from_file(str(self.corpus.cache.get(f"vocabulary-{key}.json", make)))
 
     def _loader(self, stage: Stage, shuffle: bool = False) -> MixedBatchLoader:
-        dataset = self._encode(stage)
+        documents = self._encode(stage)
         overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         sampler = (FixedBatchSampler if overfit else MixedBatchSampler)(
-            dataset["task_id"][:],
-            dataset["length"][:],
+            documents.column("task_id"),
+            documents.column("length"),
             self.batch_size,
             balance=self.balance,
+            replacement=self.replacement,
+            quota=self.quota,
             shuffle=shuffle,
             seed=self.seed,
             num_replicas=1 if self.trainer is None else self.trainer.world_size,
             rank=0 if self.trainer is None else self.trainer.global_rank,
         )
-        columns = ["tokens", "sentence_lengths", "task_id", "label", "index", "clean"]
         return MixedBatchLoader(
-            dataset.select_columns([column for column in columns if column in dataset.column_names]),
+            documents,
             sampler=sampler,
             batch_size=None,  # the sampler yields whole batches
-            collate_fn=collate,  # type: ignore[arg-type]  # of columns, as the rows come from one look-up
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
 
-    def _encode(self, stage: Stage) -> Dataset:
+    def _encode(self, stage: Stage) -> Documents:
         if stage not in self._encoded:
             if self.tokenizer is None:  # an untrained model is validated or tested, without a checkpoint
-                if "train" not in self._texts:
-                    self._split_training_documents()
+                if "train" not in self._parts:
+                    self._divide()
                 self._learn_vocabulary()
-            dataset = self._texts[stage].map(
-                encode,
-                batched=True,
-                input_columns="text",
-                fn_kwargs={
-                    "tokenizer": self.tokenizer,
-                    "max_words": self.max_words,
-                    "max_sentences": self.max_sentences,
-                },
-                desc=f"Tokenising {stage}",
-            )
-            invalid = sum("\ufffd" in text for text in dataset["text"][:])
+            table, places, clean = self._parts[stage]
+            settings = {name: getattr(self, name) for name in ("max_words", "max_sentences", "max_tokens", "keep")}
+            num_proc = self.num_proc or (os.cpu_count() if len(table) > _MANY else None)
+            encoded = encode_table(table, self.tokenizer, settings, self.corpus.cache, num_proc)
+            documents = Documents(encoded, places, clean)
             self.counts[stage] = counts = {
-                "documents": len(dataset),
-                "with invalid characters": invalid,
-                "empty": sum(dataset["empty"][:]),
-                "truncated": sum(dataset["truncated"][:]),
+                "documents": len(documents),
+                "with invalid characters": int(documents.column("invalid").sum()),
+                "empty": int(documents.column("empty").sum()),
+                "truncated": int(documents.column("truncated").sum()),
             }
-            if "clean" in dataset.column_names:
-                counts["with a copy in training"] = len(dataset) - sum(dataset["clean"][:])
-            self._encoded[stage] = dataset
+            if clean is not None:
+                counts["with a copy in training"] = int((~clean[documents.places]).sum())
+            self._encoded[stage] = documents
             rank_zero_info(f"{stage}: " + ", ".join(f"{value:,} {what}" for what, value in counts.items()))
         return self._encoded[stage]
-
-
-def _with_index(columns: dict[str, list[Any]]) -> Dataset:
-    return Dataset.from_dict({**columns, "index": range(len(columns["text"]))})
-
-
-def _integers(dataset: Dataset, column: str) -> Integers:
-    return np.array(dataset[column][:], dtype=np.int64)  # at once: iterating over a column is slow

@@ -2,22 +2,20 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_ncmtl.datamodules.sources import Document
 from lightning_ncmtl.errors import InputError
 
 
-def read_predict_file(name: str | None, domains: Sequence[str]) -> dict[str, list[Any]]:
+def read_predict_file(name: str | None, domains: Sequence[str]) -> Iterator[Document]:
     """Read texts and their domains.
 
     Args:
         name: A ``.jsonl`` or ``.csv`` file with the fields ``text`` and ``domain``.
-        domains: The known domains; the place of a name is its task id.
-
-    Returns:
-        Columns ``text``, ``label`` (-1: unknown) and ``task_id``.
+        domains: The known domains.
 
     Raises:
         InputError: If there is no such file, a row cannot be used, or there is none.
@@ -27,7 +25,11 @@ def read_predict_file(name: str | None, domains: Sequence[str]) -> dict[str, lis
     path = Path(name)
     if not path.is_file():
         raise InputError(f"the file {name!r} does not exist: set data.predict_path")
-    columns: dict[str, list[Any]] = {"text": [], "label": [], "task_id": []}
+    return _read(path, domains)
+
+
+def _read(path: Path, domains: Sequence[str]) -> Iterator[Document]:
+    number = 0
     for number, row in enumerate(_read_rows(path), start=1):
         text, domain = row.get("text"), row.get("domain")
         if not isinstance(text, str) or domain not in domains:
@@ -35,12 +37,9 @@ def read_predict_file(name: str | None, domains: Sequence[str]) -> dict[str, lis
                 f"{path}: row {number} needs a 'text' and a 'domain' out of {', '.join(domains)}, "
                 f"found {str(dict(row))[:80]}"
             )
-        columns["text"].append(text.encode("utf-8", "replace").decode())  # JSON may hold half a character
-        columns["label"].append(-1)
-        columns["task_id"].append(domains.index(domain))
-    if not columns["text"]:
-        raise InputError(f"the file {name!r} has no texts")
-    return columns
+        yield Document(text.encode("utf-8", "replace").decode(), {domain: None})  # JSON may hold half a character
+    if not number:
+        raise InputError(f"the file {str(path)!r} has no texts")
 
 
 def _read_rows(path: Path) -> Iterable[Mapping[str, Any]]:

@@ -1,14 +1,19 @@
 """Mixed batches: which documents of which domains make up each batch, on each rank."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from lightning_ncmtl.errors import InputError
 
-Balance = Literal["proportional", "uniform"]
+Balance = Literal["proportional", "uniform"] | float
+Integers = NDArray[Any]  # 4 bytes each where that is enough: a corpus may have millions of documents
+
+_TEMPERATURES = {"proportional": 1.0, "uniform": math.inf}
 
 
 class MixedBatchSampler(DistributedSampler[list[int]]):
@@ -17,21 +22,25 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
     It yields whole batches: use it as ``DataLoader(dataset, sampler=sampler, batch_size=None)``. Being a
     :class:`DistributedSampler`, it is left alone by Lightning, which calls its ``set_epoch``.
 
-    Training (``shuffle=True``): documents are drawn at random over all domains. Runs of ``pool`` consecutive global
-    batches are sorted by length and cut anew, so that little is padded; then the batches are shuffled. The documents
-    of an epoch are divided over its steps and ranks as evenly as possible: none is left out or repeated
-    (``proportional``), and all ranks have the same number of steps.
+    Training (``shuffle=True``): an epoch has as many documents as there are, drawn at random, and divided over its
+    steps and ranks as evenly as possible; all ranks have the same number of steps. Runs of ``pool`` consecutive global
+    batches are sorted by length and cut anew, so that little is padded; then the batches are shuffled.
 
-    Evaluation (``shuffle=False``): the batches are the same for any number of ranks; rank ``r`` takes every
-    ``num_replicas``-th. Where they do not divide evenly, some ranks end with an empty batch, so that all ranks step
-    together and no document counts twice.
+    Evaluation (``shuffle=False``): every document once, whatever ``balance``, ``replacement`` and ``quota`` are. The
+    batches are the same for any number of ranks; rank ``r`` takes every ``num_replicas``-th. Where they do not divide
+    evenly, some ranks end with an empty batch, so that all ranks step together and no document counts twice.
 
     Args:
         task_ids: Task of each document.
         lengths: Length of each document.
-        batch_size: Documents per batch and rank.
-        balance: ``"proportional"`` goes once through all documents per epoch. ``"uniform"`` draws equally many of each
-            domain per epoch, as many in all: small domains repeat documents, large ones leave some out.
+        batch_size: Documents per batch and rank, at most (two instead of one where a rank would go without any).
+        balance: How an epoch draws the domains: ``"proportional"`` to their size, ``"uniform"``, or between the two by
+            a temperature of at least 1: a domain of ``n`` documents has the weight ``n ** (1 / temperature)``
+            (Arivazhagan et al., 2019, https://arxiv.org/abs/1907.05019).
+        replacement: Whether documents are drawn independently of each other. Otherwise each domain gives its share of
+            the epoch, and repeats a document only after all its others: ``"proportional"`` is one pass over all.
+        quota: Documents of every domain that each batch holds at least. Domains too small for it repeat documents, and
+            the others give up as many. Batches grow where all of them together are too small for the quotas.
         shuffle: Whether the batches are for training.
         seed: Seed of the order.
         num_replicas: Number of ranks.
@@ -39,7 +48,7 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
         pool: Batches that are sorted by length together.
 
     Raises:
-        InputError: If there are fewer training documents than ranks.
+        InputError: If documents or settings cannot be used, or there are fewer training documents than ranks.
     """
 
     def __init__(
@@ -49,67 +58,118 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
         batch_size: int,
         *,
         balance: Balance = "proportional",
+        replacement: bool = False,
+        quota: int = 0,
         shuffle: bool = True,
         seed: int = 0,
         num_replicas: int = 1,
         rank: int = 0,
         pool: int = 50,
     ) -> None:
-        self.task_ids = np.asarray(task_ids)
-        self.lengths = np.asarray(lengths)
+        if len(task_ids) != len(lengths) or len(lengths) == 0:
+            raise InputError(f"each document needs a task and a length, found {len(task_ids)} and {len(lengths)}")
+        tasks, self.lengths = _integers("task_ids", task_ids), _integers("lengths", lengths)
         super().__init__(self.lengths, num_replicas, rank, shuffle, seed)  # type: ignore[arg-type]
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, found {batch_size}")
+        for name, value, least in (("batch_size", batch_size, 1), ("quota", quota, 0), ("pool", pool, 1)):
+            if value < least:
+                raise InputError(f"{name} must be at least {least}, found {value}")
+        self.temperature = _TEMPERATURES.get(balance, math.nan) if isinstance(balance, str) else balance
+        if not self.temperature >= 1:
+            raise InputError(f"balance must be proportional, uniform or a number of at least 1, found {balance}")
         if shuffle and len(self.lengths) < num_replicas:
             raise InputError(f"{len(self.lengths)} training documents are too few for {num_replicas} devices")
+        _, tasks, self.sizes = np.unique(tasks, return_inverse=True, return_counts=True)
+        if shuffle and quota * len(self.sizes) > batch_size:
+            raise InputError(
+                f"batch_size {batch_size} is too small for a quota of {quota} documents of each of {len(self.sizes)} "
+                f"domains: set batch_size to at least {quota * len(self.sizes)}, or lower quota"
+            )
+        self.task_ids = tasks.astype(np.min_scalar_type(len(self.sizes)))  # few bytes: sorting them is fast, too
         self.batch_size = batch_size
-        self.balance = balance
+        self.replacement = replacement
+        self.quota = quota
         self.pool = pool
         self.skip = 0  # batches to leave out, to continue in the middle of an epoch
-        if shuffle:
-            # Global batches of at most batch_size * ranks documents, but no fewer than ranks, so that no rank is empty.
-            batches = -(-len(self.lengths) // (batch_size * num_replicas))
-            self.num_batches = min(batches, len(self.lengths) // num_replicas)
-        else:
-            self.num_batches = -(-len(self.lengths) // (batch_size * num_replicas))
+        self.num_batches = -(-len(self.lengths) // (batch_size * num_replicas))
+        if shuffle:  # at least one document per batch and rank
+            self.num_batches = min(self.num_batches, len(self.lengths) // num_replicas)
+            self._members = _order(self.task_ids)  # domain after domain
+            self._starts = np.append(0, np.cumsum(self.sizes))
 
     def __len__(self) -> int:
         """Number of batches of this rank."""
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = self._training_batches() if self.shuffle else self._evaluation_batches()
-        return iter(batches[self.skip :])
+        return self._training_batches() if self.shuffle else self._evaluation_batches()
 
-    def _training_batches(self) -> list[list[int]]:
+    def _training_batches(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        order = self._draw(rng)
+        least = self.quota * self.num_replicas  # documents of a domain in a global batch
+        due, rest = self._draw(rng, least * self.num_batches)
         # Sizes of the global batches differ by one at most.
-        bounds = np.arange(self.num_batches + 1) * len(order) // self.num_batches
+        bounds = np.arange(self.num_batches + 1) * (due.size + len(rest)) // self.num_batches
+        order = np.empty(bounds[-1], rest.dtype)
         for first in range(0, self.num_batches, self.pool):
-            pool = order[bounds[first] : bounds[min(first + self.pool, self.num_batches)]]
-            pool[:] = pool[np.argsort(self.lengths[pool], kind="stable")]
-        starts = rng.permutation(self.num_batches)
-        return [order[bounds[b] : bounds[b + 1]][self.rank :: self.num_replicas].tolist() for b in starts]
+            last = min(first + self.pool, self.num_batches)
+            start, stop = bounds[[first, last]] - np.array([first, last]) * least * len(due)
+            pool = np.concatenate([due[:, first * least : last * least].ravel(), rest[start:stop]])
+            order[bounds[first] : bounds[last]] = self._sort(pool, np.diff(bounds[first : last + 1]), least)
+        numbers = rng.permutation(self.num_batches)[self.skip :]
+        return (order[bounds[i] : bounds[i + 1]][self.rank :: self.num_replicas].tolist() for i in numbers)
 
-    def _evaluation_batches(self) -> list[list[int]]:
-        order = np.argsort(self.lengths, kind="stable")
-        batches = [order[start : start + self.batch_size].tolist() for start in range(0, len(order), self.batch_size)]
-        batches += [[]] * (self.num_batches * self.num_replicas - len(batches))
-        return batches[self.rank :: self.num_replicas]
+    def _evaluation_batches(self) -> Iterator[list[int]]:
+        order = _order(self.lengths)
+        starts = range(self.num_batches * self.num_replicas)[self.rank :: self.num_replicas][self.skip :]
+        return (order[i * self.batch_size : (i + 1) * self.batch_size].tolist() for i in starts)
 
-    def _draw(self, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The documents of an epoch, in random order."""
-        if self.balance == "proportional":
-            return rng.permutation(len(self.lengths))
-        tasks = rng.permutation(np.unique(self.task_ids))
-        quotas = np.diff(np.arange(len(tasks) + 1) * len(self.lengths) // len(tasks))
-        drawn = []
-        for task, quota in zip(tasks, quotas, strict=True):
-            members = np.flatnonzero(self.task_ids == task)
-            rounds = [rng.permutation(members) for _ in range(-(-quota // len(members)))]
-            drawn.append(np.concatenate(rounds)[:quota])
-        return rng.permutation(np.concatenate(drawn))
+    def _draw(self, rng: np.random.Generator, least: int) -> tuple[Integers, Integers]:
+        """The documents of an epoch in random order: ``least`` of each domain, ``[num_domains, least]``; all others."""
+        total, num_tasks = len(self.lengths), len(self.sizes)
+        if self.temperature == 1 and least == 0 and not self.replacement:
+            return np.empty((num_tasks, 0), np.int32), rng.permutation(np.arange(total, dtype=self._members.dtype))
+        tasks = rng.permutation(num_tasks)
+        weights = self.sizes[tasks] ** (1 / self.temperature)
+        counts = rng.multinomial(total, weights / weights.sum()) if self.replacement else _divide(total, weights)
+        others = max(total - least * num_tasks, 0)  # what remains for documents beyond the quotas
+        counts = least + _divide(others, np.maximum(counts - least, 0))
+        drawn = [self._draw_from(rng, task, count) for task, count in zip(tasks, counts, strict=True)]
+        due = np.stack([documents[:least] for documents in drawn])
+        return due, rng.permutation(np.concatenate([documents[least:] for documents in drawn]))
+
+    def _draw_from(self, rng: np.random.Generator, task: int, count: int) -> Integers:
+        members = self._members[self._starts[task] : self._starts[task + 1]]
+        if self.replacement:
+            return members[rng.integers(len(members), size=count)]
+        rounds = np.tile(members, (-(-count // len(members)), 1))
+        return rng.permuted(rounds, axis=1, out=rounds).ravel()[:count]
+
+    def _sort(self, pool: Integers, sizes: Integers, least: int) -> Integers:
+        """Deals the documents of a pool to batches of these ``sizes``, from the shortest batch to the longest.
+
+        With quotas, the documents of a batch are ordered by domain, so that dealing them out to the ranks in turn gives
+        each rank its quota.
+        """
+        pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+        if least == 0:
+            return pool
+        numbers = np.arange(len(sizes))
+        batch = np.repeat(numbers, sizes)  # where a document belongs by its length
+        by_task = np.argsort(self.task_ids[pool], kind="stable")
+        pool, batch = pool[by_task], batch[by_task]
+        tasks = self.task_ids[pool].astype(np.int64)
+        counts = np.bincount(tasks, minlength=len(self.sizes))
+        place = np.arange(len(pool)) - (np.cumsum(counts) - counts)[tasks]  # by length within the domain
+        # A document is free to follow its length once shorter ones fill the quotas of the batches up to its own; the
+        # number of free ones so far is a running maximum, and all but the quotas are free in the end.
+        free = np.clip(place + 1 - least * (batch + 1), 0, (counts - least * len(sizes))[tasks])
+        free = np.maximum.accumulate(free + tasks * len(pool)) - tasks * len(pool)  # each domain starts from 0
+        is_free = np.diff(free, prepend=0) > 0
+        batch[~is_free] = np.tile(np.repeat(numbers, least), len(counts))
+        by_length = np.argsort(self.lengths[pool[is_free]], kind="stable")
+        batch[np.flatnonzero(is_free)[by_length]] = np.repeat(numbers, sizes - least * len(counts))
+        batch = batch[np.lexsort((batch, tasks))]  # as many of a domain for each batch, but the shorter ones first
+        return pool[np.argsort(batch, kind="stable")]
 
 
 class FixedBatchSampler(MixedBatchSampler, SequentialSampler):  # type: ignore[misc]
@@ -126,6 +186,7 @@ class MixedBatchLoader(DataLoader[Any]):
     _skip = 0  # batches that an interrupted epoch had handed out
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # Runs when the first batch is asked for: Lightning resumes with iter() before set_epoch().
         self._position, self._skip = self._skip, 0
         sampler = self.sampler
         if not isinstance(sampler, MixedBatchSampler):
@@ -141,4 +202,28 @@ class MixedBatchLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Called by Lightning when it resumes: the next iteration starts behind the batches already seen."""
-        self._skip = state["position"] % len(self)
+        self._position = self._skip = state["position"] % len(self)
+
+
+def _integers(name: str, values: Sequence[int]) -> Integers:
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or array.min() < 0:
+        found = array.min() if array.ndim == 1 and array.dtype.kind in "iuf" else f"{array.dtype} {array.shape}"
+        raise InputError(f"{name} must be whole numbers of at least 0, one per document, found {found}")
+    return _compact(array)
+
+
+def _compact(array: Integers) -> Integers:
+    return array.astype(np.int32 if array.max() <= np.iinfo(np.int32).max else np.int64)
+
+
+def _order(values: Integers) -> Integers:
+    return _compact(np.argsort(values, kind="stable"))
+
+
+def _divide(total: int, weights: NDArray[Any]) -> Integers:
+    """``total`` in whole parts that are proportional to ``weights``, up to one."""
+    sums = np.append(0, np.cumsum(weights))
+    bounds = (sums * total // max(sums[-1], 1)).astype(np.int64)
+    bounds[-1] = total  # rounding may have lost one
+    return np.diff(bounds)

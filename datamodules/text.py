@@ -1,125 +1,249 @@
-"""Text to numbers: a word-level vocabulary, documents as sentences of words, and batches of them."""
+"""Text to numbers: vocabularies, and documents as sentences of words."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from pathlib import Path
+from typing import Any, Literal
 
-import torch
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from huggingface_hub import hf_hub_download
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from lightning_ncmtl.datamodules.cache import Cache, key_of
+from lightning_ncmtl.errors import InputError
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
+Keep = Literal["start", "end", "both"]
 _SENTENCE_END = re.compile(r"[.!?]+")
+_BOUNDARIES = "\u0120\u2581"  # what byte-level and SentencePiece vocabularies write for a space
 
 
-class _Evaluated(TypedDict, total=False):
-    clean: Tensor
-
-
-class Batch(_Evaluated):
-    """Documents of several tasks, B in all.
-
-    Attributes:
-        inputs: What the encoder reads: ``tokens [S, L]``, the word ids of all sentences, 0 where padded;
-            ``sentence_lengths [S]``, in words; ``document_lengths [B]``, in sentences.
-        task_ids: ``[B]``, the task of each document.
-        labels: ``[B]``, the class of each document, -1 where unknown.
-        index: ``[B]``, the place of each document in its dataset.
-        clean: ``[B]``, whether a document has no copy among those trained on. Batches of validation and test have it
-            (of test, only if the source has a training split), others do not.
-    """
-
-    inputs: dict[str, Tensor]
-    task_ids: Tensor
-    labels: Tensor
-    index: Tensor
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int, min_frequency: int) -> Tokenizer:
-    """Learn a word-level vocabulary.
+def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int, min_frequency: int) -> Tokenizer:
+    """Learn a vocabulary of words, or of parts of words.
 
     Text is lower-cased and split at white space; punctuation at the end of a word (and opening brackets and quotes at
     its start) becomes a word of its own, so that plain text and tokenised corpora give the same words.
 
     Args:
         texts: Training texts.
+        kind: ``words``, or ``bpe`` for byte-pair encoding (Sennrich, Haddow & Birch, ACL 2016) of bytes, which knows
+            no unknown words.
         vocab_size: Upper bound on the number of words, padding (id 0) and unknown (id 1) included.
-        min_frequency: Rarer words become unknown.
+        min_frequency: Rarer words become unknown; rarer pairs are not joined.
     """
-    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    bpe = kind == "bpe"
+    tokenizer = Tokenizer(models.BPE() if bpe else models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Split(Regex(r'^["(\[]+|[.,!?;:)\]"]+$'), behavior="isolated"),
-        ]
-    )
-    trainer = trainers.WordLevelTrainer(
-        vocab_size=vocab_size,
-        min_frequency=min_frequency,
-        special_tokens=[PADDING, UNKNOWN],
-        show_progress=False,
-    )
+    split = [
+        pre_tokenizers.WhitespaceSplit(),
+        pre_tokenizers.Split(Regex(r'^["(\[]+|[.,!?;:)\]"]+$'), behavior="isolated"),
+    ]
+    if bpe:
+        tokenizer.decoder = decoders.ByteLevel()
+        split.append(pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
+    settings = {"vocab_size": vocab_size, "min_frequency": min_frequency, "show_progress": False}
+    settings["special_tokens"] = [PADDING, UNKNOWN]
+    if bpe:
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **settings)
+    else:
+        trainer = trainers.WordLevelTrainer(**settings)
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
-def encode(
-    texts: Sequence[str], tokenizer: Tokenizer, max_words: int, max_sentences: int
-) -> dict[str, list[list[int]] | list[int] | list[bool]]:
-    """Turn texts into sentences of word ids.
+def load_tokenizer(name: str) -> Tokenizer:
+    """A tokenizer made elsewhere, such as that of a pretrained model.
 
     Args:
-        texts: The texts.
-        tokenizer: From :func:`train_tokenizer`.
-        max_words: Longer sentences are cut into pieces of this many words.
-        max_sentences: Documents are truncated to this many sentences (or pieces).
+        name: A file ``tokenizer.json``, a folder that holds one, or a name on the Hugging Face hub.
+
+    Raises:
+        InputError: If there is none.
+    """
+    path = Path(name)
+    try:
+        file = path if path.is_file() else path / "tokenizer.json"
+        if not path.exists():
+            file = Path(hf_hub_download(name, "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing narrower
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"data.tokenizer must be 'words', 'bpe', a folder with a tokenizer.json or a name on the Hugging Face hub, "
+            f"found {name!r}: {message}"
+        ) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+class Encoder:
+    """Turns texts into sentences of word ids.
+
+    Special words that the tokenizer puts around each text (``[CLS]``, ``[SEP]``) are put around what is kept of it.
+
+    Args:
+        tokenizer: The vocabulary.
+        max_words: Longer sentences are cut into pieces of this many words; by default they are not.
+        max_sentences: Documents are truncated to this many sentences (or pieces); by default they are not.
+        max_tokens: Documents are truncated to this many words, special ones included; by default they are not.
+        keep: The part of a truncated document that is kept: its ``start``, its ``end``, or half of each (``both``; Sun
+            et al., 2019).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        max_words: int | None = None,
+        max_sentences: int | None = None,
+        max_tokens: int | None = None,
+        keep: Keep = "start",
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_words = max_words
+        self.max_sentences = max_sentences
+        self.keep = keep
+        self.prefix, self.suffix = _special(tokenizer)
+        special = len(self.prefix) + len(self.suffix)
+        if max_tokens is not None and max_tokens <= special:
+            raise InputError(f"max_tokens must be more than the {special} special words, found {max_tokens}")
+        self.max_tokens = None if max_tokens is None else max_tokens - special
+        vocabulary = tokenizer.get_vocab()
+        self.is_end = np.zeros(max(vocabulary.values(), default=0) + 1, dtype=bool)
+        for word, index in vocabulary.items():
+            self.is_end[index] = _SENTENCE_END.fullmatch(word.strip(_BOUNDARIES)) is not None
+        unknown = getattr(tokenizer.model, "unk_token", None) or UNKNOWN
+        self.unknown = vocabulary.get(unknown, 0)
+
+    def __call__(self, texts: Sequence[str]) -> pa.Table:
+        """Encode texts.
+
+        Returns:
+            Columns: ``tokens``, word ids of each document; ``sentence_lengths``, words per sentence; ``length``, words
+            per document; ``empty``, ``truncated`` and ``invalid`` (with characters that were no UTF-8). A document
+            without words becomes one unknown word.
+        """
+        rows = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ids = [np.asarray(row.ids, dtype=np.int32) for row in rows]
+        empty = np.array([len(row) == 0 for row in ids], dtype=bool)
+        ids = [np.array([self.unknown], dtype=np.int32) if len(row) == 0 else row for row in ids]
+        lengths = np.array([len(row) for row in ids], dtype=np.int64)
+        words = np.concatenate([np.empty(0, dtype=np.int32), *ids])
+        kept = self._kept(lengths, self.max_tokens)
+        words, truncated = words[kept], _add(kept, lengths) < lengths
+        lengths = _add(kept, lengths)
+        sentences, of_document = self._cut(words, lengths)
+        pieces = np.bincount(of_document, minlength=len(ids))
+        kept = self._kept(pieces, self.max_sentences)
+        truncated |= _add(kept, pieces) < pieces
+        words = words[np.repeat(kept, sentences)]
+        sentences, pieces = sentences[kept], _add(kept, pieces)
+        last = pieces.cumsum()
+        lengths = np.diff(np.concatenate([[0], sentences.cumsum()])[np.concatenate([[0], last])])
+        ends = lengths.cumsum()
+        around = np.concatenate([self.prefix, self.suffix])
+        if len(around):
+            places = np.stack([ends - lengths, ends], axis=1).ravel()
+            places = np.repeat(places, np.tile([len(self.prefix), len(self.suffix)], len(ids)))
+            words = np.insert(words, places, np.tile(around, len(ids)))
+        sentences[last - pieces] += len(self.prefix)
+        sentences[last - 1] += len(self.suffix)
+        lengths = lengths + len(self.prefix) + len(self.suffix)
+        return pa.table(
+            {
+                "tokens": _lists(words.astype(np.int32), lengths),
+                "sentence_lengths": _lists(sentences.astype(np.int32), pieces),
+                "length": pa.array(lengths.astype(np.int32)),
+                "empty": pa.array(empty),
+                "truncated": pa.array(truncated),
+                "invalid": pa.array(["\ufffd" in text for text in texts], pa.bool_()),
+            }
+        )
+
+    def _kept(self, lengths: Any, most: int | None) -> Any:
+        """Which of the items of all documents, one after the other, are within the limit."""
+        total = int(lengths.sum())
+        if most is None:
+            return np.ones(total, dtype=bool)
+        before = np.arange(total) - np.repeat(lengths.cumsum() - lengths, lengths)
+        behind = np.repeat(lengths, lengths) - 1 - before
+        first = {"start": most, "end": 0, "both": (most + 1) // 2}[self.keep]
+        return (before < first) | (behind < most - first) | (np.repeat(lengths, lengths) <= most)
+
+    def _cut(self, words: Any, lengths: Any) -> tuple[Any, Any]:
+        """The lengths of all sentences (or pieces), and the document of each."""
+        ends = lengths.cumsum()
+        is_end = self.is_end[words]
+        is_end[ends - 1] = True
+        stops = np.flatnonzero(is_end) + 1
+        sentences = np.diff(stops, prepend=0)
+        of_document = np.searchsorted(ends, stops)
+        if self.max_words is None:
+            return sentences, of_document
+        count = -(-sentences // self.max_words)
+        pieces = np.full(int(count.sum()), self.max_words, dtype=np.int64)
+        pieces[count.cumsum() - 1] = sentences - (count - 1) * self.max_words
+        return pieces, np.repeat(of_document, count)
+
+
+def encode_table(
+    table: Dataset, tokenizer: Tokenizer, settings: Mapping[str, Any], cache: Cache, num_proc: int | None = None
+) -> Dataset:
+    """Encode the texts of a table, or find the result of having done so before.
+
+    Args:
+        table: A table on disk with the column ``text``.
+        tokenizer: The vocabulary.
+        settings: The other arguments of :class:`Encoder`.
+        cache: Where the result stays.
+        num_proc: Number of processes.
 
     Returns:
-        Columns: ``tokens``, word ids of each document; ``sentence_lengths``, words per sentence; ``length``, words per
-        document; ``empty`` and ``truncated``. A document without words becomes one unknown word.
+        The table with the columns that :class:`Encoder` makes in place of the texts.
     """
-    ends = {index for word, index in tokenizer.get_vocab().items() if _SENTENCE_END.fullmatch(word)}
-    unknown = tokenizer.token_to_id(UNKNOWN)
-    assert unknown is not None
-    columns: dict[str, Any] = {key: [] for key in ("tokens", "sentence_lengths", "length", "empty", "truncated")}
-    for encoding in tokenizer.encode_batch_fast(list(texts)):
-        ids = encoding.ids or [unknown]
-        lengths, start = [], 0
-        for position, index in enumerate(ids, start=1):
-            if index in ends or position - start == max_words or position == len(ids):
-                lengths.append(position - start)
-                start = position
-        kept = lengths[:max_sentences]
-        columns["tokens"].append(ids[: sum(kept)])
-        columns["sentence_lengths"].append(kept)
-        columns["length"].append(sum(kept))
-        columns["empty"].append(not encoding.ids)
-        columns["truncated"].append(len(lengths) > max_sentences)
-    return columns
+    key = key_of(table.cache_files, tokenizer.to_str(), sorted(settings.items()))
+    with cache.lock(f"encoded-{key}"):
+        encoded = table.with_format("arrow").map(
+            _encode_rows,
+            batched=True,
+            remove_columns=table.column_names,
+            fn_kwargs={"encoder": Encoder(tokenizer, **settings)},
+            num_proc=num_proc,
+            cache_file_name=str(cache.folder / f"encoded-{key}.arrow"),
+            new_fingerprint=key,
+            desc="Encoding",
+        )
+    return encoded.with_format(None)
 
 
-def collate(rows: Mapping[str, Sequence[Any]]) -> Batch:
-    """Make a padded batch of columns of encoded documents.
+def _encode_rows(rows: pa.Table, encoder: Encoder) -> pa.Table:
+    encoded = encoder(rows["text"].to_pylist())
+    for name in rows.column_names:
+        if name != "text":
+            encoded = encoded.append_column(name, rows[name])
+    return encoded
 
-    Args:
-        rows: ``tokens`` and ``sentence_lengths`` as :func:`encode` gives them, with ``task_id``, ``label`` and
-            ``index`` of each document, and ``clean`` where it is known; no document at all makes an empty batch.
-    """
-    lengths = torch.tensor([length for row in rows["sentence_lengths"] for length in row], dtype=torch.int64)
-    tokens = torch.zeros(len(lengths), int(lengths.max()) if len(lengths) else 0, dtype=torch.int64)
-    words = torch.tensor([word for row in rows["tokens"] for word in row], dtype=torch.int64)
-    tokens[torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)] = words
-    batch = Batch(
-        inputs={
-            "tokens": tokens,
-            "sentence_lengths": lengths,
-            "document_lengths": torch.tensor([len(row) for row in rows["sentence_lengths"]], dtype=torch.int64),
-        },
-        task_ids=torch.tensor(rows["task_id"], dtype=torch.int64),
-        labels=torch.tensor(rows["label"], dtype=torch.int64),
-        index=torch.tensor(rows["index"], dtype=torch.int64),
-    )
-    if "clean" in rows:
-        batch["clean"] = torch.tensor(rows["clean"], dtype=torch.bool)
-    return batch
+
+def _special(tokenizer: Tokenizer) -> tuple[Any, Any]:
+    """What a tokenizer puts before and behind each text."""
+    inside = tokenizer.encode("a", add_special_tokens=False).ids
+    around = tokenizer.encode("a").ids
+    start = next((i for i in range(len(around)) if around[i : i + len(inside)] == inside), 0)
+    parts = around[:start], around[start + len(inside) :]
+    return np.array(parts[0], dtype=np.int32), np.array(parts[1], dtype=np.int32)
+
+
+def _add(flags: Any, lengths: Any) -> Any:
+    """How many of the items of each document are flagged."""
+    total = np.concatenate([[0], flags.cumsum()])
+    ends = lengths.cumsum()
+    return total[ends] - total[ends - lengths]
+
+
+def _lists(values: Any, lengths: Any) -> pa.ListArray:
+    offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))

@@ -76,8 +76,8 @@ class NCMTLTrainer(Trainer):
             clustering.load_state_dict(state)
         small = compact(model, clustering.assignments)
         folder = Path(output or Path(self.default_root_dir) / "compact")
-        data = {"domains": datamodule.domains} | {
-            name: getattr(datamodule, name) for name in ("max_words", "max_sentences")
+        data = {"domains": datamodule.domains, "classes": datamodule.domain_classes} | {
+            name: getattr(datamodule, name) for name in ("max_words", "max_sentences", "max_tokens", "keep")
         }
         save(small, folder, data)
         if datamodule.tokenizer is not None:
@@ -98,6 +98,7 @@ class SaveConfig(SaveConfigCallback):
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         # What the settings left to the data is written down, so that the checkpoint does without the data.
         config["data"]["domains"] = trainer.datamodule.domains  # type: ignore[attr-defined]
+        config["data"]["classes"] = trainer.datamodule.domain_classes  # type: ignore[attr-defined]
         for key in ("config", "ckpt_path", "run_dir"):
             config.pop(key, None)
         checkpoint["config"] = yaml.safe_dump(config)
@@ -129,6 +130,7 @@ class NCMTLCLI(LightningCLI):
             ("num_classes", "num_classes"),
             ("num_tasks", "num_tasks"),
             ("domains", "task_names"),
+            ("task_classes", "task_classes"),
             ("vocab_size", "encoder.init_args.vocab_size"),
         ):
             parser.link_arguments(f"data.{source}", f"model.init_args.{target}", apply_on="instantiate")

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+UNLABELLED = -1  # the label of a document in a task where there is none
+
 
 class TaskMetrics(Metric):
     """Accuracy and cross-entropy per task, and their averages over tasks (macro: every task counts alike).
@@ -48,19 +50,20 @@ class TaskMetrics(Metric):
         """Add documents of any tasks.
 
         Args:
-            logits: ``[B, num_classes]``.
-            labels: ``[B]``.
-            task_ids: ``[B]``.
-            clean: ``[B]`` bool, whether a document has no copy in the training data; ``None`` where unknown.
+            logits: ``[R, num_classes]``.
+            labels: ``[R]``; entries with -1, unknown, do not count.
+            task_ids: ``[R]``.
+            clean: ``[R]`` bool, whether a document has no copy in the training data; ``None`` where unknown.
         """
-        loss = F.cross_entropy(logits.float(), labels, reduction="none")
+        known = labels != UNLABELLED
+        loss = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="none")  # 0 where unknown
         correct = (logits.argmax(1) == labels).long()
         self.correct.index_add_(0, task_ids, correct)
         self.loss.index_add_(0, task_ids, loss.to(self.loss.dtype))
-        self.count.index_add_(0, task_ids, torch.ones_like(task_ids))
+        self.count.index_add_(0, task_ids, known.long())
         if clean is not None:
             self.clean_correct.index_add_(0, task_ids, correct * clean)
-            self.clean_count.index_add_(0, task_ids, clean.long())
+            self.clean_count.index_add_(0, task_ids, (clean & known).long())
             self.clean_updates += 1
 
     def compute(self) -> dict[str, Tensor]:

@@ -1,8 +1,16 @@
 """What several tests share: small corpora and quiet trainers."""
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+if "NCMTL_TEST_CACHE" not in os.environ:  # a cache for this run, which processes that it starts share
+    os.environ["NCMTL_TEST_CACHE"] = os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="ncmtl-test-")
+    atexit.register(shutil.rmtree, os.environ["NCMTL_TEST_CACHE"], ignore_errors=True)
 
 import datasets
 import pytest

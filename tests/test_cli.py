@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -19,7 +20,8 @@ import lightning_ncmtl
 from lightning_ncmtl import NCMTL, load
 from lightning_ncmtl.cli import main
 from lightning_ncmtl.datamodules import MultiDomainDataModule
-from lightning_ncmtl.datamodules.text import collate, encode
+from lightning_ncmtl.datamodules.batches import collate
+from lightning_ncmtl.datamodules.text import Encoder
 
 # The default experiment with a small corpus and few epochs.
 SMALL = {
@@ -157,7 +159,7 @@ def test_prediction_needs_the_checkpoint_alone(folder: Path, tmp_path: Path) -> 
     with torch.no_grad():
         probabilities = model.predict_step(batch, 0)["probabilities"]
     for index, row in zip(batch["index"].tolist(), probabilities, strict=True):
-        assert lines[index]["probabilities"] == pytest.approx(row.tolist(), abs=1e-6)
+        assert list(lines[index]["probabilities"].values()) == pytest.approx(row.tolist(), abs=1e-6)
 
 
 def test_export(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,12 +180,14 @@ def test_export(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
     data = json.loads((tmp_path / "small/settings.json").read_text())["data"]
     tokenizer = Tokenizer.from_file(str(tmp_path / "small/tokenizer.json"))
-    columns = encode([line["text"] for line in lines], tokenizer, data["max_words"], data["max_sentences"])
+    columns = Encoder(tokenizer, data["max_words"], data["max_sentences"])([line["text"] for line in lines])
     tasks = [data["domains"].index(line["domain"]) for line in lines]
-    batch = collate({**columns, "task_id": tasks, "label": [-1, -1], "index": [0, 1]})
+    for name, values in {"task_id": tasks, "label": [-1, -1], "index": [0, 1]}.items():
+        columns = columns.append_column(name, pa.array(values))
+    batch = collate(columns)
     with torch.no_grad():
         probabilities = model(batch["inputs"], batch["task_ids"]).softmax(1)
-    assert probabilities.tolist() == [pytest.approx(line["probabilities"], abs=1e-6) for line in lines]
+    assert probabilities.tolist() == [pytest.approx(list(line["probabilities"].values()), abs=1e-6) for line in lines]
 
 
 def test_export_of_named_targets(folder: Path, tmp_path: Path) -> None:
@@ -243,7 +247,7 @@ def test_systems_without_cluster_layers(tmp_path: Path, name: str, caplog: pytes
     with torch.no_grad():
         outputs = loaded.eval().predict_step(batch, 0)
     for index, probabilities in zip(outputs["index"].tolist(), outputs["probabilities"].tolist(), strict=True):
-        assert lines[index]["probabilities"] == pytest.approx(probabilities, abs=1e-6)
+        assert lines[index]["probabilities"] == pytest.approx(dict(zip("01", probabilities, strict=True)), abs=1e-6)
 
 
 def test_named_targets_need_no_cluster_layers(tmp_path: Path) -> None:
@@ -301,8 +305,11 @@ BAD = [
     (["fit", "--data.domains", "[cars,domain01,domain02]"], "unknown domain 'cars'"),
     (["fit", "--model.num_clusters", "[2,5]"], "between 1 and the number of tasks 4, found 5"),
     (["fit", "--data.source", "FDUMTL", "--data.source.path", "nowhere"], "folder 'nowhere' does not exist"),
-    (["fit", "--data.source", "FDUMTL", "--data.source.path", "bad"], "the label 7, outside 0 .. 1"),
-    (["fit", "--data.source", "FDUMTL", "--data.source.path", "none"], "'a' has no documents in its train split"),
+    (
+        ["fit", "--data.source", "FDUMTL", "--data.source.path", "bad", "--data.classes", "[0,1]"],
+        "none of its classes 0, 1: set data.classes",
+    ),
+    (["fit", "--data.source", "FDUMTL", "--data.source.path", "none"], "'a' has no documents: the domain is left out"),
     (["fit", "--data.vectors", "wide.txt"], "do not fit the encoder's embedding table"),
     (["fit", "--clustering.commitment", "2"], "commitment must be between 0 and 1, found 2"),
     (["fit", "--run_dir", "whole"], "already holds a run"),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny_models import save_model
 
 from lightning_ncmtl import cli, comparison
 from lightning_ncmtl.comparison.plan import Cell
@@ -33,14 +34,19 @@ def test_configurations_instantiate(
         data = yaml.safe_load(config.read_text()).get("data", {})
         if "path" in data.get("source", {}).get("init_args", {}):
             for domain in data.get("domains", [f"domain{number}" for number in range(14)]):
-                (tmp_path / f"{domain}.task.train").touch()
+                (tmp_path / f"{domain}.task.train").write_text("0\tbad\n1\tgood\n")
             arguments += ["--data.source.path", str(tmp_path)]
+        if "tokenizer" in data:
+            folder = save_model(tmp_path / "model", vocab_size=50)
+            arguments += ["--data.tokenizer", folder, "--model.encoder.path", folder]
     cli.main(arguments)
     (made,) = built
     assert isinstance(made.datamodule, MultiDomainDataModule)
     assert made.model.head.num_tasks == made.datamodule.num_tasks
-    assert made.model.encoder.embedding.num_embeddings == made.datamodule.vocab_size
-    assert made.trainer.max_epochs > made.config[subcommand].clustering.warmup_epochs
+    table = next(module for module in made.model.encoder.modules() if isinstance(module, torch.nn.Embedding))
+    assert table.num_embeddings == made.datamodule.vocab_size
+    clustering = made.config[subcommand].clustering
+    assert clustering.warmup_steps is not None or made.trainer.max_epochs > clustering.warmup_epochs
 
 
 def test_optimizer_and_scheduler_come_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +62,7 @@ def test_optimizer_and_scheduler_come_from_the_command_line(tmp_path: Path, monk
 
 
 def test_there_are_configurations() -> None:
-    assert {path.stem for path in CONFIGS} == {"fdu_mtl", "literal", "paper"}
+    assert {path.stem for path in CONFIGS} == {"fdu_mtl", "literal", "paper", "transformer"}
     assert {path.stem for path in COMPARISONS} == {"ablation", "best", "clusters", "compare"}
 
 

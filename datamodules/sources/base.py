@@ -1,39 +1,84 @@
 """What a source of documents has to offer."""
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 Split = Literal["train", "test", "unlabel"]
+Label = int | str
 
 
 class Document(NamedTuple):
-    """A text and its label, an integer from 0, or -1 where it is unknown."""
+    """A text, and its label in each domain that it belongs to: mostly one, in multi-label corpora several or none.
+
+    A label is ``None`` where it is unknown. ``where`` says where the document stands (``file:line``), for messages.
+    """
 
     text: str
-    label: int
+    labels: Mapping[str, Label | None]
+    where: str = ""
+
+
+class Problem(NamedTuple):
+    """Something that could not be read and was left out: ``where`` it stands (``file:line``), and ``what`` is wrong."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
 
 
 class Source(ABC):
-    """A corpus of labelled documents in several domains."""
+    """A corpus of documents in several domains."""
 
     @property
     def planted_groups(self) -> dict[str, int] | None:
         """The true group of each domain, where somebody planted it; reports compare the found clusters with it."""
         return None
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether a document may have labels in several domains, or in none."""
+        return False
+
     @abstractmethod
     def domains(self) -> list[str]:
-        """Names of all domains, sorted."""
+        """Names of all domains, sorted.
+
+        Raises:
+            InputError: If there are none.
+        """
 
     @abstractmethod
     def splits(self) -> set[Split]:
-        """The splits that can be read for every domain."""
+        """The splits that can be read."""
 
     @abstractmethod
-    def read(self, domain: str, split: Split) -> Iterator[Document]:
-        """The documents of one domain, in a fixed order.
+    def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
+        """The documents of a split in a fixed order, one at a time.
+
+        What cannot be read comes as a :class:`Problem`, and reading goes on.
+
+        Args:
+            split: The split.
+            domains: The domains to read; all by default. Documents of others are left out.
 
         Raises:
-            InputError: If there is no such domain or split, or a line cannot be read.
+            InputError: If there is no such split or domain.
         """
+
+    def fingerprint(self) -> str | None:
+        """A text that changes whenever the documents do, without reading them; ``None`` if nothing may be cached."""
+        return None
+
+
+def fingerprint_files(settings: Mapping[str, object], files: Iterable[Path]) -> str:
+    """A fingerprint of settings (plain values), and of files by their names, sizes and times of change."""
+    parts = [repr(sorted(settings.items()))]
+    for file in sorted(files):
+        status = file.stat()
+        parts.append(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}")
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()

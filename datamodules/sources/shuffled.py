@@ -1,11 +1,11 @@
 """A control: a corpus whose domains mean nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import get_args
 
 import numpy as np
 
-from lightning_ncmtl.datamodules.sources.base import Document, Source, Split
+from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, fingerprint_files
 from lightning_ncmtl.errors import InputError
 
 
@@ -24,6 +24,7 @@ class ShuffledDomains(Source):
         self.source = source
         self.seed = seed
         self._dealt: dict[Split, dict[str, list[Document]]] = {}
+        self._problems: dict[Split, list[Problem]] = {}
 
     def domains(self) -> list[str]:
         return self.source.domains()
@@ -31,20 +32,32 @@ class ShuffledDomains(Source):
     def splits(self) -> set[Split]:
         return self.source.splits()
 
-    def read(self, domain: str, split: Split) -> Iterator[Document]:
+    def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
         if split not in self._dealt:
+            self._problems[split] = [item for item in self.source.read(split) if isinstance(item, Problem)]
             self._dealt[split] = self._deal(split)
-        if domain not in self._dealt[split]:
-            raise InputError(f"unknown domain {domain!r}: the shuffled source has {', '.join(self._dealt[split])}")
-        yield from self._dealt[split][domain]
+        dealt = self._dealt[split]
+        yield from self._problems[split]
+        for domain in dealt if domains is None else domains:
+            if domain not in dealt:
+                raise InputError(f"unknown domain {domain!r}: the shuffled source has {', '.join(dealt)}")
+            yield from dealt[domain]
+
+    def fingerprint(self) -> str | None:
+        inner = self.source.fingerprint()
+        return None if inner is None else fingerprint_files({"class": "Shuffled", "of": inner, "seed": self.seed}, [])
 
     def _deal(self, split: Split) -> dict[str, list[Document]]:
-        by_domain = {domain: list(self.source.read(domain, split)) for domain in self.domains()}
-        documents = [document for part in by_domain.values() for document in part]
-        labels = np.array([document.label for document in documents], dtype=np.int64)
+        documents = [item for item in self.source.read(split) if isinstance(item, Document)]
+        if any(len(document.labels) != 1 for document in documents):
+            raise InputError("documents with labels in several domains, or in none, cannot be shuffled over domains")
+        homes, labels = zip(*[next(iter(document.labels.items())) for document in documents], strict=True)
         rng = np.random.default_rng([self.seed, get_args(Split).index(split)])
         places = np.arange(len(documents))
-        for label in np.unique(labels):
-            places[labels == label] = rng.permutation(places[labels == label])
-        dealt = iter([documents[place] for place in places])
-        return {domain: [next(dealt) for _ in part] for domain, part in by_domain.items()}
+        codes = np.unique([str(label) for label in labels], return_inverse=True)[1]
+        for code in range(codes.max() + 1):
+            places[codes == code] = rng.permutation(places[codes == code])
+        dealt: dict[str, list[Document]] = {domain: [] for domain in self.domains()}
+        for home, label, place in zip(homes, labels, places, strict=True):
+            dealt[home].append(documents[place]._replace(labels={home: label}))
+        return dealt

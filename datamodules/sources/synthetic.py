@@ -1,10 +1,10 @@
 """The embedded corpus: made from a seed, with planted groups of domains that a clustering has to find."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from lightning_ncmtl.datamodules.sources.base import Document, Source, Split
+from lightning_ncmtl.datamodules.sources.base import Document, Source, Split, fingerprint_files
 from lightning_ncmtl.errors import InputError
 
 
@@ -86,12 +86,20 @@ class Synthetic(Source):
     def splits(self) -> set[Split]:
         return set(self.sizes)
 
-    def read(self, domain: str, split: Split) -> Iterator[Document]:
-        if domain not in (known := self.domains()):
-            raise InputError(f"unknown domain {domain!r}: the embedded corpus has {', '.join(known)}")
+    def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document]:
+        known = self.domains()
         if split not in self.sizes:
             raise InputError(f"the embedded corpus has no {split} split")
-        index = known.index(domain)
+        for domain in known if domains is None else domains:
+            if domain not in known:
+                raise InputError(f"unknown domain {domain!r}: the embedded corpus has {', '.join(known)}")
+            yield from self._make(domain, known.index(domain), split)
+
+    def fingerprint(self) -> str:
+        plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
+        return fingerprint_files({"class": "Synthetic", **plain}, [])
+
+    def _make(self, domain: str, index: int, split: Split) -> Iterator[Document]:
         rng = np.random.default_rng([self.seed, index, list(self.sizes).index(split)])
         meanings = self.meanings[index]
         frequency = 1 / np.arange(1, self.filler_words + 1)  # Zipf's law
@@ -106,4 +114,4 @@ class Synthetic(Source):
                 opinion = rng.choice(np.flatnonzero(meanings == sign))
                 words.insert(int(rng.integers(len(words) + 1)), f"opinion{opinion}")
                 sentences.append(" ".join(words) + " .")
-            yield Document(" ".join(sentences), label)
+            yield Document(" ".join(sentences), {domain: label})

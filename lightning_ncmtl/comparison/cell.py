@@ -25,7 +25,9 @@ from lightning_ncmtl.comparison.plan import OUTCOMES, RESULT, Cell
 from lightning_ncmtl.comparison.tfidf import TFIDF
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.metrics import UNLABELLED
 
+_SEVERAL_LABELS = "ncmtl compare needs one label per document"
 _Arrays: TypeAlias = dict[str, "np.ndarray[Any, Any]"]
 
 
@@ -120,6 +122,7 @@ def _train(cli: NCMTLCLI, cell: Cell) -> tuple[dict[str, Any], _Arrays]:
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     if trainer.world_size > 1:
         raise InputError(f"a cell trains on one device, found {trainer.world_size}: set trainer.devices to 1")
+    trainer.callbacks.append(_OneLabel())  # type: ignore[attr-defined]
     trainer.fit(model, datamodule=data)
     if not trainer.state.finished:
         raise InputError("the training was interrupted")
@@ -158,14 +161,14 @@ def _train(cli: NCMTLCLI, cell: Cell) -> tuple[dict[str, Any], _Arrays]:
 
 def _refer(model: TFIDF, data: MultiDomainDataModule, test: bool) -> tuple[dict[str, Any], _Arrays]:
     data.setup("fit")
-    documents = data.documents("train")
+    documents = _labelled(data, "train")
     model.fit(documents["text"], documents["task_id"], documents["label"])
     result: dict[str, Any] = {"parameters": model.parameters, "clusters": {}, "ari": None, "curves": {}}
     outcomes: _Arrays = {}
     for stage, name in (("val", "validation"), ("test", "test"))[: 1 + test]:
         if stage == "test":
             data.setup("test")
-        documents = data.documents(name)  # type: ignore[arg-type]
+        documents = _labelled(data, name)
         tasks = np.array(documents["task_id"])
         correct = model.predict(documents["text"], tasks) == np.array(documents["label"])
         result[stage] = _accuracies(tasks, correct, data.domains, "accuracy")
@@ -178,6 +181,21 @@ def _refer(model: TFIDF, data: MultiDomainDataModule, test: bool) -> tuple[dict[
     return result, outcomes
 
 
+def _labelled(data: MultiDomainDataModule, split: str) -> Any:
+    documents = data.documents(split)  # type: ignore[arg-type]
+    if "labels" in documents.column_names:
+        raise InputError(_SEVERAL_LABELS)
+    return documents.select(np.flatnonzero(np.array(documents["label"]) != UNLABELLED))
+
+
+class _OneLabel(Callback):
+    """Refuses documents that may have several labels, as outcomes are told by the number of the document."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if "rows" in batch:
+            raise InputError(_SEVERAL_LABELS)
+
+
 class _Outcomes(Callback):
     """Collects which documents are classified correctly."""
 
@@ -187,7 +205,7 @@ class _Outcomes(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        part = {"domain": batch["task_ids"], "document": outputs["index"], "correct": outputs["correct"]}
+        part = {"domain": outputs["task_ids"], "document": outputs["index"], "correct": outputs["correct"]}
         self.parts.append({name: values.cpu().numpy() for name, values in part.items()})
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:

@@ -5,5 +5,6 @@ from lightning_ncmtl.encoders.han import HAN
 from lightning_ncmtl.encoders.lstm import LSTM
 from lightning_ncmtl.encoders.ngram import NGram
 from lightning_ncmtl.encoders.text_cnn import TextCNN
+from lightning_ncmtl.encoders.transformer import Transformer
 
-__all__ = ["HAN", "LSTM", "Concat", "NGram", "TextCNN"]
+__all__ = ["HAN", "LSTM", "Concat", "NGram", "TextCNN", "Transformer"]

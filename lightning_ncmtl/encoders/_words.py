@@ -64,16 +64,17 @@ def flatten(documents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     Args:
         documents: As for :class:`lightning_ncmtl.encoders.HAN`.
     """
-    tokens, lengths = documents["tokens"], documents["sentence_lengths"]
-    words = tokens[torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)]
+    words, lengths = documents["tokens"], documents["sentence_lengths"]
+    if words.ndim == 2:
+        words = words[torch.arange(words.shape[1], device=words.device) < lengths.unsqueeze(1)]
     ends = lengths.cumsum(0)[documents["document_lengths"].cumsum(0) - 1]
     return words, ends.diff(prepend=ends.new_zeros(1))
 
 
-def pad(words: Tensor, lengths: Tensor, max_words: int) -> tuple[Tensor, Tensor]:
-    """Documents as rows ``[B, L]``, padded with 0, of their first ``max_words`` words; and the words kept of each."""
+def pad(words: Tensor, lengths: Tensor, max_words: int, padding: int = 0) -> tuple[Tensor, Tensor]:
+    """Documents as padded rows ``[B, L]`` of their first ``max_words`` words, and the words kept of each ``[B]``."""
     place = torch.arange(int(lengths.max().clamp(max=max_words)), device=words.device)
     kept = lengths.clamp(max=max_words)
     inside = place < kept.unsqueeze(1)
     starts = lengths.cumsum(0) - lengths
-    return words[(starts.unsqueeze(1) + place).clamp(max=len(words) - 1)].where(inside, 0), kept
+    return words[(starts.unsqueeze(1) + place).clamp(max=len(words) - 1)].where(inside, padding), kept

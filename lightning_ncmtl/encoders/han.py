@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
-from lightning_ncmtl.encoders._words import WordEncoder
+from lightning_ncmtl.encoders._packing import Packing
+from lightning_ncmtl.encoders._words import WordEncoder, flatten
+from lightning_ncmtl.errors import InputError
 
 
 class HAN(WordEncoder):
@@ -46,21 +47,32 @@ class HAN(WordEncoder):
         """Encode documents.
 
         Args:
-            documents: ``tokens [S, L]``, word ids of all sentences of the batch, one after the other, 0 where padded;
-                ``sentence_lengths [S]``, words per sentence; ``document_lengths [B]``, sentences per document.
+            documents: ``tokens [W]``, word ids of all documents, one after the other; ``sentence_lengths [S]``, words
+                per sentence; ``document_lengths [B]``, sentences per document. The tokens may also be ``[S, L]``, a
+                sentence a row, padded with 0; for ``torch.export`` they must.
 
         Returns:
             Document vectors ``[B, out_features]``.
+
+        Raises:
+            InputError: If tokens without padding meet ``torch.export``.
         """
-        words = self.dropout(self.embedding(documents["tokens"]))
-        sentences = self.dropout(self.words(words, documents["sentence_lengths"]))
-        lengths = documents["document_lengths"]
-        if torch.compiler.is_exporting():  # shapes must not depend on values: room for all sentences in each document
-            place = (lengths.cumsum(0) - lengths).unsqueeze(1) + torch.arange(sentences.shape[0], device=lengths.device)
-            stacked = sentences[place.clamp(max=sentences.shape[0] - 1)]
-        else:
-            stacked = pad_sequence(sentences.split(lengths.tolist()), batch_first=True)
-        out: Tensor = self.dropout(self.sentences(stacked, lengths))
+        if torch.compiler.is_exporting():
+            return self._padded(documents)
+        words, sentences = Packing.of(documents["sentence_lengths"]), Packing.of(documents["document_lengths"])
+        x = self.dropout(self.embedding(flatten(documents)[0][words.source]))
+        x = self.dropout(self.words(x, words))
+        out: Tensor = self.dropout(self.sentences(x[sentences.source], sentences))
+        return out
+
+    def _padded(self, documents: Mapping[str, Tensor]) -> Tensor:
+        """The same with shapes that do not depend on values: each document has room for all sentences."""
+        tokens, lengths = documents["tokens"], documents["document_lengths"]
+        if tokens.ndim == 1:
+            raise InputError("torch.export needs tokens [S, L], a sentence a row, padded with 0: found tokens [W]")
+        sentences = self.dropout(self.words.padded(self.dropout(self.embedding(tokens)), documents["sentence_lengths"]))
+        place = (lengths.cumsum(0) - lengths).unsqueeze(1) + torch.arange(len(tokens), device=lengths.device)
+        out: Tensor = self.dropout(self.sentences.padded(sentences[place.clamp(max=len(tokens) - 1)], lengths))
         return out
 
 
@@ -81,25 +93,22 @@ class _AttentiveLSTM(nn.Module):
         self.attention = nn.Linear(self.out_features, self.out_features)
         self.context = nn.Linear(self.out_features, 1, bias=False)
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """``x [M, T, in_features]`` and ``lengths [M]`` to ``[M, out_features]``."""
-        hidden = self._padded(x, lengths) if torch.compiler.is_exporting() else self._packed(x, lengths)
-        scores = self.context(self.attention(hidden).tanh()).squeeze(-1)
-        padding = torch.arange(hidden.shape[1], device=x.device) >= lengths.unsqueeze(1)
-        attention = scores.masked_fill(padding, -torch.inf).softmax(1)
-        out: Tensor = (attention.unsqueeze(1) @ hidden).squeeze(1)
-        return out
-
-    def _packed(self, x: Tensor, lengths: Tensor) -> Tensor:
-        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """``x [W, in_features]``, the elements of M sequences in packed order, to ``[M, out_features]``."""
         for number, layer in enumerate(self.layers):
-            if number:
-                packed = packed._replace(data=self.dropout(packed.data))
-            packed, _ = layer(packed)
-        return pad_packed_sequence(packed, batch_first=True)[0]
+            x = self.dropout(x) if number else x
+            x = layer(packing.pack(x))[0].data
+        attention = packing.unpack(self._scores(x), -torch.inf).softmax(0)
+        weighted = attention.flatten()[packing.slots].unsqueeze(1) * x
+        return packing.unpack(weighted, 0).sum(0)
 
-    def _padded(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """The same by operations whose shapes are known beforehand, for ``torch.export``.
+    def _scores(self, hidden: Tensor) -> Tensor:
+        """``[..., out_features]`` to ``[...]``."""
+        scores: Tensor = self.context(self.attention(hidden).tanh()).squeeze(-1)
+        return scores
+
+    def padded(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """``x [M, T, in_features]`` and ``lengths [M]`` to ``[M, out_features]``, for ``torch.export``.
 
         Padding behind a sequence leaves what is before it as it is. For the other direction each sequence is turned
         round within its own length.
@@ -119,4 +128,5 @@ class _AttentiveLSTM(nn.Module):
                 back = torch.lstm(back, (start, start), weights[half:], True, 1, 0.0, False, False, True)[0]
                 out = torch.cat([out, back.gather(1, turned.expand_as(back))], 2)
             x = out
-        return x
+        attention = self._scores(x).masked_fill(steps > last, -torch.inf).softmax(1)
+        return (attention.unsqueeze(1) @ x).squeeze(1)

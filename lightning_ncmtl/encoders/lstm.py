@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
-from lightning_ncmtl.encoders._words import WordEncoder, flatten, pad
+from lightning_ncmtl.encoders._packing import Packing
+from lightning_ncmtl.encoders._words import WordEncoder, flatten
 
 
 class LSTM(WordEncoder):
@@ -44,9 +44,9 @@ class LSTM(WordEncoder):
 
     def forward(self, documents: Mapping[str, Tensor]) -> Tensor:
         """Encode documents (as for :class:`lightning_ncmtl.encoders.HAN`) to ``[B, out_features]``."""
-        words, lengths = pad(*flatten(documents), self.max_words)
-        x = self.dropout(self.embedding(words))
-        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        _, (hidden, _) = self.lstm(packed)
+        words, lengths = flatten(documents)
+        packing = Packing.of(lengths, self.max_words)
+        x = self.dropout(self.embedding(words[packing.source]))
+        _, (hidden, _) = self.lstm(packing.pack(x))
         out: Tensor = self.dropout(torch.cat(list(hidden), 1))
         return out

@@ -21,23 +21,32 @@ def word_tables(encoder: nn.Module) -> list[nn.Embedding]:
     return [table for table in named if isinstance(table, nn.Embedding)]
 
 
-def apply_per_task(networks: nn.ModuleList, inputs: Any, task_ids: Tensor) -> Tensor:
-    """Apply to each row the network of its task; those of absent tasks are not called.
+def of_rows(encoded: Tensor, rows: Tensor | None) -> Tensor:
+    """From documents ``[B, F]`` to entries of the batch ``[R, F]``, of the documents ``rows [R]``; all if ``None``."""
+    return encoded if rows is None else encoded[rows]
+
+
+def apply_per_task(networks: nn.ModuleList, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Apply to the document of each entry the network of its task; those of absent tasks are not called.
 
     Args:
-        networks: One per task, each maps inputs of ``M`` rows to ``[M, F]``.
-        inputs: As for :func:`select`, B rows in any order of tasks.
-        task_ids: ``[B]``, the task of each row; B at least 1.
+        networks: One per task, each maps inputs of ``M`` documents to ``[M, F]``.
+        inputs: As for :func:`select`, B documents.
+        task_ids: ``[R]``, the task of each entry, in any order; R at least 1.
+        rows: ``[R]``, the place of each entry's document; ``None`` if these are ``0 .. B - 1``.
 
     Returns:
-        ``[B, F]``.
+        ``[R, F]``.
 
     Raises:
-        InputError: If a task id is out of range.
+        InputError: If a task id is out of range, or there are not as many rows as task ids.
     """
-    rows = rows_of_tasks(task_ids, len(networks))
-    out = torch.cat([networks[task](select(inputs, mine)) for task, mine in rows.items()])
-    return out[torch.cat(list(rows.values())).argsort()]
+    if rows is not None and rows.shape != task_ids.shape:
+        raise InputError(f"found {list(rows.shape)} rows for {list(task_ids.shape)} task ids")
+    places = rows_of_tasks(task_ids, len(networks))
+    documents = {task: mine if rows is None else rows[mine] for task, mine in places.items()}
+    out = torch.cat([networks[task](select(inputs, mine)) for task, mine in documents.items()])
+    return out[torch.cat(list(places.values())).argsort()]
 
 
 def rows_of_tasks(task_ids: Tensor, num_tasks: int) -> dict[int, Tensor]:
@@ -50,29 +59,33 @@ def rows_of_tasks(task_ids: Tensor, num_tasks: int) -> dict[int, Tensor]:
 
 
 def select(inputs: Any, rows: Tensor) -> Any:
-    """Some rows of a batch.
+    """Some documents of a batch.
 
     Args:
-        inputs: A tensor ``[B, ...]``; documents as for :class:`lightning_ncmtl.encoders.HAN`; or any other mapping of
-            tensors ``[B, ...]``.
-        rows: ``[M]``, places in ``0 .. B - 1``.
+        inputs: A tensor ``[B, ...]``; text as for :class:`lightning_ncmtl.encoders.HAN`, in which ``tokens`` are
+            ``[W]``, one after the other, or ``[S, L]``, padded; or any other mapping of tensors ``[B, ...]``.
+        rows: ``[M]``, places in ``0 .. B - 1``; M at least 1.
 
     Returns:
-        The same for M rows, in the order of ``rows``. Sentences are padded no further than the longest needs.
+        The same for M documents, in the order of ``rows``. Sentences are padded no further than the longest needs.
     """
     if not isinstance(inputs, Mapping):
         return inputs[rows]
     if "document_lengths" not in inputs:
         return {name: values[rows] for name, values in inputs.items()}
-    lengths = inputs["document_lengths"]
-    first = lengths.cumsum(0) - lengths
-    mine = lengths[rows]
-    # A document's first sentence, repeated, plus 0, 1, ... up to its length
-    steps = torch.arange(int(mine.sum()), device=mine.device) - (mine.cumsum(0) - mine).repeat_interleave(mine)
-    sentences = first[rows].repeat_interleave(mine) + steps
-    words = inputs["sentence_lengths"][sentences]
+    tokens, lengths = inputs["tokens"], inputs["sentence_lengths"]
+    sentences = _members(inputs["document_lengths"], rows)
+    words = lengths[sentences]
     return {
-        "tokens": inputs["tokens"][sentences, : int(words.max())],
+        "tokens": tokens[_members(lengths, sentences)] if tokens.ndim == 1 else tokens[sentences, : int(words.max())],
         "sentence_lengths": words,
-        "document_lengths": mine,
+        "document_lengths": inputs["document_lengths"][rows],
     }
+
+
+def _members(lengths: Tensor, rows: Tensor) -> Tensor:
+    """Of runs that lie one after the other, with ``lengths``: the places of all that is in the runs ``rows``."""
+    first, mine = lengths.cumsum(0) - lengths, lengths[rows]
+    # The place of a run's first member, repeated, plus 0, 1, ... up to its length
+    steps = torch.arange(int(mine.sum()), device=mine.device) - (mine.cumsum(0) - mine).repeat_interleave(mine)
+    return first[rows].repeat_interleave(mine) + steps

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from lightning_ncmtl._lightning import LRSchedulerCallable, OptimizerCallable
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import TaskLinear
-from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, rows_of_tasks, word_tables
-from lightning_ncmtl.modules.base import MultiTaskModule
+from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, of_rows, rows_of_tasks, word_tables
+from lightning_ncmtl.modules.base import MultiTaskModule, cross_entropy
 
 
 class ASPMTL(MultiTaskModule):
@@ -19,7 +19,8 @@ class ASPMTL(MultiTaskModule):
 
     Two terms are added to the cross-entropy. The *adversarial* one keeps tasks out of the shared features: a linear
     discriminator learns to tell the task from them, the shared encoder (through reversed gradients) to prevent it. The
-    *orthogonality* penalty keeps shared features out of the private ones.
+    *orthogonality* penalty keeps shared features out of the private ones. Neither needs labels: both also learn from
+    documents without.
 
     All encoders have one table of word vectors in common; else each starts at random. The private encoder of a task
     that is absent from a batch has no gradient, so DDP must look for unused parameters:
@@ -33,6 +34,7 @@ class ASPMTL(MultiTaskModule):
         adversarial: Weight of the adversarial term (Liu et al.: 0.05).
         orthogonality: Weight of the orthogonality penalty (Liu et al.: 0.01).
         task_names: Name of each task, for logs; indices by default.
+        task_classes: The classes of each task, out of ``0 .. num_classes - 1``; all by default.
         optimizer: Makes the optimizer of the parameters.
         lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
 
@@ -53,10 +55,11 @@ class ASPMTL(MultiTaskModule):
         adversarial: float = 0.05,
         orthogonality: float = 0.01,
         task_names: list[str] | None = None,
+        task_classes: list[list[int]] | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        super().__init__(num_tasks, num_classes, task_names, optimizer, lr_scheduler)
+        super().__init__(num_tasks, num_classes, task_names, task_classes, optimizer, lr_scheduler)
         if adversarial < 0 or orthogonality < 0:
             raise InputError(f"weights must be at least 0, found {adversarial=}, {orthogonality=}")
         self.adversarial = adversarial
@@ -67,19 +70,22 @@ class ASPMTL(MultiTaskModule):
         self.head = TaskLinear(num_tasks, 2 * size, num_classes)
         self.discriminator = nn.Linear(size, num_tasks)
 
-    def features(self, inputs: Any, task_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The shared and the private features, each ``[B, encoder.out_features]``."""
-        return self.encoder(inputs), apply_per_task(self.private_encoders, inputs, task_ids)
+    def features(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The shared and the private features, each ``[R, encoder.out_features]``."""
+        shared = of_rows(self.encoder(inputs), rows)
+        return shared, apply_per_task(self.private_encoders, inputs, task_ids, rows)
 
-    def logits(self, inputs: Any, task_ids: Tensor) -> Tensor:
-        shared, private = self.features(inputs, task_ids)
+    def logits(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        shared, private = self.features(inputs, task_ids, rows)
         logits: Tensor = self.head(torch.cat([private, shared], 1), task_ids)
         return logits
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
         task_ids, labels = batch["task_ids"], batch["labels"]
-        shared, private = self.features(batch["inputs"], task_ids)
-        loss = F.cross_entropy(self.head(torch.cat([private, shared], 1), task_ids), labels)
+        if len(task_ids) == 0:
+            return super().loss(batch)
+        shared, private = self.features(batch["inputs"], task_ids, batch.get("rows"))
+        loss = cross_entropy(self.masked(self.head(torch.cat([private, shared], 1), task_ids), task_ids), labels)
         adversarial = F.cross_entropy(self.discriminator(_reverse_gradient(shared)), task_ids)
         parts = {task: (shared[rows], private[rows]) for task, rows in rows_of_tasks(task_ids, self.num_tasks).items()}
         overlap = torch.stack([len(s) / len(shared) * _overlap(s, p) for s, p in parts.values()]).sum()

@@ -10,37 +10,51 @@ from torch.nn import functional as F
 
 from lightning_ncmtl._lightning import LightningCLI, LightningModule, LRSchedulerCallable, OptimizerCallable
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.metrics import TaskMetrics
+from lightning_ncmtl.metrics import UNLABELLED, TaskMetrics
 
 
 class MultiTaskModule(LightningModule):
     """A classifier for many tasks. A system defines :meth:`logits`, and :meth:`loss` where it is not cross-entropy.
 
-    A batch is a mapping with ``inputs`` (whatever the encoder takes), ``task_ids [B]`` and ``labels [B]``; where known,
-    also ``index [B]``, the numbers of the documents, and ``clean [B]``, whether a document has no copy in the training
-    data.
+    A batch is a mapping with
+
+    - ``inputs``: B documents, as the encoder takes them;
+    - ``rows [R]``: for each of R entries the place of its document, in ``0 .. B - 1``. An entry is a document in a
+      task: a document may have several, or none. Without ``rows`` each document has one, ``R = B``, in order;
+    - ``task_ids [R]``: the task of each entry;
+    - ``labels [R]``: the class, -1 if unknown. Such entries count neither in the cross-entropy nor in the metrics;
+    - ``index [R]``, where known: the number of the document (what ``predict`` and outcomes are told by);
+    - ``clean [R]``, where known: whether the document has no copy in the training data.
+
+    So in massive multi-task learning with many labels per document, a batch has an entry for each label that is known;
+    shared networks read each document once. Where all entries are laid out, those that are unknown have the label -1.
 
     Args:
         num_tasks: Number of tasks N.
         num_classes: Number of classes C.
         task_names: Name of each task, for logs; indices by default.
+        task_classes: The classes of each task, out of ``0 .. num_classes - 1``; all by default. The others have logits
+            of minus infinity: they are never predicted, and the loss is that of a smaller softmax.
         optimizer: Makes the optimizer of the parameters.
         lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
 
     Attributes:
         skips_absent_tasks: Whether tasks that are absent from a batch have no gradient.
+        class_mask: ``[N, C]``, 1 where a task has a class, else 0; ``None`` if all tasks have all classes.
 
     Raises:
-        InputError: If there is not one name per task.
+        InputError: If there is not one name per task, or not one list of classes.
     """
 
     skips_absent_tasks = False
+    class_mask: Tensor | None
 
     def __init__(
         self,
         num_tasks: int,
         num_classes: int = 2,
         task_names: list[str] | None = None,
+        task_classes: list[list[int]] | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -54,6 +68,8 @@ class MultiTaskModule(LightningModule):
             raise InputError(f"task_names must name each of the {num_tasks} tasks, found {len(names)} names")
         self.num_tasks = num_tasks
         self.num_classes = num_classes
+        # Not in checkpoints, as it follows from the settings. Not bool, of which averages of a module cannot be taken.
+        self.register_buffer("class_mask", _class_mask(num_tasks, num_classes, task_classes), persistent=False)
         self.metrics = TaskMetrics(names)
         self._started = False  # whether there are trained weights, which pretrained vectors must not replace
         self.optimizer = optimizer
@@ -81,27 +97,35 @@ class MultiTaskModule(LightningModule):
                 "--trainer.strategy ddp_find_unused_parameters_true"
             )
 
-    def forward(self, inputs: Any, task_ids: Tensor) -> Tensor:
-        """Classify a batch.
+    def forward(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Classify the entries of a batch.
 
         Args:
-            inputs: What the encoder takes.
-            task_ids: ``[B]``, the task of each row.
+            inputs: B documents, as the encoder takes them.
+            task_ids: ``[R]``, the task of each entry.
+            rows: ``[R]``, the place of each entry's document in ``0 .. B - 1``; ``None`` if these are all, in order.
 
         Returns:
-            Logits ``[B, num_classes]``.
+            Logits ``[R, num_classes]``, minus infinity for classes that a task does not have.
         """
-        if task_ids.shape[0] == 0:  # a rank without documents, see MixedBatchSampler
-            return next(self.parameters()).new_zeros(0, self.num_classes)
-        return self.logits(inputs, task_ids)
+        if task_ids.shape[0] == 0:  # of a rank without documents, see MixedBatchSampler, or documents without entries
+            # All parameters are behind it, with gradients of zero: ranks step together.
+            return torch.cat([p.flatten()[:0] for p in self.parameters()]).unsqueeze(1).expand(0, self.num_classes)
+        return self.masked(self.logits(inputs, task_ids, rows), task_ids)
 
     @abstractmethod
-    def logits(self, inputs: Any, task_ids: Tensor) -> Tensor:
-        """As :meth:`forward`, of one document or more."""
+    def logits(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        """As :meth:`forward`, of one entry or more, and for all classes."""
+
+    def masked(self, logits: Tensor, task_ids: Tensor) -> Tensor:
+        """Logits ``[R, num_classes]`` with minus infinity for the classes that the tasks ``task_ids [R]`` lack."""
+        if self.class_mask is None:
+            return logits
+        return logits.masked_fill(self.class_mask[task_ids] == 0, -torch.inf)
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """What training minimises, 0-d."""
-        return F.cross_entropy(self(batch["inputs"], batch["task_ids"]), batch["labels"])
+        """What training minimises, 0-d: the mean cross-entropy of entries with a label."""
+        return cross_entropy(self(batch["inputs"], batch["task_ids"], batch.get("rows")), batch["labels"])
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         loss = self.loss(batch)
@@ -109,11 +133,11 @@ class MultiTaskModule(LightningModule):
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor | None]:
-        """Whether each document numbered ``index [B]`` was classified correctly, ``correct [B]``."""
+        """Of entries with a label: ``index``, ``task_ids``, and whether the right class was found, ``correct``."""
         return self._evaluate(batch)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor | None]:
-        """Whether each document numbered ``index [B]`` was classified correctly, ``correct [B]``."""
+        """Of entries with a label: ``index``, ``task_ids``, and whether the right class was found, ``correct``."""
         return self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -123,8 +147,9 @@ class MultiTaskModule(LightningModule):
         self._log_metrics("test")
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Class probabilities ``[B, num_classes]`` of the documents numbered ``index [B]``."""
-        return {"index": batch["index"], "probabilities": self(batch["inputs"], batch["task_ids"]).softmax(1)}
+        """Class probabilities ``[R, num_classes]`` of the documents numbered ``index [R]``."""
+        logits = self(batch["inputs"], batch["task_ids"], batch.get("rows"))
+        return {"index": batch["index"], "probabilities": logits.softmax(1)}
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
@@ -153,15 +178,45 @@ class MultiTaskModule(LightningModule):
         return list(tables.values())
 
     def _evaluate(self, batch: Mapping[str, Any]) -> dict[str, Tensor | None]:
-        logits = self(batch["inputs"], batch["task_ids"])
-        self.metrics.update(logits, batch["labels"], batch["task_ids"], batch.get("clean"))
-        return {"index": batch.get("index"), "correct": logits.argmax(1) == batch["labels"]}
+        labels, task_ids = batch["labels"], batch["task_ids"]
+        logits = self(batch["inputs"], task_ids, batch.get("rows"))
+        self.metrics.update(logits, labels, task_ids, batch.get("clean"))
+        outcome = {"index": batch.get("index"), "task_ids": task_ids, "correct": logits.argmax(1) == labels}
+        known = labels != UNLABELLED
+        return {name: None if values is None else values[known] for name, values in outcome.items()}
 
     def _log_metrics(self, stage: str) -> None:
         values = self.metrics.compute()
         self.metrics.reset()
         # All ranks hold the same values; sync_dist only tells Lightning so.
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean over labels that are known, 0-d; 0 if none is.
+
+    Args:
+        logits: ``[R, C]``.
+        labels: ``[R]``, -1 if unknown.
+    """
+    total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
+    return total / (labels != UNLABELLED).sum().clamp(min=1)
+
+
+def _class_mask(num_tasks: int, num_classes: int, task_classes: list[list[int]] | None) -> Tensor | None:
+    if task_classes is None:
+        return None
+    if len(task_classes) != num_tasks:
+        raise InputError(f"task_classes must list those of each of the {num_tasks} tasks, found {len(task_classes)}")
+    mask = torch.zeros(num_tasks, num_classes)
+    for task, classes in enumerate(task_classes):
+        if not classes or not all(0 <= each < num_classes for each in classes):
+            raise InputError(
+                f"task_classes must list one class or more of 0 .. {num_classes - 1} for each task, found "
+                f"{list(classes)} for task {task}"
+            )
+        mask[task, classes] = 1
+    return None if mask.all() else mask
 
 
 def _width(encoder: Any) -> int | None:

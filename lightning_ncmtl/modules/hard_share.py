@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_ncmtl._lightning import LRSchedulerCallable, OptimizerCallable
 from lightning_ncmtl.layers import TaskLinear
+from lightning_ncmtl.modules._per_task import of_rows
 from lightning_ncmtl.modules.base import MultiTaskModule
 
 
@@ -26,6 +27,7 @@ class HardShare(MultiTaskModule):
         share_layers: Whether all tasks share these layers, too.
         dropout: Dropout after each of these layers.
         task_names: Name of each task, for logs; indices by default.
+        task_classes: The classes of each task, out of ``0 .. num_classes - 1``; all by default.
         optimizer: Makes the optimizer of the parameters.
         lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
     """
@@ -39,10 +41,11 @@ class HardShare(MultiTaskModule):
         share_layers: bool = False,
         dropout: float = 0.0,
         task_names: list[str] | None = None,
+        task_classes: list[list[int]] | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        super().__init__(num_tasks, num_classes, task_names, optimizer, lr_scheduler)
+        super().__init__(num_tasks, num_classes, task_names, task_classes, optimizer, lr_scheduler)
         self.encoder = encoder
         widths = [int(encoder.out_features), *features]  # type: ignore[arg-type]
         self.layers = nn.ModuleList(
@@ -52,8 +55,8 @@ class HardShare(MultiTaskModule):
         self.dropout = nn.Dropout(dropout)
         self.head = _specific(num_tasks, widths[-1], num_classes)
 
-    def logits(self, inputs: Any, task_ids: Tensor) -> Tensor:
-        x = self.encoder(inputs)
+    def logits(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        x = of_rows(self.encoder(inputs), rows)
         for layer in self.layers:
             x = layer(x, task_ids) if isinstance(layer, TaskLinear) else layer(x)
             x = self.dropout(x.relu())

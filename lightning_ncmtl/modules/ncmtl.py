@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_ncmtl._lightning import LRSchedulerCallable, OptimizerCallable
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import ClusterLinear, TaskLinear
+from lightning_ncmtl.modules._per_task import of_rows
 from lightning_ncmtl.modules.base import MultiTaskModule
 
 
@@ -19,7 +20,7 @@ class NCMTL(MultiTaskModule):
     :class:`lightning_ncmtl.callbacks.NetworkClusteringCallback` groups during training; the head is never shared
     (*specific*). With ``num_clusters=1`` in a layer it is one hard layer, with ``num_clusters=num_tasks`` specific.
 
-    A batch is a mapping with ``inputs`` (whatever the encoder takes), ``task_ids [B]`` and ``labels [B]``.
+    Batches are those of :class:`lightning_ncmtl.modules.MultiTaskModule`.
 
     Args:
         encoder: The hard layers: maps ``inputs`` to ``[B, encoder.out_features]``.
@@ -29,6 +30,7 @@ class NCMTL(MultiTaskModule):
         num_clusters: Number of clusters of each cluster layer (the paper, 4.1: 3, 5, 10).
         dropout: Dropout after each cluster layer.
         task_names: Name of each task, for logs; indices by default.
+        task_classes: The classes of each task, out of ``0 .. num_classes - 1``; all by default.
         optimizer: Makes the optimizer of the parameters.
         lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
 
@@ -45,10 +47,11 @@ class NCMTL(MultiTaskModule):
         num_clusters: Sequence[int] = (3, 5, 10),
         dropout: float = 0.0,
         task_names: list[str] | None = None,
+        task_classes: list[list[int]] | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        super().__init__(num_tasks, num_classes, task_names, optimizer, lr_scheduler)
+        super().__init__(num_tasks, num_classes, task_names, task_classes, optimizer, lr_scheduler)
         if len(cluster_features) != len(num_clusters):
             raise InputError(
                 f"cluster_features and num_clusters need one value per layer, found {list(cluster_features)} "
@@ -65,8 +68,8 @@ class NCMTL(MultiTaskModule):
         # Heads that started apart would pull the cluster layers of their tasks apart, whatever the tasks learn.
         self.head.reset_parameters(shared=True)
 
-    def logits(self, inputs: Any, task_ids: Tensor) -> Tensor:
-        x = self.encoder(inputs)
+    def logits(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        x = of_rows(self.encoder(inputs), rows)
         for layer in self.cluster_layers:
             x = self.dropout(layer(x, task_ids).relu())
         logits: Tensor = self.head(x, task_ids)

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_ncmtl._lightning import LRSchedulerCallable, OptimizerCallable
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, rows_of_tasks, word_tables
-from lightning_ncmtl.modules.base import MultiTaskModule
+from lightning_ncmtl.modules.base import MultiTaskModule, cross_entropy
 
 
 class SingleTask(MultiTaskModule):
@@ -20,7 +19,7 @@ class SingleTask(MultiTaskModule):
 
     On one device each network gets, from the documents of its task, exactly the gradient of its own run, clipped by its
     own norm; the network of a task that is absent from a batch is left as it is. So the loss is the sum over tasks of
-    each task's mean cross-entropy. All networks start equal, as runs with one seed do.
+    each task's mean cross-entropy, over documents with a label. All networks start equal, as runs with one seed do.
 
     With several devices a batch is divided among them, and a task's gradient is the mean over the devices, some of
     which may have none of its documents. DDP must look for unused parameters:
@@ -34,6 +33,7 @@ class SingleTask(MultiTaskModule):
         features: Width of each layer between encoder and head (the paper, 4.1: 32, 32, 16).
         dropout: Dropout after each of these layers.
         task_names: Name of each task, for logs; indices by default.
+        task_classes: The classes of each task, out of ``0 .. num_classes - 1``; all by default.
         optimizer: Makes the optimizer of the parameters.
         lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
 
@@ -52,10 +52,11 @@ class SingleTask(MultiTaskModule):
         features: Sequence[int] = (32, 32, 16),
         dropout: float = 0.0,
         task_names: list[str] | None = None,
+        task_classes: list[list[int]] | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        super().__init__(num_tasks, num_classes, task_names, optimizer, lr_scheduler)
+        super().__init__(num_tasks, num_classes, task_names, task_classes, optimizer, lr_scheduler)
         widths = [int(encoder.out_features), *features]  # type: ignore[arg-type]
         layers = [
             part
@@ -68,13 +69,16 @@ class SingleTask(MultiTaskModule):
         common += word_tables(encoder) if self._common_words else []
         self.networks = nn.ModuleList([network, *(copy_except(network, common) for _ in range(num_tasks - 1))])
 
-    def logits(self, inputs: Any, task_ids: Tensor) -> Tensor:
-        return apply_per_task(self.networks, inputs, task_ids)
+    def logits(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        return apply_per_task(self.networks, inputs, task_ids, rows)
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        logits, labels = self(batch["inputs"], batch["task_ids"]), batch["labels"]
-        rows = rows_of_tasks(batch["task_ids"], self.num_tasks).values()
-        return torch.stack([F.cross_entropy(logits[mine], labels[mine]) for mine in rows]).sum()
+        task_ids, labels = batch["task_ids"], batch["labels"]
+        if len(task_ids) == 0:
+            return super().loss(batch)
+        logits = self(batch["inputs"], task_ids, batch.get("rows"))
+        places = rows_of_tasks(task_ids, self.num_tasks).values()
+        return torch.stack([cross_entropy(logits[mine], labels[mine]) for mine in places]).sum()
 
     def configure_gradient_clipping(
         self,

@@ -30,6 +30,7 @@ class SoftShare(SingleTask):
         strength: Weight of the penalty.
         dropout: Dropout after each of these layers.
         task_names: Name of each task, for logs; indices by default.
+        task_classes: The classes of each task, out of ``0 .. num_classes - 1``; all by default.
         optimizer: Makes the optimizer of the parameters.
         lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
 
@@ -50,10 +51,13 @@ class SoftShare(SingleTask):
         strength: float = 1e-3,
         dropout: float = 0.0,
         task_names: list[str] | None = None,
+        task_classes: list[list[int]] | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        super().__init__(encoder, num_tasks, num_classes, features, dropout, task_names, optimizer, lr_scheduler)
+        super().__init__(
+            encoder, num_tasks, num_classes, features, dropout, task_names, task_classes, optimizer, lr_scheduler
+        )
         if strength < 0:
             raise InputError(f"strength must be at least 0, found {strength}")
         self.strength = strength

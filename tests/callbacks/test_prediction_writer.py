@@ -1,11 +1,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pytorch_lightning import Trainer
+import torch
+from pytorch_lightning import LightningDataModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader
 
-from lightning_ncmtl import NCMTL
+from lightning_ncmtl import NCMTL, SingleTask
 from lightning_ncmtl.callbacks import PredictionWriter
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 
@@ -37,6 +41,50 @@ def test_predictions_are_in_the_order_of_the_input(
         for index, row in zip(batch["index"], batch["probabilities"], strict=True)
     }
     for index, line in enumerate(lines):
-        assert line["probabilities"] == by_index[index]
-        assert sum(line["probabilities"]) == pytest.approx(1)
-        assert line["prediction"] == (0 if line["probabilities"][0] >= line["probabilities"][1] else 1)
+        names, probabilities = list(line["probabilities"]), list(line["probabilities"].values())
+        assert names == [str(name) for name in datamodule.class_names]
+        assert probabilities == by_index[index]
+        assert sum(probabilities) == pytest.approx(1)
+        assert str(line["prediction"]) == names[0 if probabilities[0] >= probabilities[1] else 1]
+
+
+class Named(LightningDataModule):
+    """Four documents of two domains, of which each has other classes."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__()
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def predict_texts(self) -> list[tuple[str, str]]:
+        return [("a", "first"), ("b", "second"), ("b", "third"), ("a", "fourth")]
+
+    def predict_dataloader(self) -> Any:
+        task_ids, index = torch.tensor([1, 0, 1, 0]), torch.tensor([2, 0, 1, 3])
+        torch.manual_seed(0)
+        inputs = torch.randn(4, 3)
+        return DataLoader([{"inputs": inputs, "task_ids": task_ids, "index": index}], batch_size=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("names", [None, ["bad", "good", 7, 10]])
+@pytest.mark.parametrize("own", [False, True])
+def test_classes_have_the_names_of_the_data(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, names: list[Any] | None, own: bool
+) -> None:
+    classes = [[0, 2], [1, 2, 3]]
+    called = names or [0, 1, 2, 3]
+    attributes: dict[str, Any] = {} if names is None else {"class_names": names}
+    if own:
+        attributes["domain_classes"] = {"a": [called[0], called[2]], "b": [called[1], called[2], called[3]]}
+    trainer = make_trainer(callbacks=[PredictionWriter()])
+    model = SingleTask(nn.Linear(3, 3), 2, 4, features=(), task_classes=classes)
+    (batch,) = trainer.predict(model, datamodule=Named(**attributes))  # type: ignore[misc]
+    rows = batch["probabilities"][batch["index"].argsort()].tolist()
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [(line["domain"], line["text"]) for line in lines] == Named().predict_texts()
+    for line, row, mine in zip(lines, rows, [classes[task] for task in (0, 1, 1, 0)], strict=True):
+        assert line["prediction"] == called[row.index(max(row))]
+        assert line["prediction"] in [called[place] for place in mine]
+        expected = {str(called[place]): row[place] for place in mine}
+        assert line["probabilities"] == (expected if own else row)
+        assert sum(row[place] for place in mine) == pytest.approx(1)

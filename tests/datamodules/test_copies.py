@@ -106,3 +106,20 @@ def test_folds_keep_groups_together_and_share_out_every_stratum() -> None:
         assert sizes.max() - sizes.min() <= 1
     assert folds.tolist() == deal_folds(groups, strata, 5, seed=3).tolist()
     assert folds.tolist() != deal_folds(groups, strata, 5, seed=4).tolist()
+
+
+@pytest.mark.parametrize("filler", ["", "!", " - " * 500])
+def test_starts_alone_are_found_in_texts_of_any_length(filler: str) -> None:
+    """The same as with all words, where documents are so different that no near-copies are there."""
+    rng = np.random.default_rng(0)
+    texts = [filler.join(str(part) for part in rng.integers(1000, size=size)) for size in rng.integers(1, 200, 100)]
+    texts += (
+        [text.upper() + "." * 9 for text in texts[:30]] + [text[:900] for text in texts[:30]] + ["", "?", "é" * 500]
+    )
+    texts += [texts[-1][:250] + " and more"]
+    by_starts: dict[str, int] = {}
+    expected = []
+    for index, text in enumerate(texts):
+        start = "".join(char for char in text.lower() if char.isalnum())[:200]
+        expected.append(by_starts.setdefault(start or str(-index), len(by_starts)))
+    assert group_copies(find_pairs(iter(texts), near=False), len(texts)).tolist() == expected

@@ -1,37 +1,19 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from corpora import Fixed
 from pytorch_lightning import Trainer
 
 from lightning_ncmtl import NCMTL
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.copies import find_pairs
-from lightning_ncmtl.datamodules.sources import Document, Source, Split, Synthetic
+from lightning_ncmtl.datamodules.sources import Synthetic
 from lightning_ncmtl.errors import InputError
-
-
-class Fixed(Source):
-    """A source of given documents."""
-
-    def __init__(self, documents: dict[tuple[str, str], list[tuple[str, int]]]) -> None:
-        self.documents = documents
-        self.was_read: list[tuple[str, str]] = []
-
-    def domains(self) -> list[str]:
-        return sorted({domain for domain, _ in self.documents})
-
-    def splits(self) -> set[Split]:
-        domains = self.domains()
-        return {s for s in get_args(Split) if all((domain, s) in self.documents for domain in domains)}
-
-    def read(self, domain: str, split: Split) -> Iterator[Document]:
-        self.was_read.append((domain, split))
-        yield from (Document(*document) for document in self.documents[domain, split])
 
 
 def numbered(count: int, domain: str = "a") -> list[tuple[str, int]]:
@@ -39,7 +21,7 @@ def numbered(count: int, domain: str = "a") -> list[tuple[str, int]]:
 
 
 def texts(data: MultiDomainDataModule, stage: str) -> list[str]:
-    return list(data._texts[stage]["text"])  # type: ignore[index]
+    return data.documents(stage)["text"][:]  # type: ignore[arg-type]
 
 
 def test_validation_is_the_last_documents_of_each_domain() -> None:
@@ -48,7 +30,7 @@ def test_validation_is_the_last_documents_of_each_domain() -> None:
     data.setup("fit")
     assert texts(data, "validation") == ["a3 word", "a4 word", "b2 word", "b3 word"]
     assert texts(data, "train") == ["a0 word", "a1 word", "a2 word", "b0 word", "b1 word"]
-    assert source.was_read == [("a", "train"), ("b", "train")]  # never the test split
+    assert source.was_read == ["train"]  # never the test split
 
 
 def test_folds_are_disjoint_stratified_and_deterministic() -> None:
@@ -64,7 +46,7 @@ def test_folds_are_disjoint_stratified_and_deterministic() -> None:
         assert not set(held_out) & set(texts(data, "train"))
         assert sum(text.startswith("a") for text in held_out) == 4
         labels = [
-            label for text, label in zip(held_out, data._texts["validation"]["label"], strict=True) if text[0] == "a"
+            label for text, label in zip(held_out, data.documents("validation")["label"], strict=True) if text[0] == "a"
         ]
         assert sorted(labels) == [0, 0, 1, 1]
         folds += held_out
@@ -215,11 +197,11 @@ def test_without_a_training_split_nothing_is_said_to_be_clean(caplog: pytest.Log
 def test_copies_are_searched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     searched: list[int] = []
 
-    def counting(documents: list[str]) -> Any:
-        searched.append(len(documents))
-        return find_pairs(documents)
+    def counting(documents: Iterator[str], near: bool) -> Any:
+        searched.append(len(texts := list(documents)))
+        return find_pairs(texts, near)
 
-    monkeypatch.setattr("lightning_ncmtl.datamodules.multi_domain.find_pairs", counting)
+    monkeypatch.setattr("lightning_ncmtl.datamodules.division.find_pairs", counting)
     (tmp_path / "in.jsonl").write_text('{"text": "new", "domain": "a"}\n')
     source = Fixed(COPIED)
     data = MultiDomainDataModule(source, validation_size=2, predict_path=str(tmp_path / "in.jsonl"))
@@ -229,7 +211,7 @@ def test_copies_are_searched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     data.setup("test")
     data.setup("test")
     assert searched == [10, 16]
-    assert len(source.was_read) == len(set(source.was_read)) == 4
+    assert source.was_read == ["train", "test"]
     alone = MultiDomainDataModule(Fixed(COPIED), validation_size=2)
     alone.setup("test")
     assert searched == [10, 16, 16]
@@ -245,25 +227,24 @@ def test_the_vocabulary_comes_from_training_documents_alone() -> None:
 
 def test_batches_hold_the_documents(datamodule: MultiDomainDataModule) -> None:
     datamodule.setup("fit")
+    documents = {row["index"]: row for row in datamodule.documents("train")}
+    assert datamodule.tokenizer is not None
     seen = []
     for batch in datamodule.train_dataloader():
         assert len(batch["task_ids"].unique()) >= 2
-        start = 0
-        for row, (index, sentences) in enumerate(
-            zip(batch["index"].tolist(), batch["inputs"]["document_lengths"].tolist(), strict=True)
-        ):
-            lengths = batch["inputs"]["sentence_lengths"][start : start + sentences]
-            tokens = batch["inputs"]["tokens"][start : start + sentences]
-            words = [word for line, length in zip(tokens, lengths, strict=True) for word in line[:length].tolist()]
-            start += sentences
-            document = datamodule._encoded["train"].filter(lambda i, index=index: i == index, input_columns="index")[0]
-            assert words == document["tokens"]
+        inputs = batch["inputs"]
+        words = inputs["tokens"].split(inputs["sentence_lengths"].tolist())
+        starts = [0, *inputs["document_lengths"].cumsum(0).tolist()]
+        for row, index in enumerate(batch["index"].tolist()):
+            document = documents[index]
+            text = document["text"].split()
+            sentences = words[starts[row] : starts[row + 1]]
+            assert torch.cat(sentences).tolist() == [datamodule.tokenizer.token_to_id(word) for word in text]
+            assert all(sentence[-1] == datamodule.tokenizer.token_to_id(".") for sentence in sentences)
             assert batch["labels"][row] == document["label"]
             assert batch["task_ids"][row] == document["task_id"]
             seen.append(index)
-        if len(seen) > 20:
-            break
-    assert len(set(seen)) == len(seen)
+    assert sorted(seen) == sorted(documents)
 
 
 def test_domains_choose_and_order_the_tasks() -> None:
@@ -272,7 +253,7 @@ def test_domains_choose_and_order_the_tasks() -> None:
     assert data.num_tasks == 2
     assert data.planted_groups == {"domain03": 1, "domain00": 0}
     data.setup("fit")
-    assert texts(data, "train")[0] == next(source.read("domain03", "train")).text
+    assert texts(data, "train")[0] == next(source.read("train", ["domain03"])).text
 
 
 def test_invalid_bytes_empty_and_long_documents_are_counted() -> None:
@@ -376,8 +357,27 @@ def test_predict_without_a_file_is_refused(datamodule: MultiDomainDataModule) ->
     ("documents", "settings", "message"),
     [
         ({("a", "train"): numbered(3)}, {"validation_size": 3}, "between 1 and 2, .* of 'a', found 3"),
-        ({("a", "train"): []}, {}, "domain 'a' has no documents in its train split"),
-        ({("a", "train"): [("x", 2)]}, {}, "the label 2, outside 0 .. 1: set data.num_classes to 3"),
+        ({("a", "train"): []}, {}, "no documents in the train split; 'a' has no documents: the domain is left out"),
+        ({("a", "train"): []}, {"domains": ["a"]}, "there are no documents in the train split"),
+        (
+            {("a", "train"): numbered(3), ("b", "train"): []},
+            {"domains": ["a", "b"]},
+            "domain 'b' has no documents in its train split: leave it out of data.domains",
+        ),
+        (
+            {("a", "train"): [("x", 2)]},
+            {"classes": [0, 1]},
+            "no documents in the train split; a.train:1: the label 2 of 'a' is none of its classes 0, 1: set data.cl",
+        ),
+        ({("a", "test"): [("x", 2)]}, {}, "there is no train split: Fixed has test"),
+        ({("a", "train"): numbered(3)}, {"classes": {"b": [0, 1]}}, "data.classes has no classes for the domain 'a'"),
+        ({("a", "train"): numbered(9)}, {"validation_size": 1.5}, "data.validation_size must be a share between 0 an"),
+        ({("a", "train"): numbered(9)}, {"validation_size": 0.01}, "holds 0 of the 9 documents of 'a': choose another"),
+        (
+            {("a", "train"): numbered(9), ("a", "test"): numbered(9)},
+            {"test_size": 0.3},
+            "the source has a test split: unset data.test_size, found 0.3",
+        ),
     ],
 )
 def test_bad_documents_are_refused(documents: Any, settings: dict[str, Any], message: str) -> None:

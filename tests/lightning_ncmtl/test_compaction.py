@@ -297,13 +297,15 @@ def test_torch_export(
     make_trainer(max_epochs=1, callbacks=[callback]).fit(model, datamodule=datamodule)
     small = compact(model.eval())
     batches = [(batch["inputs"], batch["task_ids"]) for batch in datamodule.val_dataloader()]
-    room = [max(batch["tokens"].shape[dim] for batch, _ in batches) for dim in (0, 1)]
+    lengths = [batch["sentence_lengths"] for batch, _ in batches]
+    room = (max(map(len, lengths)), int(torch.cat(lengths).max()))
 
     def pad(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        tokens = torch.zeros(room, dtype=torch.int64)
-        tokens[: len(inputs["tokens"]), : inputs["tokens"].shape[1]] = inputs["tokens"]
         lengths = torch.ones(room[0], dtype=torch.int64)
-        lengths[: len(inputs["tokens"])] = inputs["sentence_lengths"]
+        lengths[: len(inputs["sentence_lengths"])] = inputs["sentence_lengths"]
+        tokens = torch.zeros(room, dtype=torch.int64)
+        for row, sentence in zip(tokens, inputs["tokens"].split(inputs["sentence_lengths"].tolist()), strict=False):
+            row[: len(sentence)] = sentence
         return {**inputs, "tokens": tokens, "sentence_lengths": lengths}
 
     documents = Dim("documents")
@@ -329,3 +331,27 @@ def test_torch_export_of_user_modules(make: type[Heads], targets: list[str], mak
     for count in (1, 7, 50):
         x, _, task_ids = data(count, seed=count)[:]
         torch.testing.assert_close(program.module()(x, task_ids), small(x, task_ids), rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning", "ignore:Guards may run slower"
+)
+def test_classes_of_tasks_are_kept(tmp_path: Path) -> None:
+    def make() -> NCMTL:
+        classes = [[0, 1], [2, 3, 4], [4], [0, 1, 2, 3, 4]]
+        return NCMTL(nn.Linear(3, 6), 4, 5, cluster_features=(8,), num_clusters=(2,), task_classes=classes)
+
+    model = make().eval()
+    model.cluster_layers[0].assignment = torch.tensor([0, 1, 1, 0])
+    small = compact(model)
+    save(small, tmp_path / "it")
+    assert not any("class_mask" in name for name in load_file(tmp_path / "it/model.safetensors"))
+    loaded = load(tmp_path / "it", module=make())
+    rows = Dim("rows")
+    x, task_ids = torch.randn(9, 3), torch.arange(9) % 4
+    program = torch.export.export(small, (x, task_ids), dynamic_shapes=({0: rows}, {0: rows}))
+    for count in (9, 5):
+        expected = model(x[:count], task_ids[:count])
+        assert expected.isneginf().sum(1).tolist() == [3, 2, 4, 0, 3, 2, 4, 0, 3][:count]
+        for compacted in (small, loaded, program.module()):
+            torch.testing.assert_close(compacted(x[:count], task_ids[:count]), expected, rtol=0, atol=1e-6)

@@ -93,6 +93,30 @@ def test_documents_without_copies_by_hand() -> None:
     assert not any("clean" in name for name in metrics.compute())
 
 
+def test_entries_without_a_label_do_not_count() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits, labels = torch.randn(60, 3, generator=generator), torch.randint(-1, 3, (60,), generator=generator)
+    tasks, clean = torch.arange(60) % 3, torch.rand(60, generator=generator) < 0.5
+    labels[tasks == 2] = -1
+    known = labels >= 0
+    found, expected = TaskMetrics(["a", "b", "c"]), TaskMetrics(["a", "b", "c"])
+    found.update(logits, labels, tasks, clean)
+    expected.update(logits[known], labels[known], tasks[known], clean[known])
+    torch.testing.assert_close(found.compute(), expected.compute(), equal_nan=True)
+    assert found.compute()["accuracy/c"].isnan()
+    assert found.compute()["loss"].isfinite()
+
+
+def test_classes_at_minus_infinity_by_hand() -> None:
+    """Two of three classes are left, with odds of 1 to 3."""
+    metrics = TaskMetrics(["a"])
+    logits = torch.tensor([[0.0, -torch.inf, np.log(3)]]).expand(2, 3)
+    metrics.update(logits, torch.tensor([0, 2]), torch.tensor([0, 0]))
+    result = metrics.compute()
+    assert float(result["accuracy"]) == 0.5
+    assert float(result["loss"]) == pytest.approx((np.log(4) + np.log(4 / 3)) / 2)
+
+
 def _rank(rank: int, folder: Path) -> None:
     """Two of three ranks have documents, and the last one but an empty batch."""
     metrics = TaskMetrics(["a", "b"])

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lightning_ncmtl.datamodules import MultiDomainDataModule
-from lightning_ncmtl.datamodules.sources import FDUMTL, Document
+from lightning_ncmtl.datamodules.sources import FDUMTL, Document, Problem
 from lightning_ncmtl.errors import InputError
 
 
@@ -13,36 +13,49 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "books.task.train").write_bytes(b"1\tgood book\r\n0\tbad \xff byte\n1\t\n")
     (tmp_path / "books.task.test").write_bytes(b"0\ta test\n")
     (tmp_path / "books.task.unlabel").write_bytes(b"no label\n")
-    (tmp_path / "dvd.task.train").write_bytes(b"1\tfine\x85film\n")
+    (tmp_path / "dvd.task.train").write_text("1\tfine\x85film\n", encoding="utf-8")
     return tmp_path
 
 
 def test_reads_documents_in_order(folder: Path) -> None:
     source = FDUMTL(str(folder))
     assert source.domains() == ["books", "dvd"]
-    assert list(source.read("books", "train")) == [
-        Document("good book", 1),
-        Document("bad \ufffd byte", 0),
-        Document("", 1),
+    books = [
+        Document("good book", {"books": 1}, f"{folder}/books.task.train:1"),
+        Document("bad \ufffd byte", {"books": 0}, f"{folder}/books.task.train:2"),
+        Document("", {"books": 1}, f"{folder}/books.task.train:3"),
     ]
-    assert list(source.read("books", "test")) == [Document("a test", 0)]
-    assert list(source.read("books", "unlabel")) == [Document("no label", -1)]
+    dvd = [Document("fine\x85film", {"dvd": 1}, f"{folder}/dvd.task.train:1")]
+    assert list(source.read("train")) == books + dvd
+    assert list(source.read("train", ["dvd", "books"])) == dvd + books
+    assert list(source.read("test", ["books"])) == [Document("a test", {"books": 0}, f"{folder}/books.task.test:1")]
+    assert list(source.read("unlabel", ["books"])) == [
+        Document("no label", {"books": None}, f"{folder}/books.task.unlabel:1")
+    ]
     assert source.planted_groups is None
+    assert not source.multi_label
 
 
-def test_splits_are_those_of_every_domain(folder: Path) -> None:
-    assert FDUMTL(str(folder)).splits() == {"train"}  # of books alone, the others
-    (folder / "dvd.task.test").write_bytes(b"0\ta test\n")
-    assert FDUMTL(str(folder)).splits() == {"train", "test"}
+def test_splits_are_those_of_any_domain(folder: Path) -> None:
+    assert FDUMTL(str(folder)).splits() == {"train", "test", "unlabel"}
+    (folder / "books.task.test").unlink()
+    assert FDUMTL(str(folder)).splits() == {"train", "unlabel"}
     with pytest.raises(InputError, match="nowhere' does not exist"):
         FDUMTL("nowhere").splits()
 
 
-def test_missing_files_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_domains_without_a_file_are_told(folder: Path) -> None:
+    told = Problem(f"{folder}/dvd.task.test", "there is no such file, so 'dvd' has no test documents")
+    assert list(FDUMTL(str(folder)).read("test", ["dvd"])) == [told]
+    (folder / "cars.task.test").write_text("1\tof no training domain\n")
+    assert FDUMTL(str(folder)).domains() == ["books", "dvd"]
+    labels = [item.labels for item in FDUMTL(str(folder)).read("test") if isinstance(item, Document)]
+    assert labels == [{"books": 0}, {"cars": 1}]
+
+
+def test_missing_folders_and_domains_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown domain 'cars'.*books, dvd"):
-        next(FDUMTL(str(folder)).read("cars", "train"))
-    with pytest.raises(InputError, match=r"dvd\.task\.test', which the test split of 'dvd' needs"):
-        next(FDUMTL(str(folder)).read("dvd", "test"))
+        next(FDUMTL(str(folder)).read("train", ["cars"]))
     with pytest.raises(InputError, match="nowhere' does not exist: set data.source.path"):
         FDUMTL("nowhere").domains()
     (tmp_path / "empty").mkdir()
@@ -50,19 +63,29 @@ def test_missing_files_are_refused(folder: Path, tmp_path: Path) -> None:
         FDUMTL(str(tmp_path / "empty")).domains()
 
 
-@pytest.mark.parametrize("line", ["no label", "x\tletter", "1.5\tfraction", "\tnothing"])
-def test_damaged_lines_are_refused(folder: Path, line: str) -> None:
-    (folder / "books.task.train").write_text(f"1\tfine\n{line}\n")
-    with pytest.raises(InputError, match=r"books.task.train:2: expected 'label<TAB>text', found"):
-        list(FDUMTL(str(folder)).read("books", "train"))
+@pytest.mark.parametrize("line", ["no label", "x\tletter", "1.5\tfraction", "\tnothing", "9" * 19 + "\tlarge", ""])
+def test_damaged_lines_are_left_out(folder: Path, line: str) -> None:
+    (folder / "books.task.train").write_text(f"1\tfine\n{line}\n-1\talso\n")
+    first, problem, last = FDUMTL(str(folder)).read("train", ["books"])
+    where = f"{folder}/books.task.train:2"
+    assert problem == Problem(where, f"expected 'label<TAB>text', found {line[:40]!r}")
+    assert [item.labels for item in (first, last) if isinstance(item, Document)] == [{"books": 1}, {"books": -1}]
+
+
+def test_the_fingerprint_changes_with_the_files(folder: Path) -> None:
+    first = FDUMTL(str(folder)).fingerprint()
+    assert FDUMTL(str(folder)).fingerprint() == first
+    (folder / "dvd.task.unlabel").write_text("more\n")
+    assert FDUMTL(str(folder)).fingerprint() != first
 
 
 @pytest.mark.skipif("FDU_MTL" not in os.environ, reason="set FDU_MTL to the folder of the real corpus")
 def test_the_real_corpus() -> None:
     source = FDUMTL(os.environ["FDU_MTL"])
-    texts = [text for domain in source.domains() for text, _ in source.read(domain, "train")]
+    items = list(source.read("train"))
+    texts = [item.text for item in items if isinstance(item, Document)]
     assert len(source.domains()) == 14
-    assert len(texts) == 22_180
+    assert len(texts) == len(items) == 22_180
     assert sum("\ufffd" in text for text in texts) == 2
 
 

@@ -20,12 +20,18 @@ ENCODERS: list[Callable[..., Any]] = [HAN, LSTM, NGram, TextCNN]
 
 
 def batch(documents: list[list[list[int]]]) -> dict[str, Tensor]:
-    sentences = [torch.tensor(sentence) for document in documents for sentence in document]
+    sentences = [sentence for document in documents for sentence in document]
     return {
-        "tokens": nn.utils.rnn.pad_sequence(sentences, batch_first=True),
+        "tokens": torch.tensor([word for sentence in sentences for word in sentence]),
         "sentence_lengths": torch.tensor([len(sentence) for sentence in sentences]),
         "document_lengths": torch.tensor([len(document) for document in documents]),
     }
+
+
+def padded(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with ``tokens [S, L]``."""
+    sentences = inputs["tokens"].split(inputs["sentence_lengths"].tolist())
+    return {**inputs, "tokens": nn.utils.rnn.pad_sequence(list(sentences), batch_first=True)}
 
 
 def words(document: list[list[int]]) -> Tensor:
@@ -39,6 +45,13 @@ def test_a_document_does_not_depend_on_its_batch(make: Callable[..., Any]) -> No
     assert together.shape == (4, encoder.out_features)
     for document, row in zip(DOCUMENTS, together, strict=True):
         torch.testing.assert_close(encoder(batch([document]))[0], row)
+
+
+@pytest.mark.parametrize("make", ENCODERS)
+def test_padded_tokens_give_the_same(make: Callable[..., Any]) -> None:
+    encoder = make(20, 6).eval()
+    inputs = batch(DOCUMENTS)
+    assert torch.equal(encoder(padded(inputs)), encoder(inputs))
 
 
 @pytest.mark.parametrize("make", ENCODERS)

@@ -1,3 +1,5 @@
+"""The two levels against plain LSTMs, sentence by sentence, and against the form for ``torch.export``."""
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,12 +9,31 @@ from lightning_ncmtl.errors import InputError
 
 
 def batch(documents: list[list[list[int]]]) -> dict[str, Tensor]:
-    sentences = [torch.tensor(sentence) for document in documents for sentence in document]
+    sentences = [sentence for document in documents for sentence in document]
     return {
-        "tokens": nn.utils.rnn.pad_sequence(sentences, batch_first=True),
+        "tokens": torch.tensor([word for sentence in sentences for word in sentence]),
         "sentence_lengths": torch.tensor([len(sentence) for sentence in sentences]),
         "document_lengths": torch.tensor([len(document) for document in documents]),
     }
+
+
+def padded(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with ``tokens [S, L]``."""
+    sentences = inputs["tokens"].split(inputs["sentence_lengths"].tolist())
+    return {**inputs, "tokens": nn.utils.rnn.pad_sequence(list(sentences), batch_first=True)}
+
+
+def random_batch(seed: int) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    documents = torch.randint(1, 7, (5,), generator=draw)
+    sentences = torch.randint(1, 9, (int(documents.sum()),), generator=draw)
+    tokens = torch.randint(1, 20, (int(sentences.sum()),), generator=draw)
+    return {"tokens": tokens, "sentence_lengths": sentences, "document_lengths": documents}
+
+
+def gradients(encoder: HAN, out: Tensor) -> list[Tensor]:
+    weight = torch.arange(out.numel(), dtype=out.dtype).view_as(out).cos()
+    return list(torch.autograd.grad((out * weight).sum(), list(encoder.parameters())))
 
 
 DOCUMENTS = [[[3, 4, 5], [6]], [[7, 8]], [[9, 3, 3, 3], [4, 5], [6, 7, 8]]]
@@ -27,20 +48,40 @@ def test_a_document_does_not_depend_on_its_batch(bidirectional: bool) -> None:
         torch.testing.assert_close(encoder(batch([document]))[0], row)
 
 
-def test_equals_unpacked_lstms_on_one_document() -> None:
+def plain(encoder: HAN, inputs: dict[str, Tensor]) -> Tensor:
     """The oracle: plain LSTMs and the attention of Yang et al., equations 5 to 10, sentence by sentence."""
-    encoder = HAN(20, 6, 5, num_layers=2).eval()
 
     def attend(level: nn.Module, x: Tensor) -> Tensor:
-        for lstm in level.layers:
+        for lstm in level.layers:  # type: ignore[union-attr]
             x, _ = lstm(x)
-        u = torch.tanh(x @ level.attention.weight.T + level.attention.bias)
-        weight = (u @ level.context.weight[0]).exp()
+        u = torch.tanh(x @ level.attention.weight.T + level.attention.bias)  # type: ignore[union-attr, operator]
+        weight = (u @ level.context.weight[0]).exp()  # type: ignore[union-attr, index]
         return (weight / weight.sum()) @ x
 
-    document = DOCUMENTS[2]
-    sentences = torch.stack([attend(encoder.words, encoder.embedding(torch.tensor(s))) for s in document])
-    torch.testing.assert_close(encoder(batch([document]))[0], attend(encoder.sentences, sentences))
+    words = encoder.embedding(inputs["tokens"]).split(inputs["sentence_lengths"].tolist())
+    sentences = torch.stack([attend(encoder.words, x) for x in words]).split(inputs["document_lengths"].tolist())
+    return torch.stack([attend(encoder.sentences, x) for x in sentences])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("bidirectional", "num_layers"), [(True, 1), (True, 2), (False, 2)])
+def test_equals_plain_lstms_and_the_form_for_export(seed: int, bidirectional: bool, num_layers: int) -> None:
+    encoder = HAN(20, 6, 5, num_layers, bidirectional).double().eval()
+    inputs = random_batch(seed)
+    out = encoder(inputs)
+    found = gradients(encoder, out)
+    for other in (plain(encoder, inputs), encoder._padded(padded(inputs)), encoder(padded(inputs))):
+        torch.testing.assert_close(out, other)
+        torch.testing.assert_close(found, gradients(encoder, other))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_torch_export_needs_padded_tokens() -> None:
+    encoder, inputs = HAN(20, 6, 5).eval(), batch(DOCUMENTS)
+    program = torch.export.export(encoder, (padded(inputs),))
+    torch.testing.assert_close(program.module()(padded(inputs)), encoder(inputs))
+    with pytest.raises(InputError, match=r"torch.export needs tokens \[S, L\], a sentence a row"):
+        torch.export.export(encoder, (inputs,))
 
 
 def test_the_order_of_words_and_sentences_matters() -> None:

@@ -8,19 +8,20 @@ from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, rows_
 DOCUMENTS = [[[3, 4, 5], [6]], [[7, 8]], [[9, 3, 3, 3], [4, 5], [6, 7, 8]], [[1]]]
 
 
-def batch(documents: list[list[list[int]]]) -> dict[str, Tensor]:
+def batch(documents: list[list[list[int]]], padded: bool) -> dict[str, Tensor]:
     sentences = [torch.tensor(sentence) for document in documents for sentence in document]
     return {
-        "tokens": nn.utils.rnn.pad_sequence(sentences, batch_first=True),
+        "tokens": nn.utils.rnn.pad_sequence(sentences, batch_first=True) if padded else torch.cat(sentences),
         "sentence_lengths": torch.tensor([len(sentence) for sentence in sentences]),
         "document_lengths": torch.tensor([len(document) for document in documents]),
     }
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("rows", [[0], [2], [0, 1, 3], [3, 2, 1, 0], [1, 1]])
-def test_selected_documents_are_a_batch_of_their_own(rows: list[int]) -> None:
-    found = select(batch(DOCUMENTS), torch.tensor(rows))
-    expected = batch([DOCUMENTS[row] for row in rows])
+def test_selected_documents_are_a_batch_of_their_own(rows: list[int], padded: bool) -> None:
+    found = select(batch(DOCUMENTS, padded), torch.tensor(rows))
+    expected = batch([DOCUMENTS[row] for row in rows], padded)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -39,6 +40,10 @@ def test_each_row_goes_through_the_network_of_its_task() -> None:
     assert out.flatten().tolist() == [1000, 2, 3000, 40]
     out.sum().backward()
     assert [network.weight.grad for network in networks] == [2, 4, None, 4]
+    x, tasks, rows = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([3, 0, 3, 1]), torch.tensor([2, 2, 0, 1])
+    assert apply_per_task(networks, x, tasks, rows).flatten().tolist() == [3000, 3, 1000, 20]
+    with pytest.raises(InputError, match=r"found \[3\] rows for \[4\] task ids"):
+        apply_per_task(networks, x, tasks, rows[:3])
 
 
 def test_rows_of_tasks() -> None:

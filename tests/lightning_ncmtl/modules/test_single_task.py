@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from lightning_ncmtl import SingleTask
 from lightning_ncmtl.datamodules import MultiDomainDataModule
-from lightning_ncmtl.datamodules.text import collate
 from lightning_ncmtl.encoders import HAN
 from lightning_ncmtl.errors import InputError
 
@@ -36,16 +35,17 @@ def test_equals_one_run_per_task(
 
     datamodule.trainer = None
     loader = datamodule.train_dataloader()
+    tasks = loader.dataset.column("task_id")
     absent = clipped = 0
     for task, network in enumerate(model.networks):
         alone = copy.deepcopy(nn.Sequential(start[0], first, nn.ReLU(), second, nn.ReLU(), start[2]))
         optimizer = torch.optim.Adam(alone.parameters(), lr=0.01)
         for documents in loader.sampler:
-            mine = [document for document in documents if loader.dataset[document]["task_id"] == task]
+            mine = [document for document in documents if tasks[document] == task]
             absent += not mine
             if not mine:
                 continue
-            rows = collate(loader.dataset[mine])
+            rows = loader.dataset[mine]
             optimizer.zero_grad()
             F.cross_entropy(alone(rows["inputs"]), rows["labels"]).backward()
             if algorithm == "norm":

@@ -1,0 +1,106 @@
+"""Mixed batches of encoded documents."""
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from lightning_ncmtl.datamodules.copies import Flags, Integers
+
+
+class _Sometimes(TypedDict, total=False):
+    clean: Tensor
+    rows: Tensor
+
+
+class Batch(_Sometimes):
+    """Documents of several tasks, B in all.
+
+    Attributes:
+        inputs: What the encoder reads: ``tokens [W]``, the word ids of all documents, one after the other;
+            ``sentence_lengths [S]``, in words; ``document_lengths [B]``, in sentences. Nothing is padded.
+        task_ids: ``[B]``, the task of each document.
+        labels: ``[B]``, the class of each document, -1 where unknown.
+        index: ``[B]``, the place of each document in its dataset.
+        clean: ``[B]``, whether a document has no copy among those trained on. Batches of validation and test have it
+            (of test, only if there is a training split), others do not.
+        rows: ``[R]``, if documents may have several labels: the place among the B documents of each label. All the
+            others but ``inputs`` are ``[R]`` then.
+    """
+
+    inputs: dict[str, Tensor]
+    task_ids: Tensor
+    labels: Tensor
+    index: Tensor
+
+
+def collate(table: pa.Table) -> Batch:
+    """Make a batch of rows of a table.
+
+    Args:
+        table: Columns ``tokens`` and ``sentence_lengths`` as :class:`lightning_ncmtl.datamodules.text.Encoder` gives
+            them, with ``task_id`` (or ``task_ids``), ``label`` (or ``labels``) and ``index``, and ``clean`` where it
+            is known; no row at all makes an empty batch.
+    """
+    batch = Batch(
+        inputs={
+            "tokens": _flat(table, "tokens"),
+            "sentence_lengths": _flat(table, "sentence_lengths"),
+            "document_lengths": _lengths(table, "sentence_lengths"),
+        },
+        task_ids=_flat(table, "task_ids" if "task_ids" in table.column_names else "task_id"),
+        labels=_flat(table, "labels" if "labels" in table.column_names else "label"),
+        index=_flat(table, "index"),
+    )
+    if "clean" in table.column_names:
+        batch["clean"] = _flat(table, "clean").bool()
+    if "labels" in table.column_names:
+        rows = torch.arange(len(table)).repeat_interleave(_lengths(table, "labels"))
+        batch["index"], batch["rows"] = batch["index"][rows], rows
+        if "clean" in batch:
+            batch["clean"] = batch["clean"][rows]
+    return batch
+
+
+def _flat(table: pa.Table, name: str) -> Tensor:
+    """A column's values, or those of all its lists, one after the other."""
+    column = table[name].combine_chunks()
+    values: Any = column.flatten() if pa.types.is_list(column.type) else column
+    return torch.from_numpy(values.to_numpy(zero_copy_only=False).astype("int64"))
+
+
+def _lengths(table: pa.Table, name: str) -> Tensor:
+    return torch.from_numpy(table[name].combine_chunks().value_lengths().to_numpy(zero_copy_only=False).astype("int64"))
+
+
+class Documents(torch.utils.data.Dataset[Batch]):
+    """Encoded documents, from which a list of places makes a batch.
+
+    Args:
+        table: The table of a whole split, as :func:`collate` reads it.
+        places: ``[n]``, the rows of the table that are used; all by default.
+        clean: Whether each row of the table is clean, where it is known.
+    """
+
+    def __init__(self, table: Dataset, places: Integers | None = None, clean: Flags | None = None) -> None:
+        self.table = table.with_format("arrow")
+        self.places = np.arange(len(table)) if places is None else places
+        self.clean = clean
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, chosen: Sequence[int]) -> Batch:
+        places = self.places[np.asarray(chosen, dtype=np.int64)]
+        rows = self.table[places]
+        if self.clean is not None:
+            rows = rows.append_column("clean", pa.array(self.clean[places]))
+        return collate(rows)
+
+    def column(self, name: str) -> Any:
+        """The values ``[n]`` of a column, as numpy has them."""
+        return self.table.data.column(name).to_numpy()[self.places]

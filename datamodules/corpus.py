@@ -1,0 +1,130 @@
+"""The documents of a source as tables on disk, with numbers for domains and classes."""
+
+import json
+from pathlib import Path
+
+from datasets import Dataset
+from datasets.utils import tqdm
+
+from lightning_ncmtl._lightning import rank_zero_info
+from lightning_ncmtl.datamodules.cache import Cache, key_of
+from lightning_ncmtl.datamodules.document_table import Facts, classes_of, sort_labels, write_documents
+from lightning_ncmtl.datamodules.sources import Label, Source, Split
+from lightning_ncmtl.errors import InputError
+
+Classes = list[Label] | dict[str, list[Label]]
+
+
+class Corpus:
+    """Reads each split of a source once, and numbers its domains and classes.
+
+    Documents go to disk while they are read and stay there (Arrow, memory-mapped). What cannot be used is left out,
+    and told in a line each: what the source reports, labels outside the classes, domains without training documents.
+
+    Args:
+        source: Where documents come from.
+        domains: The domains to use; by default all that have training documents.
+        classes: The classes of all domains, or of each; by default the labels of each domain's training documents.
+        cache: Where tables go, if the source can tell when its documents change.
+
+    Attributes:
+        domains: The place of a name is its task id.
+        classes: As given, or found.
+
+    Raises:
+        InputError: If there are no domains.
+    """
+
+    def __init__(self, source: Source, domains: list[str] | None, classes: Classes | None, cache: Cache) -> None:
+        self.source = source
+        self.fingerprint = source.fingerprint()
+        self.cache = cache if self.fingerprint is not None else Cache.temporary()
+        self.classes = classes
+        self.domains = [] if domains is None else list(domains)
+        self._chosen = domains is not None
+        self._tables: dict[Split, Dataset] = {}
+        if domains is None and "train" in source.splits():
+            self.read("train")
+        elif domains is None:
+            self.domains = source.domains()
+        if not self.domains or len(set(self.domains)) < len(self.domains):
+            raise InputError(f"domains must be one or more different names, found {self.domains}")
+
+    @property
+    def domain_classes(self) -> dict[str, list[Label]]:
+        """The classes of each domain, sorted."""
+        if self.classes is None:
+            self.read("train")
+        assert self.classes is not None
+        return classes_of(self.domains, self.classes)
+
+    @property
+    def class_names(self) -> list[Label]:
+        """All classes: the place of a name is its number."""
+        return sort_labels({name for names in self.domain_classes.values() for name in names})
+
+    def read(self, split: Split) -> Dataset:
+        """The table of a split.
+
+        Returns:
+            Columns ``text``, ``task_id``, ``label`` (-1: unknown) and ``index`` (0, 1, ...). If documents may have
+            several labels also ``task_ids`` and ``labels``, lists of equal length; ``task_id`` and ``label`` are then
+            the first of them, or 0 and -1.
+
+        Raises:
+            InputError: If there is no such split, or nothing in it that can be used.
+        """
+        if split not in self._tables:
+            if split not in self.source.splits():
+                found = ", ".join(sorted(self.source.splits())) or "none"
+                raise InputError(f"there is no {split} split: {type(self.source).__name__} has {found}")
+            table, facts = self._prepare(split)
+            for line in facts["problems"]:
+                rank_zero_info(f"{split}: {line}")
+            if facts["more"]:
+                rank_zero_info(f"{split}: and {facts['more']:,} more problems")
+            if not len(table):
+                raise InputError("; ".join([f"there are no documents in the {split} split", *facts["problems"][:1]]))
+            if split == "train":
+                self._use(facts)
+            elif missing := [domain for domain in self.domains if not facts["counts"][domain]]:
+                rank_zero_info(f"{split}: no documents of {', '.join(missing)}")
+            self._tables[split] = table
+        return self._tables[split]
+
+    def _use(self, facts: Facts) -> None:
+        """Take domains and classes as the training documents have them."""
+        if missing := [domain for domain in self.domains if not facts["counts"].get(domain)]:
+            raise InputError(f"domain {missing[0]!r} has no documents in its train split: leave it out of data.domains")
+        self.domains = facts["domains"]
+        self.classes = facts["classes"] if self.classes is None else self.classes
+        for domain, names in classes_of(self.domains, self.classes).items():
+            if not names:
+                raise InputError(f"domain {domain!r} has no labels in its train split: leave it out of data.domains")
+            if len(names) == 1:
+                rank_zero_info(
+                    f"train: {domain!r} has one class alone ({names[0]}): there is nothing to learn, and its accuracy "
+                    "means nothing"
+                )
+
+    def _prepare(self, split: Split) -> tuple[Dataset, Facts]:
+        domains = self.domains or None
+        classes = self.classes if split == "train" else self.domain_classes
+        name = f"{split}-{key_of(self.fingerprint, split, domains, classes, self._chosen)}"
+        facts_path = self.cache.folder / f"{name}.json"
+
+        def make(path: Path) -> None:
+            known = domains or self.source.domains()
+            items = self.source.read(split, known if self._chosen else None)
+            facts = write_documents(
+                path,
+                tqdm(items, desc=f"Reading {split}", unit=" documents"),
+                known,
+                None if classes is None else classes_of(known, classes),
+                drop_empty=domains is None,
+                multi_label=self.source.multi_label,
+            )
+            facts_path.write_text(json.dumps(facts))
+
+        path = self.cache.get(f"{name}.arrow", make)
+        return Dataset.from_file(str(path)), json.loads(facts_path.read_text())

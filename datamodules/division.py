@@ -1,0 +1,176 @@
+"""Which documents train, validate and test, and which of them have copies."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from lightning_ncmtl._lightning import rank_zero_info
+from lightning_ncmtl.datamodules.cache import key_of
+from lightning_ncmtl.datamodules.copies import (
+    MANY,
+    Flags,
+    Integers,
+    deal_folds,
+    deal_share,
+    find_pairs,
+    group_copies,
+)
+from lightning_ncmtl.datamodules.corpus import Corpus
+from lightning_ncmtl.datamodules.sources import Split
+from lightning_ncmtl.errors import InputError
+
+VALIDATION, TEST = 1, 2  # numbers of random divisions
+
+
+class Division:
+    """Divides the training split of a corpus into documents that train, validate, and perhaps test.
+
+    Args:
+        corpus: The documents.
+        validation_size: The last documents of each domain that validate, or a share of each domain and label.
+        test_size: A share of each domain and label that is set aside first, where the corpus has no test split.
+        folds: Instead of ``validation_size``: the number of parts of each domain and label ...
+        fold: ... and the one that validates.
+        seed: Seed of folds and shares.
+        deduplicate: Leave out of training what has a copy in validation or test.
+        test: Whether :meth:`clean_test` will be asked for, too.
+
+    Attributes:
+        train: Places in the training split, ascending.
+        validation: Places in the training split, ascending.
+        test: Places in the training split, ascending, if ``test_size`` set documents aside.
+
+    Raises:
+        InputError: If a part would be empty for some domain.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        validation_size: int | float,
+        test_size: float | None,
+        folds: int | None,
+        fold: int,
+        seed: int,
+        deduplicate: bool,
+        test: bool = False,
+    ) -> None:
+        self.corpus = corpus
+        self.seed = seed
+        documents = corpus.read("train")
+        self.tasks = integers(documents, "task_id")
+        # Every domain and label, those without one included
+        self.strata = self.tasks * (len(corpus.class_names) + 1) + integers(documents, "label") + 1
+        splits: list[Split] = ["train"]
+        if "test" in corpus.source.splits() and (deduplicate or test):
+            splits.append("test")
+        self._pairs = self._find_pairs(*splits)
+        # Of the training split alone, so that the folds do not depend on the test split
+        self.groups = group_copies(self._pairs, len(documents))
+        aside = np.zeros(len(documents), dtype=bool)
+        if test_size is not None:
+            if "test" in corpus.source.splits():
+                raise InputError(f"the source has a test split: unset data.test_size, found {test_size}")
+            aside = self._share(test_size, TEST, "test_size")
+        if folds is not None:
+            held_out = ~aside & (deal_folds(self.groups, self.strata, folds, seed) == fold)
+            self._check(held_out, ~aside, f"the fold {fold} of {folds}", "choose fewer folds")
+        elif isinstance(validation_size, float):
+            held_out = ~aside & self._share(validation_size, VALIDATION, "validation_size")
+        else:
+            held_out = self._last(validation_size, ~aside)
+        used = ~held_out & ~aside
+        if deduplicate:
+            used &= ~self._leaks(held_out, aside)
+        self.train = np.flatnonzero(used)
+        self.validation = np.flatnonzero(held_out)
+        self.test = None if test_size is None else np.flatnonzero(aside)
+
+    def clean(self) -> Flags:
+        """Which documents of the training split have no copy among those that train."""
+        return ~np.isin(self.groups, self.groups[self.train])
+
+    def clean_test(self) -> Flags:
+        """Which documents of the corpus's test split have no copy among those that train."""
+        pairs = self._find_pairs("train", "test")
+        groups = group_copies(pairs, len(self.groups) + len(self.corpus.read("test")))
+        return ~np.isin(groups[len(self.groups) :], groups[self.train])
+
+    def _share(self, share: float, number: int, name: str) -> Flags:
+        if not 0 < share < 1:
+            raise InputError(f"data.{name} must be a share between 0 and 1, found {share}")
+        chosen = deal_share(self.groups, self.strata, share, [self.seed, number])
+        self._check(chosen, np.ones_like(chosen), f"data.{name} {share}", "choose another share")
+        return chosen
+
+    def _check(self, chosen: Flags, pool: Flags, what: str, way_out: str) -> None:
+        for task, domain in enumerate(self.corpus.domains):
+            members = pool & (self.tasks == task)
+            if (count := (chosen & members).sum()) in (0, members.sum()) and (members.any() or not self._several):
+                raise InputError(f"{what} holds {count} of the {members.sum()} documents of {domain!r}: {way_out}")
+
+    @property
+    def _several(self) -> bool:
+        return self.corpus.source.multi_label
+
+    def _last(self, size: int, pool: Flags) -> Flags:
+        held_out = np.zeros(len(pool), dtype=bool)
+        for task, domain in enumerate(self.corpus.domains):
+            members = np.flatnonzero(pool & (self.tasks == task))
+            if self._several and not len(members):  # no document has its first label there
+                continue
+            if not 0 < size < len(members):
+                raise InputError(
+                    f"validation_size must be between 1 and {len(members) - 1}, one less than the training "
+                    f"documents of {domain!r}, found {size}; or a share, such as 0.1"
+                )
+            held_out[members[-size:]] = True
+        return held_out
+
+    def _leaks(self, held_out: Flags, aside: Flags) -> Flags:
+        """Which training documents have a copy in validation or test (of a test split, the texts alone are used)."""
+        count = len(held_out)
+        others = "test" in self.corpus.source.splits()
+        groups = group_copies(self._pairs, count + len(self.corpus.read("test"))) if others else self.groups
+        leaks = np.isin(groups[:count], np.concatenate([groups[:count][held_out | aside], groups[count:]]))
+        where = "validation or test" if others or aside.any() else "validation"
+        pool = ~held_out & ~aside
+        rank_zero_info(f"train: dropped {(leaks & pool).sum():,} of {pool.sum():,} documents, with a copy in {where}")
+        left = np.bincount(self.tasks[pool & ~leaks], minlength=len(self.corpus.domains))
+        if not left.all() and not self._several:
+            raise InputError(
+                f"every training document of {self.corpus.domains[left.argmin()]!r} has a copy in {where}: "
+                f"set data.deduplicate to false, or leave the domain out of data.domains"
+            )
+        return np.asarray(leaks)
+
+    def _find_pairs(self, *splits: Split) -> Integers:
+        """The pairs of copies among the documents of some splits, in this order."""
+        parts = [self.corpus.read(split) for split in splits]
+        near = sum(map(len, parts)) <= MANY
+
+        def make(path: Path) -> None:
+            if not near:
+                rank_zero_info("too many documents to compare all words: copies are those with the same start")
+            with path.open("wb") as file:
+                np.save(file, find_pairs(_texts(parts), near))
+
+        # The tables tell all that they were made of.
+        key = key_of(splits, *[part.cache_files for part in parts])
+        found: Integers = np.load(self.corpus.cache.get(f"copies-{key}.npy", make))
+        return found
+
+
+def integers(documents: Dataset, column: str) -> Integers:
+    """A column of a whole table."""
+    values: Any = documents.data.column(column).to_numpy()
+    return np.asarray(values, dtype=np.int64)
+
+
+def _texts(parts: list[Dataset]) -> Iterator[str]:
+    for part in parts:
+        for batch in part.select_columns("text").iter(1000):
+            yield from batch["text"]

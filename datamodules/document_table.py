@@ -1,0 +1,223 @@
+"""Documents as a table on disk (Arrow), with numbers for domains and classes."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lightning_ncmtl.datamodules.sources import Document, Label, Problem
+from lightning_ncmtl.errors import InputError
+
+_SHOWN = 5  # problems of a split that are told one by one
+_ROWS, _CHARACTERS = 1000, 1 << 24  # of documents that are written at a time
+
+
+class Facts(TypedDict):
+    """What reading a split found.
+
+    Attributes:
+        domains: Those numbered.
+        classes: Of each domain.
+        counts: Labels, known or not, of each domain.
+        problems: What was left out, a line each.
+        more: Number of problems beyond these.
+    """
+
+    domains: list[str]
+    classes: dict[str, list[Label]]
+    counts: dict[str, int]
+    problems: list[str]
+    more: int
+
+
+def write_documents(
+    path: Path,
+    items: Iterable[Document | Problem],
+    domains: Sequence[str],
+    classes: Mapping[str, Sequence[Label]] | None,
+    drop_empty: bool = False,
+    multi_label: bool = False,
+) -> Facts:
+    """Write documents as a table (see :meth:`lightning_ncmtl.datamodules.corpus.Corpus.read`), a few at a time.
+
+    Args:
+        path: The file.
+        items: Documents and problems.
+        domains: The domains; documents of others are left out.
+        classes: The classes of each domain; documents with other labels are left out. By default those found.
+        drop_empty: Whether to leave out domains without documents.
+        multi_label: Whether a document may have several labels, or none.
+    """
+    writer = _Writer(domains, classes, multi_label)
+    if classes is not None and not drop_empty:
+        _write_batches(path, writer.batches(items), writer.schema)
+        return writer.facts(domains)
+    # The numbers are known when all was read: they are put in by a second pass.
+    first = path.with_name(f"{path.name}-first")
+    try:
+        _write_batches(first, writer.batches(items), writer.schema)
+        counts = writer.counts if classes is not None else {domain: len(writer.found[domain]) for domain in domains}
+        used = [domain for domain in domains if counts[domain] or not drop_empty]
+        for domain in domains:
+            if domain not in used:
+                what = "labels" if writer.counts[domain] else "documents"
+                writer.report(f"{domain!r} has no {what}: the domain is left out")
+        facts = writer.facts(used)
+        names = sort_labels({name for domain in used for name in facts["classes"][domain]})
+        tasks = np.array([used.index(domain) if domain in used else -1 for domain in domains], dtype=np.int32)
+        labels = np.array([names.index(name) if name in names else -1 for name in writer.names] + [-1], dtype=np.int32)
+        with pa.memory_map(str(first)) as source, pa.ipc.open_stream(source) as batches:
+            _write_batches(path, _renumber(batches, tasks, labels), writer.schema)
+        return facts
+    finally:
+        first.unlink(missing_ok=True)
+
+
+class _Writer:
+    """Turns documents into batches of rows, and keeps count."""
+
+    def __init__(
+        self, domains: Sequence[str], classes: Mapping[str, Sequence[Label]] | None, multi_label: bool
+    ) -> None:
+        self.classes = classes
+        self.multi_label = multi_label
+        self.tasks = {domain: task for task, domain in enumerate(domains)}
+        # All classes, in the order of their numbers where these are known
+        self.names: list[Label] = [] if classes is None else sort_labels({n for part in classes.values() for n in part})
+        self.codes = {_kind(name): code for code, name in enumerate(self.names)}
+        self.found: dict[str, set[Label]] = {domain: set() for domain in domains}
+        self.counts = dict.fromkeys(domains, 0)
+        self.unknown: Counter[str] = Counter()
+        self.problems: list[str] = []
+        self.more = 0
+        fields = [("text", pa.string()), ("task_id", pa.int32()), ("label", pa.int32()), ("index", pa.int64())]
+        if multi_label:
+            fields += [("task_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))]
+        self.schema = pa.schema(fields)
+
+    def facts(self, domains: Sequence[str]) -> Facts:
+        for domain, count in self.unknown.items():
+            self.report(f"left out {count:,} documents of {domain!r}, which has no training documents")
+        classes = self.classes or {domain: sort_labels(self.found[domain]) for domain in domains}
+        return Facts(
+            domains=list(domains),
+            classes={domain: list(classes[domain]) for domain in domains},
+            counts={domain: self.counts[domain] for domain in domains},
+            problems=self.problems,
+            more=self.more,
+        )
+
+    def report(self, problem: str) -> None:
+        if len(self.problems) < _SHOWN:
+            self.problems.append(problem)
+        else:
+            self.more += 1
+
+    def batches(self, items: Iterable[Document | Problem]) -> Iterator[pa.RecordBatch]:
+        rows: list[tuple[Any, ...]] = []
+        written = characters = 0
+        for item in items:
+            if isinstance(item, Problem):
+                self.report(str(item))
+                continue
+            pairs = self._pairs(item)
+            if not pairs and (item.labels or not self.multi_label):
+                continue
+            first = pairs[0] if pairs else (0, -1)
+            row: tuple[Any, ...] = (item.text, *first, written + len(rows))
+            labelled = [pair for pair in pairs if pair[1] >= 0]
+            rows.append(
+                (*row, *([list(part) for part in zip(*labelled, strict=True)] or [[], []])) if self.multi_label else row
+            )
+            characters += len(item.text)
+            if len(rows) == _ROWS or characters > _CHARACTERS:
+                yield self._batch(rows)
+                written, characters, rows = written + len(rows), 0, []
+        yield self._batch(rows)
+
+    def _batch(self, rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
+        columns = list(zip(*rows, strict=True)) or [()] * len(self.schema)
+        return pa.record_batch(
+            [pa.array(values, field.type) for values, field in zip(columns, self.schema, strict=True)],
+            schema=self.schema,
+        )
+
+    def _pairs(self, document: Document) -> list[tuple[int, int]]:
+        """Task and class of each label that can be used."""
+        pairs = []
+        for domain, label in document.labels.items():
+            if domain not in self.tasks:
+                self.unknown[domain] += 1
+                continue
+            known = None if self.classes is None else self.classes[domain]
+            if label is None:
+                code = -1
+            elif known is not None and all(_kind(label) != _kind(name) for name in known):
+                names = ", ".join(map(str, known))
+                what = f"the label {label!r} of {domain!r} is none of its classes {names}: set data.classes"
+                self.report(f"{document.where}: {what}" if document.where else what)
+                continue
+            else:
+                if _kind(label) not in self.codes:
+                    self.codes[_kind(label)] = len(self.names)
+                    self.names.append(label)
+                code = self.codes[_kind(label)]
+                self.found[domain].add(label)
+            self.counts[domain] += 1
+            pairs.append((self.tasks[domain], code))
+        return pairs
+
+
+def _write_batches(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _renumber(batches: Iterable[pa.RecordBatch], tasks: Any, labels: Any) -> Iterator[pa.RecordBatch]:
+    """Put new numbers in the place of old ones; a domain whose new number is -1 is left out with its documents."""
+    written = 0
+    for batch in batches:
+        several = "task_ids" in batch.schema.names  # they have no entry of such a domain
+        columns = {name: batch.column(name) for name in batch.schema.names}
+        for name, numbers in (("task_id", tasks), ("label", labels)):
+            columns[name] = pa.array(numbers[columns[name].to_numpy()], pa.int32())
+            if several:
+                lists = columns[f"{name}s"]
+                flat = pa.array(numbers[lists.flatten().to_numpy()], pa.int32())
+                columns[f"{name}s"] = pa.ListArray.from_arrays(lists.offsets, flat)
+        if several:
+            columns["task_id"] = pc.max_element_wise(columns["task_id"], 0)
+        new = pa.record_batch(columns, schema=batch.schema)
+        new = new.filter(pc.greater_equal(new["task_id"], 0))
+        place = new.schema.get_field_index("index")
+        yield new.set_column(place, batch.schema.field(place), pa.array(range(written, written + len(new)), pa.int64()))
+        written += len(new)
+
+
+def classes_of(
+    domains: Iterable[str], classes: Mapping[str, Sequence[Label]] | Sequence[Label]
+) -> dict[str, list[Label]]:
+    """The classes of each domain, sorted, where they are given for each or for all.
+
+    Raises:
+        InputError: If a domain is left out.
+    """
+    if not isinstance(classes, Mapping):
+        return {domain: sort_labels(set(classes)) for domain in domains}
+    if missing := [domain for domain in domains if domain not in classes]:
+        raise InputError(f"data.classes has no classes for the domain {missing[0]!r}: name those of every domain")
+    return {domain: sort_labels(set(classes[domain])) for domain in domains}
+
+
+def _kind(label: Label) -> tuple[bool, Label]:
+    return isinstance(label, str), label
+
+
+def sort_labels(labels: Iterable[Label]) -> list[Label]:
+    """Numbers first."""
+    return sorted(labels, key=_kind)

@@ -1,0 +1,91 @@
+"""From a row of a table to a document."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_ncmtl.datamodules.sources.base import Document, Label, Problem
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns of a table hold what.
+
+    Args:
+        text: Columns of the text, joined by newlines.
+        label: Column of the label; or that of each domain's label, where documents may have several; or ``None``.
+        domain: Column of the domain, if there is one.
+    """
+
+    text: tuple[str, ...]
+    label: str | Mapping[str, str] | None
+    domain: str | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns needed, each once."""
+        labels = list(self.label.values()) if isinstance(self.label, Mapping) else [self.label]
+        return [column for column in dict.fromkeys([*self.text, *labels, self.domain]) if column is not None]
+
+    @property
+    def optional(self) -> list[str]:
+        """Those of them that a JSON object may lack: the labels of several domains."""
+        labels = self.label.values() if isinstance(self.label, Mapping) else []
+        return [column for column in labels if column not in self.text]
+
+    def document(self, row: Mapping[str, Any], where: str, home: str = "") -> Document | Problem:
+        """The document of a row, which belongs to the domain ``home`` where no column says more."""
+        try:
+            parts = [column for column in self.text if row[column] is not None] or self.text  # no title, say
+            text = "\n".join(_text(row[column], column) for column in parts)
+            if isinstance(self.label, Mapping):
+                found = {domain: _label(row.get(column), column) for domain, column in self.label.items()}
+                return Document(text, {domain: label for domain, label in found.items() if label is not None}, where)
+            label = None if self.label is None else _label(row[self.label], self.label)
+            return Document(
+                text, {home if self.domain is None else _domain(row[self.domain], self.domain): label}, where
+            )
+        except TypeError as error:
+            return Problem(where, str(error))
+
+
+def clean(text: str) -> str:
+    """A text without halves of surrogate pairs, which JSON and names of files may hold and UTF-8 may not."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def domain_name(value: object) -> str | None:
+    """The domain that a cell names, if it does."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value) if abs(value) < 10**18 else None
+    return clean(value).strip() or None if isinstance(value, str) else None
+
+
+def _text(value: object, column: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text in {column!r}, found {_short(value)}")
+    return clean(value)
+
+
+def _domain(value: object, column: str) -> str:
+    name = domain_name(value)
+    if name is None:
+        raise TypeError(f"expected a domain in {column!r}, found {_short(value)}")
+    return name
+
+
+def _label(value: object, column: str) -> Label | None:
+    if isinstance(value, str):
+        stripped = clean(value).strip()
+        return int(stripped) if re.fullmatch(r"-?\d{1,18}", stripped, re.ASCII) else stripped or None
+    if value is None:
+        return None
+    if isinstance(value, int | float) and value == value // 1 and abs(value) < 10**18:
+        return int(value)
+    raise TypeError(f"expected a label in {column!r}, a whole number or a text, found {_short(value)}")
+
+
+def _short(value: object) -> str:
+    text = repr(value) if value is None or isinstance(value, str | int | float) else f"a {type(value).__name__}"
+    return text if len(text) <= 40 else f"{text[:40]}..."

@@ -1,0 +1,191 @@
+"""Datasets of the Hugging Face hub, or in its formats on disk."""
+
+import hashlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
+
+from lightning_ncmtl.datamodules.sources._files import ARROW_DAMAGE, batch_rows
+from lightning_ncmtl.datamodules.sources._rows import Layout, domain_name
+from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split
+from lightning_ncmtl.errors import InputError
+
+# What load_dataset takes for a format, and would read the working directory in it.
+FORMATS = {"arrow", "audiofolder", "csv", "imagefolder", "json", "pandas", "parquet", "text", "videofolder", "xml"}
+
+
+class HuggingFace(Source):
+    """A dataset whose documents name their domain in a column, or whose configurations are the domains.
+
+    Args:
+        path: Name on the hub; or a folder, of data files or written by ``save_to_disk``.
+        name: Name of the configuration.
+        domain: Column of the domain ...
+        configs: ... or the configurations that are the domains.
+        text: Column of the text; several are joined by newlines.
+        label: Column of the label. Labels with names in the dataset become these names; -1 is unknown.
+        split_names: What the dataset calls the splits ``train``, ``test`` and ``unlabel``. The first two are called the
+            same by default and the last ``unsupervised``, where the dataset has them.
+
+    Raises:
+        InputError: If the settings contradict each other.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        domain: str | None = None,
+        configs: list[str] | None = None,
+        text: str | list[str] = "text",
+        label: str = "label",
+        split_names: dict[str, str] | None = None,
+    ) -> None:
+        if (domain is None) == (not configs) or (configs and name is not None):
+            raise InputError(
+                "set either data.source.domain, with data.source.name where needed, or data.source.configs: "
+                f"found {domain=}, {name=}, {configs=}"
+            )
+        if not text or not label:
+            raise InputError(
+                f"documents need columns: set data.source.text and data.source.label, found {text=}, {label=}"
+            )
+        if unknown := set(split_names or ()) - set(get_args(Split)):
+            raise InputError(
+                f"data.source.split_names knows {', '.join(get_args(Split))}, found {', '.join(sorted(unknown))}"
+            )
+        if path in FORMATS or not path:
+            raise InputError(f"expected a name on the hub or a folder, found {path!r}: set data.source.path")
+        self.path = path
+        self.name = name
+        self.domain = domain
+        self.configs = configs
+        self.text = (text,) if isinstance(text, str) else tuple(text)
+        self.label = label
+        self.split_names = split_names
+        self._names = {"train": "train", "test": "test", "unlabel": "unsupervised", **(split_names or {})}
+        self._loaded: dict[str | None, dict[str, Dataset]] = {}  # by configuration and split
+
+    def domains(self) -> list[str]:
+        if self.configs:
+            return sorted(set(self.configs))
+        data = self._parts("train")[None]
+        classes = _classes(data).get(str(self.domain))
+        try:
+            values = data.unique(self.domain)
+        except ARROW_DAMAGE:  # of a kind that has no order, such as lists
+            values = []
+        found = {domain_name(_class_name(value, classes) if classes else value) for value in values} - {None}
+        if not found:
+            raise InputError(f"the column {self.domain!r} of {self.path!r} names no domains: set data.source.domain")
+        return sorted(map(str, found))
+
+    def splits(self) -> set[Split]:
+        return {split for split in get_args(Split) if self._parts(split, required=split in (self.split_names or ()))}
+
+    def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
+        parts = self._parts(split)
+        known = self.domains()
+        for domain in domains or ():
+            if domain not in known:
+                raise InputError(f"unknown domain {domain!r}: {self.path!r} has {', '.join(known)}")
+        if not self.configs:
+            for item in self._read(split, parts[None]):
+                if isinstance(item, Problem) or domains is None or all(domain in domains for domain in item.labels):
+                    yield item
+            return
+        for domain in known if domains is None else domains:
+            if domain in parts:
+                yield from self._read(split, parts[domain], domain)
+            else:
+                yield Problem(f"{self.path}/{domain}", f"the configuration has no split {self._names[split]!r}")
+
+    def fingerprint(self) -> str:
+        settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        loaded = {
+            f"{config}/{split}": data._fingerprint
+            for split in sorted(self.splits())
+            for config, data in self._parts(split).items()
+        }
+        return hashlib.sha256(repr([sorted(settings.items()), sorted(loaded.items())]).encode()).hexdigest()
+
+    def _parts(self, split: Split, required: bool = True) -> dict[str | None, Dataset]:
+        """The data of a split by configuration, where there is any."""
+        configs: list[str | None] = [*self.configs] if self.configs else [self.name]
+        for config in configs:
+            if config not in self._loaded:
+                self._loaded[config] = _load(self.path, config)
+        parts = {config if self.configs else None: data for config, data in self._loaded.items()}
+        name = self._names.get(split, split)
+        found = {config: data[name] for config, data in parts.items() if name in data}
+        if required and not found:
+            others = ", ".join(sorted({other for data in parts.values() for other in data}))
+            raise InputError(f"{self.path!r} has no split {name!r} but {others}: set data.source.split_names")
+        for data in found.values():
+            for column in self._layout(split).columns:
+                if column not in data.column_names:
+                    raise InputError(
+                        f"{self.path!r} has no column {column!r} but {', '.join(data.column_names)}: "
+                        "set data.source.text, label and domain"
+                    )
+        return found
+
+    def _layout(self, split: Split) -> Layout:
+        return Layout(self.text, None if split == "unlabel" else self.label, self.domain)
+
+    def _read(self, split: Split, data: Dataset, config: str | None = None) -> Iterator[Document | Problem]:
+        layout = self._layout(split)
+        data = data.select_columns(layout.columns)
+        classes = _classes(data)
+        place = self.path if config is None else f"{self.path}/{config}"
+        for number, row in enumerate(_rows(data)):
+            where = f"{place}[{self._names[split]}][{number}]"
+            if isinstance(row, str):
+                yield Problem(where, row)
+                continue
+            try:
+                row.update({column: _class_name(row[column], names) for column, names in classes.items()})
+            except LookupError as error:
+                yield Problem(where, str(error))
+                continue
+            yield layout.document(row, where, config or "")
+
+
+def _load(path: str, config: str | None) -> dict[str, Dataset]:
+    """All splits of a dataset, by their names."""
+    folder = Path(path, config or "")
+    try:
+        if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            data = load_from_disk(str(folder))
+        else:
+            data = load_dataset(path, config)
+    except Exception as error:  # of many kinds, of several libraries: by the hub, the network, or damaged files
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise InputError(
+            f"cannot load the dataset {path!r}{f', configuration {config!r}' if config else ''}: set data.source.path, "
+            f"and name or configs where it has several ({type(error).__name__}: {reason})"
+        ) from error
+    return {str(data.split or "train"): data} if isinstance(data, Dataset) else dict(data)
+
+
+def _rows(data: Dataset) -> Iterator[dict[str, Any] | str]:
+    try:
+        for batch in data.with_format("arrow").iter(batch_size=128):
+            yield from batch_rows(batch)
+    except ARROW_DAMAGE as error:
+        yield f"cannot be read from here on: {error}"
+
+
+def _classes(data: Dataset) -> dict[str, list[str]]:
+    """The names of classes, by the columns that hold numbers of them."""
+    return {column: kind.names for column, kind in data.features.items() if isinstance(kind, ClassLabel)}
+
+
+def _class_name(value: int | None, names: list[str]) -> str | None:
+    if value is None or value == -1:
+        return None
+    if not 0 <= value < len(names):
+        raise LookupError(f"expected one of {len(names)} classes, found {value}")
+    return names[value]

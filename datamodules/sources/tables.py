@@ -1,0 +1,161 @@
+"""Tables in files: CSV, TSV, JSONL and Parquet."""
+
+import glob
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from lightning_ncmtl.datamodules.sources._files import check_suffix, read_rows
+from lightning_ncmtl.datamodules.sources._rows import Layout, clean
+from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, fingerprint_files
+from lightning_ncmtl.errors import InputError
+
+__all__ = ["Tables", "read_rows"]
+
+
+class Tables(Source):
+    """Tables with a document in each row: ``.csv``, ``.tsv`` and ``.jsonl``, plain or ``.gz``, and ``.parquet``.
+
+    Files of a split are given by name, or by a pattern such as ``corpus/**/*.csv``. Each is a domain, named as the file
+    is up to the first dot, unless a column tells the domain, or each domain has a label in every document.
+
+    Labels are whole numbers or names. An empty one is unknown.
+
+    Args:
+        train: Files of the training split.
+        test: Files of the test split, if there is one.
+        unlabel: Files of documents without labels, if there are any.
+        text: Column of the text; several are joined by newlines.
+        label: Column of the label; or the columns of several, by domain: every document is then in all domains, or in
+            those that have a label for it.
+        domain: Column of the domain.
+
+    Raises:
+        InputError: If columns are missing from the settings, or contradict each other.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str],
+        test: str | list[str] | None = None,
+        unlabel: str | list[str] | None = None,
+        text: str | list[str] = "text",
+        label: str | dict[str, str] = "label",
+        domain: str | None = None,
+    ) -> None:
+        if not text or not label:
+            raise InputError(
+                f"documents need columns: set data.source.text and data.source.label, found {text=}, {label=}"
+            )
+        if isinstance(label, dict) and domain is not None:
+            raise InputError(
+                f"either the labels name the domains, or the column {domain!r} does: "
+                "set data.source.domain to null, or data.source.label to one column"
+            )
+        self.files: dict[Split, str | list[str] | None] = {"train": train, "test": test, "unlabel": unlabel}
+        self.text = (text,) if isinstance(text, str) else tuple(text)
+        self.label = label
+        self.domain = domain
+        self._domains: tuple[str, list[str]] | None = None  # and the fingerprint of the files that have them
+
+    @property
+    def multi_label(self) -> bool:
+        return isinstance(self.label, dict)
+
+    def domains(self) -> list[str]:
+        if isinstance(self.label, dict):
+            return sorted(self.label)
+        if self.domain is None:
+            return sorted(self._files_by_domain("train"))
+        now = self.fingerprint()
+        if self._domains is None or self._domains[0] != now:
+            self._domains = now, self._scan()
+        return self._domains[1]
+
+    def splits(self) -> set[Split]:
+        return {split for split, files in self.files.items() if files is not None}
+
+    def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
+        by_file = self.domain is None and not self.multi_label
+        files = self._find(split)
+        if domains is not None:
+            known = {*self.domains(), *(self._files_by_domain(split) if by_file else ())}
+            for domain in domains:
+                if domain not in known:
+                    raise InputError(f"unknown domain {domain!r}: the files have {', '.join(sorted(known))}")
+        if by_file:
+            yield from self._read_by_domain(split, domains)
+            return
+        layout = self._layout(split, domains)
+        for file in files:
+            for item in _read(file, layout):
+                if isinstance(item, Problem) or domains is None or all(domain in domains for domain in item.labels):
+                    yield item
+
+    def fingerprint(self) -> str:
+        settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        files = [file for split in self.splits() for file in self._find(split)]
+        return fingerprint_files({"class": "Tables", **settings}, files)
+
+    def _layout(self, split: Split, domains: Collection[str] | None = None) -> Layout:
+        label: str | dict[str, str] | None = self.label
+        if isinstance(label, dict):
+            label = {name: column for name, column in sorted(label.items()) if domains is None or name in domains}
+        if split == "unlabel":
+            label = {} if self.multi_label else None
+        return Layout(self.text, label, self.domain)
+
+    def _find(self, split: Split) -> list[Path]:
+        """The files of a split, sorted."""
+        patterns = self.files.get(split)
+        if patterns is None or patterns == []:
+            raise InputError(f"there are no files of the {split} split: set data.source.{split}")
+        found: set[str] = set()
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            names = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+            files = {name for name in names if Path(name).is_file()}
+            if not files:
+                raise InputError(
+                    f"no file matches {pattern!r}: set data.source.{split} to files, or such as 'folder/*.csv'"
+                )
+            found |= files
+        for name in found:
+            check_suffix(Path(name))
+        return sorted(map(Path, found))
+
+    def _files_by_domain(self, split: Split) -> dict[str, list[Path]]:
+        files: dict[str, list[Path]] = {}
+        for file in self._find(split):
+            files.setdefault(clean(file.name.lstrip(".").partition(".")[0]), []).append(file)
+        return files
+
+    def _read_by_domain(self, split: Split, domains: Collection[str] | None) -> Iterator[Document | Problem]:
+        files = self._files_by_domain(split)
+        for domain in sorted(files) if domains is None else domains:
+            if domain not in files:
+                yield Problem(f"data.source.{split}", f"no file is called {domain!r}, so it has no {split} documents")
+                continue
+            first, *others = files[domain]
+            if others:
+                names = ", ".join(repr(str(other)) for other in others[:5]) + (", ..." if len(others) > 5 else "")
+                yield Problem(str(first), f"taken together with {names} as the domain {domain!r}")
+            for file in files[domain]:
+                yield from _read(file, self._layout(split), domain)
+
+    def _scan(self) -> list[str]:
+        """The domains that a column names in the training files."""
+        found: set[str] = set()
+        problem = ""
+        for file in self._find("train"):
+            for item in _read(file, self._layout("train")):
+                if isinstance(item, Document):
+                    found.update(item.labels)
+                else:
+                    problem = problem or f" ({item})"
+        if not found:
+            raise InputError(f"no training document names a domain in {self.domain!r}: set data.source.domain{problem}")
+        return sorted(found)
+
+
+def _read(file: Path, layout: Layout, home: str = "") -> Iterator[Document | Problem]:
+    for item in read_rows(file, layout.columns, layout.optional):
+        yield item if isinstance(item, Problem) else layout.document(*item, home)

@@ -1,0 +1,53 @@
+"""The order in which LSTMs read sequences of different lengths: no step is spent on padding."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the W elements of M sequences lie in a ``PackedSequence``: all first ones, then all second ones, ...
+
+    Attributes:
+        source: ``[W]``, places in the plain run of all sequences, one after the other: ``run[source]`` is packed.
+        slots: ``[W]``, places of the packed elements in a grid ``[T, M]`` (flat) of T steps of the sequences, which are
+            in the order they came in.
+        batch_sizes: ``[T]``, sequences that have so many steps; on the CPU, as torch wants it.
+        order: ``[M]``, the sequences from the longest to the shortest.
+    """
+
+    source: Tensor
+    slots: Tensor
+    batch_sizes: Tensor
+    order: Tensor
+
+    @classmethod
+    def of(cls, lengths: Tensor, max_steps: int | None = None) -> "Packing":
+        """Find the order on the CPU, so that a GPU is waited for but once.
+
+        Args:
+            lengths: ``[M]``, each at least 1.
+            max_steps: What is behind it in a sequence is left out.
+        """
+        device, lengths = lengths.device, lengths.cpu()
+        starts = lengths.cumsum(0) - lengths
+        kept = lengths if max_steps is None else lengths.clamp(max=max_steps)
+        steps, order = kept.sort(descending=True, stable=True)
+        inside = torch.arange(int(steps[0])).unsqueeze(1) < steps
+        step, rank = inside.nonzero(as_tuple=True)
+        sequence = order[rank]
+        source, slots = starts[sequence] + step, step * len(lengths) + sequence
+        return cls(source.to(device), slots.to(device), inside.sum(1), order.to(device))
+
+    def pack(self, data: Tensor) -> PackedSequence:
+        """``data [W, F]``, in packed order, for an LSTM."""
+        return PackedSequence(data, self.batch_sizes, self.order, self.order.argsort())
+
+    def unpack(self, data: Tensor, padding: float) -> Tensor:
+        """``data [W, ...]``, in packed order, to ``[T, M, ...]``."""
+        steps, sequences = len(self.batch_sizes), len(self.order)
+        grid = data.new_full((steps * sequences, *data.shape[1:]), padding).index_copy(0, self.slots, data)
+        return grid.view(steps, sequences, *data.shape[1:])

@@ -1,0 +1,121 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from corpora import Fixed, Several
+
+from lightning_ncmtl.datamodules.cache import Cache
+from lightning_ncmtl.datamodules.copies import deal_share
+from lightning_ncmtl.datamodules.corpus import Corpus
+from lightning_ncmtl.datamodules.division import Division
+from lightning_ncmtl.datamodules.sources import Source
+from lightning_ncmtl.errors import InputError
+
+SIZES = {"a": 40, "b": 21, "c": 300}
+
+
+def source(test: bool = False) -> Fixed:
+    documents: Any = {
+        (domain, "train"): [(f"{domain}{n} {n * n} text", int(n % 3 == 0)) for n in range(size)]
+        for domain, size in SIZES.items()
+    }
+    return Fixed(documents | ({("a", "test"): [("t", 0)]} if test else {}))
+
+
+def divide(of: Source, **settings: Any) -> Division:
+    corpus = Corpus(of, None, None, Cache())
+    defaults = {"validation_size": 5, "test_size": None, "folds": None, "fold": 0, "seed": 0, "deduplicate": False}
+    return Division(corpus, **{**defaults, **settings})
+
+
+@pytest.mark.parametrize("settings", [{}, {"validation_size": 0.2}, {"folds": 4}])
+@pytest.mark.parametrize("test_size", [None, 0.1, 0.5])
+def test_the_parts_are_disjoint_and_whole(settings: dict[str, Any], test_size: float | None) -> None:
+    division = divide(source(), test_size=test_size, **settings)
+    parts = [division.train, division.validation, *([] if division.test is None else [division.test])]
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(sum(SIZES.values())))
+    assert all(len(part) and (np.diff(part) > 0).all() for part in parts)
+    again = divide(source(), test_size=test_size, **settings)
+    assert np.array_equal(division.train, again.train)
+    other = divide(source(), test_size=test_size, seed=1, **settings)
+    assert np.array_equal(division.train, other.train) == (settings == {} and test_size is None)
+
+
+def test_shares_are_shares_of_each_domain_and_label() -> None:
+    division = divide(source(), validation_size=0.2, test_size=0.1)
+    assert division.test is not None
+    for share, part in ((0.1, division.test), (0.2 * 0.9, division.validation)):
+        found = np.bincount(division.strata[part], minlength=division.strata.max() + 1)
+        expected = share * np.bincount(division.strata)
+        assert (abs(found - expected) < 0.02 * np.bincount(division.strata) + 2).all()
+    # The test part does not depend on how the rest is divided.
+    assert np.array_equal(division.test, divide(source(), folds=3, fold=2, test_size=0.1).test)
+
+
+def test_the_last_documents_are_those_before_the_test_part() -> None:
+    division = divide(source(), validation_size=3, test_size=0.2)
+    pool = np.union1d(division.train, division.validation)
+    for task in range(3):
+        assert np.array_equal(
+            division.validation[division.tasks[division.validation] == task], pool[division.tasks[pool] == task][-3:]
+        )
+
+
+def test_copies_stay_together_in_shares() -> None:
+    rng = np.random.default_rng(0)
+    documents: Any = {(d, "train"): [(f"story {rng.integers(40)}", 0) for _ in range(150)] for d in "ab"}
+    division = divide(Fixed(documents), validation_size=0.3, test_size=0.2)
+    assert division.test is not None
+    groups = [set(division.groups[part].tolist()) for part in (division.train, division.validation, division.test)]
+    assert not groups[0] & groups[1]
+    assert not groups[0] & groups[2]
+    assert not groups[1] & groups[2]
+    assert division.clean()[division.validation].all()
+
+
+def test_a_share_of_groups_in_each_stratum() -> None:
+    groups, strata = np.arange(1000), np.arange(1000) % 7
+    for share in (0.01, 0.37, 0.9):
+        chosen = deal_share(groups, strata, share, [0, 1])
+        assert chosen.sum() == round(share * 1000)
+        counts = np.bincount(strata[chosen], minlength=7)
+        assert counts.max() - counts.min() <= 2
+
+
+def test_documents_with_several_labels_are_divided_by_their_first() -> None:
+    texts: Any = [(f"{n} text", {"a": n % 2, "b": 1} if n % 4 else {}) for n in range(40)]
+    division = divide(Several(["a", "b"], texts), validation_size=10)
+    assert division.validation.tolist() == list(range(30, 40))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"validation_size": 21}, "between 1 and 20, .* of 'b', found 21; or a share, such as 0.1"),
+        ({"validation_size": 0.001}, "data.validation_size 0.001 holds 0 of the 40 documents of 'a': choose another"),
+        ({"validation_size": 1.5}, "data.validation_size must be a share between 0 and 1, found 1.5"),
+        ({"test_size": 0.0}, "data.test_size must be a share between 0 and 1, found 0.0"),
+        ({"folds": 50, "fold": 49}, "the fold 49 of 50 holds 0 of the .* choose fewer folds"),
+    ],
+)
+def test_empty_parts_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        divide(source(), **settings)
+
+
+def test_a_second_test_split_is_refused() -> None:
+    with pytest.raises(InputError, match="the source has a test split: unset data.test_size, found 0.2"):
+        divide(source(test=True), test_size=0.2)
+
+
+def test_too_many_documents_are_compared_by_their_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    documents: Any = {("a", "train"): [("Same, same!", 0), ("same SAME", 1), ("...", 0), ("!", 1), ("other", 0)]}
+    slow = divide(Fixed(documents), validation_size=1)
+    monkeypatch.setattr("lightning_ncmtl.datamodules.division.MANY", 3)
+    with caplog.at_level("INFO"):
+        fast = divide(Fixed(documents), validation_size=1)
+    assert fast.groups.tolist() == slow.groups.tolist() == [0, 0, 1, 2, 3]
+    assert "too many documents to compare all words: copies are those with the same start" in caplog.text
