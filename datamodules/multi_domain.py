@@ -80,7 +80,8 @@ class MultiDomainDataModule(LightningDataModule):
         keep: The part of a truncated document that is kept: its ``start``, its ``end``, or half of each (``both``).
         vectors: Pretrained word vectors (see :func:`lightning_ncmtl.datamodules.vectors.read_vectors`), given to the
             encoder when training starts.
-        predict_path: What ``predict`` reads: ``.jsonl`` or ``.csv`` with the fields ``text`` and ``domain``.
+        predict_path: What ``predict`` reads: a table with the columns ``text`` and ``domain`` (see
+            :func:`lightning_ncmtl.datamodules.predict_file.read_predict_file`).
         cache_dir: Where prepared documents stay; in the cache of the ``datasets`` library by default.
         num_workers: Processes that make batches in the background.
         num_proc: Processes that encode documents; by default one, or all cores for more than 50,000 documents.
@@ -343,11 +344,11 @@ class MultiDomainDataModule(LightningDataModule):
         items = read_predict_file(self.predict_path, self.domains)
         assert self.predict_path is not None
         key = key_of(fingerprint_files({}, [Path(self.predict_path)]), self.domains)
-        path = self.corpus.cache.get(
-            f"predict-{key}.arrow",
-            lambda path: write_documents(path, items, self.domains, {domain: [] for domain in self.domains}),
-        )
-        return Dataset.from_file(str(path))
+
+        def make(path: Path) -> None:
+            write_documents(path, items, self.domains, {domain: [] for domain in self.domains})
+
+        return Dataset.from_file(str(self.corpus.cache.get(f"predict-{key}.arrow", make)))
 
     def _learn_vocabulary(self) -> None:
         part = self._parts["train"]
@@ -395,10 +396,12 @@ class MultiDomainDataModule(LightningDataModule):
                 if "train" not in self._parts:
                     self._divide()
                 self._learn_vocabulary()
+            tokenizer = self.tokenizer
+            assert tokenizer is not None
             table, places, clean = self._parts[stage]
             settings = {name: getattr(self, name) for name in ("max_words", "max_sentences", "max_tokens", "keep")}
             num_proc = self.num_proc or (os.cpu_count() if len(table) > _MANY else None)
-            encoded = encode_table(table, self.tokenizer, settings, self.corpus.cache, num_proc)
+            encoded = encode_table(table, tokenizer, settings, self.corpus.cache, num_proc)
             documents = Documents(encoded, places, clean)
             self.counts[stage] = counts = {
                 "documents": len(documents),

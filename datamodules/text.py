@@ -20,14 +20,16 @@ _SENTENCE_END = re.compile(r"[.!?]+")
 _BOUNDARIES = "\u0120\u2581"  # what byte-level and SentencePiece vocabularies write for a space
 
 
-def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int, min_frequency: int) -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str] | Iterable[list[str]], kind: str, vocab_size: int, min_frequency: int
+) -> Tokenizer:
     """Learn a vocabulary of words, or of parts of words.
 
     Text is lower-cased and split at white space; punctuation at the end of a word (and opening brackets and quotes at
     its start) becomes a word of its own, so that plain text and tokenised corpora give the same words.
 
     Args:
-        texts: Training texts.
+        texts: Training texts, one by one or some at a time.
         kind: ``words``, or ``bpe`` for byte-pair encoding (Sennrich, Haddow & Birch, ACL 2016) of bytes, which knows
             no unknown words.
         vocab_size: Upper bound on the number of words, padding (id 0) and unknown (id 1) included.
@@ -44,11 +46,11 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int, min_freque
         tokenizer.decoder = decoders.ByteLevel()
         split.append(pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
-    settings = {"vocab_size": vocab_size, "min_frequency": min_frequency, "show_progress": False}
+    settings: dict[str, Any] = {"vocab_size": vocab_size, "min_frequency": min_frequency, "show_progress": False}
     settings["special_tokens"] = [PADDING, UNKNOWN]
+    trainer: Any
     if bpe:
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **settings)
+        trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **settings)
     else:
         trainer = trainers.WordLevelTrainer(**settings)
     tokenizer.train_from_iterator(texts, trainer)

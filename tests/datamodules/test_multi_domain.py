@@ -328,13 +328,14 @@ def test_unusual_texts_to_predict(datamodule: MultiDomainDataModule, tmp_path: P
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.txt", "x", r"predict reads .jsonl and .csv files"),
+        ("t.txt", "x", r"cannot read '.*t.txt': tables are .csv, .tsv or .jsonl files"),
         ("t.jsonl", "{not json\n", r"t.jsonl:1: not JSON"),
-        ("t.jsonl", '"text"\n', r"t.jsonl:1: expected an object"),
-        ("t.jsonl", '{"text": "x", "domain": "cars"}\n', r"row 1 needs a 'text' and a 'domain' out of domain00"),
-        ("t.jsonl", '{"domain": "domain00"}\n', r"row 1 needs a 'text'"),
-        ("t.csv", "text,other\nx,y\n", r"row 1 needs a 'text' and a 'domain'"),
-        ("t.csv", "text,domain\n", r"has no texts"),
+        ("t.jsonl", '"text"\n', r"t.jsonl:1: expected a JSON object"),
+        ("t.jsonl", '\n{"text": "x", "domain": "cars"}\n', r"t.jsonl:2: predict needs .* a 'domain' out of domain00"),
+        ("t.jsonl", '{"domain": "domain00"}\n', r"t.jsonl:1: no column 'text' among 'domain'; predict needs a 'text'"),
+        ("t.csv", "text,other\nx,y\n", r"t.csv:1: no column 'domain' among 'text', 'other'"),
+        ("t.csv", "text,domain\n", r"t.csv:1: empty: the file has no rows"),
+        ("t.csv", "", r"t.csv:1: empty: the file has no rows"),
         (None, "", r"does not exist: set data.predict_path"),
     ],
 )
@@ -349,7 +350,7 @@ def test_bad_texts_to_predict_are_refused(
 
 
 def test_predict_without_a_file_is_refused(datamodule: MultiDomainDataModule) -> None:
-    with pytest.raises(InputError, match="predict needs a file of texts: set data.predict_path"):
+    with pytest.raises(InputError, match="predict needs a table of texts: set data.predict_path"):
         datamodule.setup("predict")
 
 
