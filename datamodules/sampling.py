@@ -51,6 +51,8 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
         InputError: If documents or settings cannot be used, or there are fewer training documents than ranks.
     """
 
+    fixed = False  # whether all epochs have the same batches
+
     def __init__(
         self,
         task_ids: Sequence[int],
@@ -104,7 +106,7 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
         return self._training_batches() if self.shuffle else self._evaluation_batches()
 
     def _training_batches(self) -> Iterator[list[int]]:
-        rng = np.random.default_rng([self.seed, self.epoch])
+        rng = np.random.default_rng([self.seed, 0 if self.fixed else self.epoch])
         least = self.quota * self.num_replicas  # documents of a domain in a global batch
         due, rest = self._draw(rng, least * self.num_batches)
         # Sizes of the global batches differ by one at most.
@@ -175,22 +177,22 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
 class FixedBatchSampler(MixedBatchSampler, SequentialSampler):  # type: ignore[misc]
     """The same batches in every epoch, for ``overfit_batches``: Lightning leaves a ``SequentialSampler`` alone."""
 
-    def set_epoch(self, epoch: int) -> None:
-        """Ignored."""
+    fixed = True
 
 
 class MixedBatchLoader(DataLoader[Any]):
     """A loader that continues in the middle of an epoch: its position travels in Lightning's checkpoints."""
 
     _position = 0  # batches handed out in this epoch
-    _skip = 0  # batches that an interrupted epoch had handed out
+    _interrupted = (0, 0)  # an epoch that was left, and the batches that it had handed out
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # Runs when the first batch is asked for: Lightning resumes with iter() before set_epoch().
-        self._position, self._skip = self._skip, 0
         sampler = self.sampler
         if not isinstance(sampler, MixedBatchSampler):
             raise InputError(f"the loader needs a MixedBatchSampler, found {type(sampler).__name__}")
+        epoch, position = self._interrupted
+        self._position, self._interrupted = position if epoch == sampler.epoch else 0, (0, 0)
         sampler.skip = self._position
         for batch in super().__iter__():
             self._position += 1
@@ -198,11 +200,13 @@ class MixedBatchLoader(DataLoader[Any]):
 
     def state_dict(self) -> dict[str, int]:
         """Called by Lightning when it writes a checkpoint."""
-        return {"position": self._position}
+        assert isinstance(self.sampler, MixedBatchSampler)
+        return {"epoch": self.sampler.epoch, "position": self._position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Called by Lightning when it resumes: the next iteration starts behind the batches already seen."""
-        self._position = self._skip = state["position"] % len(self)
+        """Called by Lightning when it resumes: if the same epoch goes on, it starts behind the batches already seen."""
+        self._position = state["position"] % len(self)
+        self._interrupted = state["epoch"], self._position
 
 
 def _integers(name: str, values: Sequence[int]) -> Integers:

@@ -445,5 +445,5 @@ def test_a_loader_continues_in_the_middle_of_an_epoch(datamodule: MultiDomainDat
     resumed = datamodule.train_dataloader()
     resumed.load_state_dict(loader.state_dict())
     assert [batch["index"].tolist() for batch in resumed] == whole[3:]
-    assert resumed.state_dict() == {"position": len(whole)}
+    assert resumed.state_dict() == {"epoch": 0, "position": len(whole)}
     assert [batch["index"].tolist() for batch in resumed] == whole  # the next epoch is whole again

@@ -300,7 +300,7 @@ def test_a_loader_continues_in_the_middle_of_an_epoch(mode: dict[str, Any], work
     interrupted = loader(sampler(**mode), workers)
     assert take(iter(interrupted), 5) == epochs[0][:5]
     state = interrupted.state_dict()
-    assert state == {"position": 5}  # handed out; a worker is ahead
+    assert state == {"epoch": 0, "position": 5}  # handed out; a worker is ahead
 
     resumed = loader(sampler(**mode), workers)
     resumed.load_state_dict(state)
