@@ -110,7 +110,10 @@ class Division:
         for task, domain in enumerate(self.corpus.domains):
             members = pool & (self.tasks == task)
             if (count := (chosen & members).sum()) in (0, members.sum()) and (members.any() or not self._several):
-                raise InputError(f"{what} holds {count} of the {members.sum()} documents of {domain!r}: {way_out}")
+                raise InputError(
+                    f"{what} holds {count} of the {members.sum()} documents of {domain!r}, whose copies stay together: "
+                    f"{way_out}"
+                )
 
     @property
     def _several(self) -> bool:

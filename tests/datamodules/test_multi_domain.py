@@ -373,7 +373,11 @@ def test_predict_without_a_file_is_refused(datamodule: MultiDomainDataModule) ->
         ({("a", "test"): [("x", 2)]}, {}, "there is no train split: Fixed has test"),
         ({("a", "train"): numbered(3)}, {"classes": {"b": [0, 1]}}, "data.classes has no classes for the domain 'a'"),
         ({("a", "train"): numbered(9)}, {"validation_size": 1.5}, "data.validation_size must be a share between 0 an"),
-        ({("a", "train"): numbered(9)}, {"validation_size": 0.01}, "holds 0 of the 9 documents of 'a': choose another"),
+        (
+            {("a", "train"): numbered(9)},
+            {"validation_size": 0.01},
+            "holds 0 of the 9 documents of 'a', .* choose another",
+        ),
         (
             {("a", "train"): numbered(9), ("a", "test"): numbered(9)},
             {"test_size": 0.3},
