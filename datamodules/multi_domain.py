@@ -15,11 +15,9 @@ from lightning_ncmtl.datamodules.cache import Cache, key_of
 from lightning_ncmtl.datamodules.copies import Flags, Integers, repeats
 from lightning_ncmtl.datamodules.corpus import Corpus
 from lightning_ncmtl.datamodules.division import Division, integers
-from lightning_ncmtl.datamodules.document_table import write_documents
-from lightning_ncmtl.datamodules.predict_file import read_predict_file
+from lightning_ncmtl.datamodules.predict_file import predict_table
 from lightning_ncmtl.datamodules.sampling import Balance, FixedBatchSampler, MixedBatchLoader, MixedBatchSampler
 from lightning_ncmtl.datamodules.sources import Document, Label, Source
-from lightning_ncmtl.datamodules.sources.base import fingerprint_files
 from lightning_ncmtl.datamodules.text import Keep, encode_table, load_tokenizer, train_tokenizer
 from lightning_ncmtl.datamodules.vectors import read_vectors
 from lightning_ncmtl.errors import InputError
@@ -81,7 +79,7 @@ class MultiDomainDataModule(LightningDataModule):
         vectors: Pretrained word vectors (see :func:`lightning_ncmtl.datamodules.vectors.read_vectors`), given to the
             encoder when training starts.
         predict_path: What ``predict`` reads: a table with the columns ``text`` and ``domain`` (see
-            :func:`lightning_ncmtl.datamodules.predict_file.read_predict_file`).
+            :func:`lightning_ncmtl.datamodules.predict_file.predict_table`).
         cache_dir: Where prepared documents stay; in the cache of the ``datasets`` library by default.
         num_workers: Processes that make batches in the background.
         num_proc: Processes that encode documents; by default one, or all cores for more than 50,000 documents.
@@ -225,7 +223,7 @@ class MultiDomainDataModule(LightningDataModule):
         elif stage == "test":
             self._set_test_documents()
         elif stage == "predict":
-            self._set("predict", _Part(self._read_predict_file()))
+            self._set("predict", _Part(predict_table(self.predict_path, self.domains, self.corpus.cache)))
         if stage == "fit" and self.tokenizer is None:
             self._learn_vocabulary()
 
@@ -234,12 +232,7 @@ class MultiDomainDataModule(LightningDataModule):
         if self.vectors_path is None:
             return None
         assert self.tokenizer is not None, "call setup('fit') first"
-        vectors = read_vectors(self.vectors_path, self.tokenizer.get_vocab())
-        known = int((~vectors.isnan().any(1)).sum())
-        rank_zero_info(
-            f"{self.vectors_path}: vectors for {known:,} of {len(vectors):,} words ({known / len(vectors):.1%})"
-        )
-        return vectors
+        return read_vectors(self.vectors_path, self.tokenizer.get_vocab())
 
     def train_dataloader(self) -> MixedBatchLoader:
         return self._loader("train", shuffle=True)
@@ -339,16 +332,6 @@ class MultiDomainDataModule(LightningDataModule):
     def _set(self, stage: Stage, part: _Part) -> None:
         self._parts[stage] = part
         self._encoded.pop(stage, None)
-
-    def _read_predict_file(self) -> Dataset:
-        items = read_predict_file(self.predict_path, self.domains)
-        assert self.predict_path is not None
-        key = key_of(fingerprint_files({}, [Path(self.predict_path)]), self.domains)
-
-        def make(path: Path) -> None:
-            write_documents(path, items, self.domains, {domain: [] for domain in self.domains})
-
-        return Dataset.from_file(str(self.corpus.cache.get(f"predict-{key}.arrow", make)))
 
     def _learn_vocabulary(self) -> None:
         part = self._parts["train"]

@@ -3,19 +3,28 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from datasets import Dataset
+
+from lightning_ncmtl.datamodules.cache import Cache, key_of
+from lightning_ncmtl.datamodules.document_table import write_documents
 from lightning_ncmtl.datamodules.sources import Document, Problem
 from lightning_ncmtl.datamodules.sources._files import check_suffix, read_rows
 from lightning_ncmtl.datamodules.sources._rows import clean
+from lightning_ncmtl.datamodules.sources.base import fingerprint_files
 from lightning_ncmtl.errors import InputError
 
 
-def read_predict_file(name: str | None, domains: Sequence[str]) -> Iterator[Document]:
+def predict_table(name: str | None, domains: list[str], cache: Cache) -> Dataset:
     """Read texts and their domains. Every row gets a prediction, so one that cannot be used is an error.
 
     Args:
         name: A table with the columns ``text`` and ``domain``: a ``.csv``, ``.tsv`` or ``.jsonl`` file, plain or
             ``.gz``, or a ``.parquet`` file.
         domains: The known domains.
+        cache: Where the result stays.
+
+    Returns:
+        A table as :meth:`lightning_ncmtl.datamodules.corpus.Corpus.read` gives it, with unknown labels.
 
     Raises:
         InputError: If there is no such file, a row cannot be used, or there is none.
@@ -26,7 +35,12 @@ def read_predict_file(name: str | None, domains: Sequence[str]) -> Iterator[Docu
     if not path.is_file():
         raise InputError(f"the file {name!r} does not exist: set data.predict_path")
     check_suffix(path)
-    return _read(path, domains)
+
+    def make(table: Path) -> None:
+        write_documents(table, _read(path, domains), domains, {domain: [] for domain in domains})
+
+    key = key_of(fingerprint_files({}, [path]), domains)
+    return Dataset.from_file(str(cache.get(f"predict-{key}.arrow", make)))
 
 
 def _read(path: Path, domains: Sequence[str]) -> Iterator[Document]:

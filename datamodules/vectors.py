@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_ncmtl._lightning import rank_zero_info
 from lightning_ncmtl.errors import InputError
 
 
@@ -61,6 +62,7 @@ def read_vectors(path: str, vocabulary: Mapping[str, int]) -> Tensor:
         raise InputError(f"the word vectors {path!r} have none of the {len(vocabulary)} words of the vocabulary")
     vectors = torch.full((len(vocabulary), width), torch.nan)
     vectors[list(found)] = torch.from_numpy(np.stack(list(found.values())))
+    rank_zero_info(f"{path}: vectors for {len(found):,} of {len(vectors):,} words ({len(found) / len(vectors):.1%})")
     return vectors
 
 

@@ -264,13 +264,15 @@ def test_invalid_bytes_empty_and_long_documents_are_counted() -> None:
     assert data.counts["train"] == {"documents": 4, "with invalid characters": 1, "empty": 1, "truncated": 1}
 
 
-def test_vectors_follow_the_vocabulary(tmp_path: Path) -> None:
+def test_vectors_follow_the_vocabulary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "v.txt").write_text("word 1 2\nother 3 4\n")
     data = MultiDomainDataModule(
         Fixed({("a", "train"): numbered(4)}), validation_size=1, min_frequency=2, vectors=str(tmp_path / "v.txt")
     )
     data.setup("fit")
-    vectors = data.vectors()
+    with caplog.at_level("INFO"):
+        vectors = data.vectors()
+    assert "v.txt: vectors for 1 of 3 words (33.3%)" in caplog.text
     assert vectors is not None
     assert data.tokenizer is not None
     assert vectors[data.tokenizer.token_to_id("word")].tolist() == [1.0, 2.0]
