@@ -1,14 +1,16 @@
 """The documents of a source as tables on disk, with numbers for domains and classes."""
 
 import json
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset
 from datasets.utils import tqdm
 
 from lightning_ncmtl._lightning import rank_zero_info
 from lightning_ncmtl.datamodules.cache import Cache, key_of
-from lightning_ncmtl.datamodules.document_table import Facts, classes_of, sort_labels, write_documents
+from lightning_ncmtl.datamodules.document_table import Facts, classes_of, integers, sort_labels, write_documents
 from lightning_ncmtl.datamodules.sources import Label, Source, Split
 from lightning_ncmtl.errors import InputError
 
@@ -37,9 +39,10 @@ class Corpus:
 
     def __init__(self, source: Source, domains: list[str] | None, classes: Classes | None, cache: Cache) -> None:
         self.source = source
-        self.fingerprint = source.fingerprint()
-        self.cache = cache if self.fingerprint is not None else Cache.temporary()
+        self._cache = cache
         self.classes = classes
+        if domains is None and isinstance(classes, dict):
+            domains = list(classes)
         self.domains = [] if domains is None else list(domains)
         self._chosen = domains is not None
         self._tables: dict[Split, Dataset] = {}
@@ -49,6 +52,16 @@ class Corpus:
             self.domains = source.domains()
         if not self.domains or len(set(self.domains)) < len(self.domains):
             raise InputError(f"domains must be one or more different names, found {self.domains}")
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """The source's, when documents are read: a checkpoint does without them."""
+        return self.source.fingerprint()
+
+    @cached_property
+    def cache(self) -> Cache:
+        """Where tables of the source go."""
+        return self._cache if self.fingerprint is not None else Cache.temporary()
 
     @property
     def domain_classes(self) -> dict[str, list[Label]]:
@@ -87,8 +100,11 @@ class Corpus:
                 raise InputError("; ".join([f"there are no documents in the {split} split", *facts["problems"][:1]]))
             if split == "train":
                 self._use(facts)
-            elif missing := [domain for domain in self.domains if not facts["counts"][domain]]:
-                rank_zero_info(f"{split}: no documents of {', '.join(missing)}")
+            elif split == "test" and not self.source.multi_label:
+                labelled = integers(table, "task_id")[integers(table, "label") >= 0]
+                counts = np.bincount(labelled, minlength=len(self.domains))
+                if missing := [domain for domain, count in zip(self.domains, counts, strict=True) if not count]:
+                    rank_zero_info(f"{split}: no documents with labels of {', '.join(missing)}")
             self._tables[split] = table
         return self._tables[split]
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -19,6 +18,7 @@ from lightning_ncmtl.datamodules.copies import (
     group_copies,
 )
 from lightning_ncmtl.datamodules.corpus import Corpus
+from lightning_ncmtl.datamodules.document_table import integers
 from lightning_ncmtl.datamodules.sources import Split
 from lightning_ncmtl.errors import InputError
 
@@ -63,7 +63,9 @@ class Division:
         documents = corpus.read("train")
         self.tasks = integers(documents, "task_id")
         # Every domain and label, those without one included
-        self.strata = self.tasks * (len(corpus.class_names) + 1) + integers(documents, "label") + 1
+        labels = integers(documents, "label")
+        self.labelled = labels >= 0
+        self.strata = self.tasks * (len(corpus.class_names) + 1) + labels + 1
         splits: list[Split] = ["train"]
         if "test" in corpus.source.splits() and (deduplicate or test):
             splits.append("test")
@@ -74,12 +76,12 @@ class Division:
         if test_size is not None:
             if "test" in corpus.source.splits():
                 raise InputError(f"the source has a test split: unset data.test_size, found {test_size}")
-            aside = self._share(test_size, TEST, "test_size")
+            aside = self._share(test_size, ~aside, TEST, "test_size")
         if folds is not None:
             held_out = ~aside & (deal_folds(self.groups, self.strata, folds, seed) == fold)
             self._check(held_out, ~aside, f"the fold {fold} of {folds}", "choose fewer folds")
         elif isinstance(validation_size, float):
-            held_out = ~aside & self._share(validation_size, VALIDATION, "validation_size")
+            held_out = self._share(validation_size, ~aside, VALIDATION, "validation_size")
         else:
             held_out = self._last(validation_size, ~aside)
         used = ~held_out & ~aside
@@ -99,38 +101,42 @@ class Division:
         groups = group_copies(pairs, len(self.groups) + len(self.corpus.read("test")))
         return ~np.isin(groups[len(self.groups) :], groups[self.train])
 
-    def _share(self, share: float, number: int, name: str) -> Flags:
+    def _share(self, share: float, pool: Flags, number: int, name: str) -> Flags:
         if not 0 < share < 1:
             raise InputError(f"data.{name} must be a share between 0 and 1, found {share}")
-        chosen = deal_share(self.groups, self.strata, share, [self.seed, number])
-        self._check(chosen, np.ones_like(chosen), f"data.{name} {share}", "choose another share")
+        _, groups = np.unique(self.groups[pool], return_inverse=True)
+        chosen = np.zeros_like(pool)
+        chosen[pool] = deal_share(groups, self.strata[pool], share, [self.seed, number])
+        self._check(chosen, pool, f"data.{name} {share}", "choose another share")
         return chosen
 
     def _check(self, chosen: Flags, pool: Flags, what: str, way_out: str) -> None:
-        for task, domain in enumerate(self.corpus.domains):
-            members = pool & (self.tasks == task)
-            if (count := (chosen & members).sum()) in (0, members.sum()) and (members.any() or not self._several):
+        for domain, members in self._members(pool):
+            if (count := (chosen & members).sum()) in (0, members.sum()):
                 raise InputError(
-                    f"{what} holds {count} of the {members.sum()} documents of {domain!r}, whose copies stay together: "
+                    f"{what} holds {count} of the {members.sum()} documents of {domain}, whose copies stay together: "
                     f"{way_out}"
                 )
 
-    @property
-    def _several(self) -> bool:
-        return self.corpus.source.multi_label
+    def _members(self, pool: Flags) -> Iterator[tuple[str, Flags]]:
+        """The documents of each domain; all together where they may have several."""
+        if self.corpus.source.multi_label:
+            yield "the corpus", pool
+            return
+        for task, domain in enumerate(self.corpus.domains):
+            yield repr(domain), pool & (self.tasks == task)
 
     def _last(self, size: int, pool: Flags) -> Flags:
+        """The last documents with labels."""
         held_out = np.zeros(len(pool), dtype=bool)
-        for task, domain in enumerate(self.corpus.domains):
-            members = np.flatnonzero(pool & (self.tasks == task))
-            if self._several and not len(members):  # no document has its first label there
-                continue
-            if not 0 < size < len(members):
+        for domain, members in self._members(pool & self.labelled):
+            places = np.flatnonzero(members)
+            if not 0 < size < len(places):
                 raise InputError(
-                    f"validation_size must be between 1 and {len(members) - 1}, one less than the training "
-                    f"documents of {domain!r}, found {size}; or a share, such as 0.1"
+                    f"validation_size must be between 1 and {len(places) - 1}, one less than the training "
+                    f"documents of {domain}, found {size}; or a share, such as 0.1"
                 )
-            held_out[members[-size:]] = True
+            held_out[places[-size:]] = True
         return held_out
 
     def _leaks(self, held_out: Flags, aside: Flags) -> Flags:
@@ -143,7 +149,7 @@ class Division:
         pool = ~held_out & ~aside
         rank_zero_info(f"train: dropped {(leaks & pool).sum():,} of {pool.sum():,} documents, with a copy in {where}")
         left = np.bincount(self.tasks[pool & ~leaks], minlength=len(self.corpus.domains))
-        if not left.all() and not self._several:
+        if not left.all() and not self.corpus.source.multi_label:
             raise InputError(
                 f"every training document of {self.corpus.domains[left.argmin()]!r} has a copy in {where}: "
                 f"set data.deduplicate to false, or leave the domain out of data.domains"
@@ -153,7 +159,7 @@ class Division:
     def _find_pairs(self, *splits: Split) -> Integers:
         """The pairs of copies among the documents of some splits, in this order."""
         parts = [self.corpus.read(split) for split in splits]
-        near = sum(map(len, parts)) <= MANY
+        near = len(parts[0]) <= MANY  # of training alone, whatever else is read
 
         def make(path: Path) -> None:
             if not near:
@@ -165,12 +171,6 @@ class Division:
         key = key_of(splits, *[part.cache_files for part in parts])
         found: Integers = np.load(self.corpus.cache.get(f"copies-{key}.npy", make))
         return found
-
-
-def integers(documents: Dataset, column: str) -> Integers:
-    """A column of a whole table."""
-    values: Any = documents.data.column(column).to_numpy()
-    return np.asarray(values, dtype=np.int64)
 
 
 def _texts(parts: list[Dataset]) -> Iterator[str]:

@@ -8,8 +8,11 @@ from typing import Any, TypedDict
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets import Dataset
+from numpy.typing import NDArray
 
 from lightning_ncmtl.datamodules.sources import Document, Label, Problem
+from lightning_ncmtl.datamodules.sources.base import plain_label
 from lightning_ncmtl.errors import InputError
 
 _SHOWN = 5  # problems of a split that are told one by one
@@ -65,7 +68,7 @@ def write_documents(
         for domain in domains:
             if domain not in used:
                 what = "labels" if writer.counts[domain] else "documents"
-                writer.report(f"{domain!r} has no {what}: the domain is left out")
+                writer.of_domains.append(f"{domain!r} has no {what}: the domain is left out")
         facts = writer.facts(used)
         names = sort_labels({name for domain in used for name in facts["classes"][domain]})
         tasks = np.array([used.index(domain) if domain in used else -1 for domain in domains], dtype=np.int32)
@@ -94,6 +97,7 @@ class _Writer:
         self.unknown: Counter[str] = Counter()
         self.problems: list[str] = []
         self.more = 0
+        self.of_domains: list[str] = []
         fields = [("text", pa.string()), ("task_id", pa.int32()), ("label", pa.int32()), ("index", pa.int64())]
         if multi_label:
             fields += [("task_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))]
@@ -101,13 +105,13 @@ class _Writer:
 
     def facts(self, domains: Sequence[str]) -> Facts:
         for domain, count in self.unknown.items():
-            self.report(f"left out {count:,} documents of {domain!r}, which has no training documents")
+            self.of_domains.append(f"left out {count:,} documents of {domain!r}, which has no training documents")
         classes = self.classes or {domain: sort_labels(self.found[domain]) for domain in domains}
         return Facts(
             domains=list(domains),
             classes={domain: list(classes[domain]) for domain in domains},
             counts={domain: self.counts[domain] for domain in domains},
-            problems=self.problems,
+            problems=[*self.problems, *self.of_domains],
             more=self.more,
         )
 
@@ -149,7 +153,8 @@ class _Writer:
     def _pairs(self, document: Document) -> list[tuple[int, int]]:
         """Task and class of each label that can be used."""
         pairs = []
-        for domain, label in document.labels.items():
+        for domain, given in document.labels.items():
+            label = None if given is None else plain_label(given)
             if domain not in self.tasks:
                 self.unknown[domain] += 1
                 continue
@@ -170,6 +175,12 @@ class _Writer:
             self.counts[domain] += 1
             pairs.append((self.tasks[domain], code))
         return pairs
+
+
+def integers(documents: Dataset, column: str) -> NDArray[np.int64]:
+    """A column of a whole table."""
+    values: Any = documents.data.column(column).to_numpy()
+    return np.asarray(values, dtype=np.int64)
 
 
 def _write_batches(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
@@ -208,10 +219,10 @@ def classes_of(
         InputError: If a domain is left out.
     """
     if not isinstance(classes, Mapping):
-        return {domain: sort_labels(set(classes)) for domain in domains}
+        return {domain: sort_labels(set(map(plain_label, classes))) for domain in domains}
     if missing := [domain for domain in domains if domain not in classes]:
         raise InputError(f"data.classes has no classes for the domain {missing[0]!r}: name those of every domain")
-    return {domain: sort_labels(set(classes[domain])) for domain in domains}
+    return {domain: sort_labels(set(map(plain_label, classes[domain]))) for domain in domains}
 
 
 def _kind(label: Label) -> tuple[bool, Label]:

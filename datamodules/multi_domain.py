@@ -1,5 +1,6 @@
 """Text classification in many domains, one task per domain."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,11 @@ from lightning_ncmtl.datamodules.batches import Documents
 from lightning_ncmtl.datamodules.cache import Cache, key_of
 from lightning_ncmtl.datamodules.copies import Flags, Integers, repeats
 from lightning_ncmtl.datamodules.corpus import Corpus
-from lightning_ncmtl.datamodules.division import Division, integers
+from lightning_ncmtl.datamodules.division import Division
+from lightning_ncmtl.datamodules.document_table import classes_of, integers
 from lightning_ncmtl.datamodules.predict_file import predict_table
 from lightning_ncmtl.datamodules.sampling import Balance, FixedBatchSampler, MixedBatchLoader, MixedBatchSampler
-from lightning_ncmtl.datamodules.sources import Document, Label, Source
+from lightning_ncmtl.datamodules.sources import Label, Source
 from lightning_ncmtl.datamodules.text import Keep, encode_table, load_tokenizer, train_tokenizer
 from lightning_ncmtl.datamodules.vectors import read_vectors
 from lightning_ncmtl.errors import InputError
@@ -102,7 +104,7 @@ class MultiDomainDataModule(LightningDataModule):
         self,
         source: Source,
         domains: list[str] | None = None,
-        classes: dict[str, list[int | str]] | list[int | str] | None = None,
+        classes: dict[str, list[Label]] | list[Label] | None = None,
         batch_size: int = 32,
         balance: Balance = "proportional",
         replacement: bool = False,
@@ -144,7 +146,8 @@ class MultiDomainDataModule(LightningDataModule):
             if value < least:
                 raise InputError(f"{name} must be at least {least}, found {value}")
         self.source = source
-        self.corpus = Corpus(source, domains, classes, Cache(cache_dir))
+        self.cache = Cache(cache_dir)
+        self.corpus = Corpus(source, domains, classes, self.cache)
         self.domains = self.corpus.domains
         self.hparams["domains"] = self.domains  # so that a checkpoint does without the corpus
         self.batch_size = batch_size
@@ -170,7 +173,9 @@ class MultiDomainDataModule(LightningDataModule):
         self.seed = seed
         self.kind = tokenizer
         self.tokenizer: Tokenizer | None = None if tokenizer in ("words", "bpe") else load_tokenizer(tokenizer)
-        self.vocab_size = vocab_size if self.tokenizer is None else self.tokenizer.get_vocab_size()
+        self.vocab_size = vocab_size
+        if self.tokenizer is not None:
+            self.vocab_size = max(self.tokenizer.get_vocab().values()) + 1
         self.counts: dict[Stage, dict[str, int]] = {}
         self.copies: dict[str, dict[str, int]] = {}
         self._division: Division | None = None
@@ -223,7 +228,7 @@ class MultiDomainDataModule(LightningDataModule):
         elif stage == "test":
             self._set_test_documents()
         elif stage == "predict":
-            self._set("predict", _Part(predict_table(self.predict_path, self.domains, self.corpus.cache)))
+            self._set("predict", _Part(predict_table(self.predict_path, self.domains, self.cache)))
         if stage == "fit" and self.tokenizer is None:
             self._learn_vocabulary()
 
@@ -277,7 +282,7 @@ class MultiDomainDataModule(LightningDataModule):
             )
         if self.corpus.classes is None:
             self.corpus.classes = state_dict["classes"]
-        for domain, theirs in state_dict["classes"].items():
+        for domain, theirs in classes_of(self.domains, state_dict["classes"]).items():
             if theirs != (ours := self.domain_classes[domain]):
                 raise InputError(
                     f"the checkpoint was trained on the classes {theirs} of {domain!r}; the data has {ours}: "
@@ -337,13 +342,14 @@ class MultiDomainDataModule(LightningDataModule):
         part = self._parts["train"]
         used = self.kind, self.vocab_size, self.min_frequency, self.unlabelled_words
         assert part.places is not None
-        key = key_of(part.table.cache_files, part.places.tobytes(), used)
+        key = key_of(part.table.cache_files, hashlib.sha256(part.places.tobytes()).digest(), used)
 
         def texts() -> Iterator[list[str]]:
             for rows in part.table.select(part.places).select_columns("text").iter(1000):
                 yield rows["text"]
             if self.unlabelled_words:
-                yield from ([item.text] for item in self.source.read("unlabel") if isinstance(item, Document))
+                for rows in self.corpus.read("unlabel").select_columns("text").iter(1000):
+                    yield rows["text"]
 
         def make(path: Path) -> None:
             train_tokenizer(texts(), self.kind, self.vocab_size, self.min_frequency).save(str(path))
@@ -383,8 +389,9 @@ class MultiDomainDataModule(LightningDataModule):
             assert tokenizer is not None
             table, places, clean = self._parts[stage]
             settings = {name: getattr(self, name) for name in ("max_words", "max_sentences", "max_tokens", "keep")}
+            cache = self.cache if stage == "predict" else self.corpus.cache
             num_proc = self.num_proc or (os.cpu_count() if len(table) > _MANY else None)
-            encoded = encode_table(table, tokenizer, settings, self.corpus.cache, num_proc)
+            encoded = encode_table(table, tokenizer, settings, cache, num_proc)
             documents = Documents(encoded, places, clean)
             self.counts[stage] = counts = {
                 "documents": len(documents),

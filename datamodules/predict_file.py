@@ -9,7 +9,7 @@ from lightning_ncmtl.datamodules.cache import Cache, key_of
 from lightning_ncmtl.datamodules.document_table import write_documents
 from lightning_ncmtl.datamodules.sources import Document, Problem
 from lightning_ncmtl.datamodules.sources._files import check_suffix, read_rows
-from lightning_ncmtl.datamodules.sources._rows import clean
+from lightning_ncmtl.datamodules.sources._rows import clean, domain_name
 from lightning_ncmtl.datamodules.sources.base import fingerprint_files
 from lightning_ncmtl.errors import InputError
 
@@ -48,7 +48,7 @@ def _read(path: Path, domains: Sequence[str]) -> Iterator[Document]:
         if isinstance(item, Problem):
             raise InputError(f"{item}; predict needs a 'text' and a 'domain' in every row")
         row, where = item
-        text, domain = row["text"], row["domain"]
+        text, domain = row["text"], domain_name(row["domain"])
         if not isinstance(text, str) or domain not in domains:
             raise InputError(
                 f"{where}: predict needs a 'text' and a 'domain' out of {', '.join(domains)}, found {str(row)[:80]}"

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -109,6 +109,8 @@ class Encoder:
         self.max_words = max_words
         self.max_sentences = max_sentences
         self.keep = keep
+        if keep not in get_args(Keep):
+            raise InputError(f"keep must be one of {', '.join(get_args(Keep))}, found {keep!r}")
         self.prefix, self.suffix = _special(tokenizer)
         special = len(self.prefix) + len(self.suffix)
         if max_tokens is not None and max_tokens <= special:

@@ -60,7 +60,7 @@ def read_vectors(path: str, vocabulary: Mapping[str, int]) -> Tensor:
         raise InputError(f"{path}:{number}: {error}") from error
     if not found:
         raise InputError(f"the word vectors {path!r} have none of the {len(vocabulary)} words of the vocabulary")
-    vectors = torch.full((len(vocabulary), width), torch.nan)
+    vectors = torch.full((max(vocabulary.values()) + 1, width), torch.nan)
     vectors[list(found)] = torch.from_numpy(np.stack(list(found.values())))
     rank_zero_info(f"{path}: vectors for {len(found):,} of {len(vectors):,} words ({len(found) / len(vectors):.1%})")
     return vectors

@@ -1,11 +1,10 @@
 """From a row of a table to a document."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_ncmtl.datamodules.sources.base import Document, Label, Problem
+from lightning_ncmtl.datamodules.sources.base import Document, Label, Problem, plain_label
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ def _domain(value: object, column: str) -> str:
 
 def _label(value: object, column: str) -> Label | None:
     if isinstance(value, str):
-        stripped = clean(value).strip()
-        return int(stripped) if re.fullmatch(r"-?\d{1,18}", stripped, re.ASCII) else stripped or None
+        return plain_label(clean(value)) if value.strip() else None
     if value is None:
         return None
     if isinstance(value, int | float) and value == value // 1 and abs(value) < 10**18:

@@ -1,13 +1,15 @@
 """What a source of documents has to offer."""
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 Split = Literal["train", "test", "unlabel"]
-Label = int | str
+Label = str | int  # in this order: what reads settings must not make numbers of texts such as "+1"
 
 
 class Document(NamedTuple):
@@ -75,10 +77,20 @@ class Source(ABC):
         return None
 
 
+def plain_label(label: object) -> Label:
+    """A label as all sources give it: a whole number (also one written as text), or a text without space around it."""
+    if isinstance(label, Integral):
+        return int(label)
+    text = str(label).strip()
+    return int(text) if re.fullmatch(r"-?\d{1,18}", text, re.ASCII) else text
+
+
 def fingerprint_files(settings: Mapping[str, object], files: Iterable[Path]) -> str:
     """A fingerprint of settings (plain values), and of files by their names, sizes and times of change."""
     parts = [repr(sorted(settings.items()))]
     for file in sorted(files):
-        status = file.stat()
-        parts.append(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}")
+        parts.append(f"{file.absolute()} {file.resolve()}")
+        if file.exists():  # no link to nowhere
+            status = file.stat()
+            parts.append(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()

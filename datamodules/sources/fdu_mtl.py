@@ -30,11 +30,12 @@ class FDUMTL(Source):
         return found
 
     def splits(self) -> set[Split]:
-        self.domains()  # or say what is missing
+        if not self.path.is_dir():
+            self.domains()  # says what is missing
         return {split for split in get_args(Split) if self._names(split)}
 
     def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
-        known = {*self.domains(), *self._names(split)}
+        known = {*self._names("train"), *self._names(split)}
         if not self._names(split):
             raise InputError(f"the folder {str(self.path)!r} holds no file DOMAIN.task.{split}")
         for domain in self._names(split) if domains is None else domains:

@@ -1,6 +1,5 @@
 """Datasets of the Hugging Face hub, or in its formats on disk."""
 
-import hashlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -9,7 +8,7 @@ from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
 
 from lightning_ncmtl.datamodules.sources._files import ARROW_DAMAGE, batch_rows
 from lightning_ncmtl.datamodules.sources._rows import Layout, domain_name
-from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split
+from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, fingerprint_files
 from lightning_ncmtl.errors import InputError
 
 # What load_dataset takes for a format, and would read the working directory in it.
@@ -87,16 +86,16 @@ class HuggingFace(Source):
 
     def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
         parts = self._parts(split)
-        known = self.domains()
+        known = self.domains() if self.configs or "train" in self.splits() else None
         for domain in domains or ():
-            if domain not in known:
+            if known is not None and domain not in known:
                 raise InputError(f"unknown domain {domain!r}: {self.path!r} has {', '.join(known)}")
         if not self.configs:
             for item in self._read(split, parts[None]):
                 if isinstance(item, Problem) or domains is None or all(domain in domains for domain in item.labels):
                     yield item
             return
-        for domain in known if domains is None else domains:
+        for domain in sorted(self.configs) if domains is None else domains:
             if domain in parts:
                 yield from self._read(split, parts[domain], domain)
             else:
@@ -105,11 +104,11 @@ class HuggingFace(Source):
     def fingerprint(self) -> str:
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         loaded = {
-            f"{config}/{split}": data._fingerprint
-            for split in sorted(self.splits())
-            for config, data in self._parts(split).items()
+            f"{config}/{split}": data for split in sorted(self.splits()) for config, data in self._parts(split).items()
         }
-        return hashlib.sha256(repr([sorted(settings.items()), sorted(loaded.items())]).encode()).hexdigest()
+        files = [Path(file["filename"]) for data in loaded.values() for file in data.cache_files]
+        prints = {name: data._fingerprint for name, data in loaded.items()}
+        return fingerprint_files({"class": "HuggingFace", **settings, "loaded": prints}, files)
 
     def _parts(self, split: Split, required: bool = True) -> dict[str | None, Dataset]:
         """The data of a split by configuration, where there is any."""

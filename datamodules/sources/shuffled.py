@@ -51,6 +51,8 @@ class ShuffledDomains(Source):
         documents = [item for item in self.source.read(split) if isinstance(item, Document)]
         if any(len(document.labels) != 1 for document in documents):
             raise InputError("documents with labels in several domains, or in none, cannot be shuffled over domains")
+        if not documents:
+            return {}
         homes, labels = zip(*[next(iter(document.labels.items())) for document in documents], strict=True)
         rng = np.random.default_rng([self.seed, get_args(Split).index(split)])
         places = np.arange(len(documents))
@@ -59,5 +61,5 @@ class ShuffledDomains(Source):
             places[codes == code] = rng.permutation(places[codes == code])
         dealt: dict[str, list[Document]] = {domain: [] for domain in self.domains()}
         for home, label, place in zip(homes, labels, places, strict=True):
-            dealt[home].append(documents[place]._replace(labels={home: label}))
+            dealt.setdefault(home, []).append(documents[place]._replace(labels={home: label}))
         return dealt

@@ -46,7 +46,7 @@ def test_evaluation_keeps_to_domains_and_classes_of_training(tmp_path: Path, cap
     assert caplog.messages[-3:] == [
         "test: books.test:2: the label 'fast' of 'books' is none of its classes bad, good: set data.classes",
         "test: left out 2 documents of 'toys', which has no training documents",
-        "test: no documents of cars",
+        "test: no documents with labels of cars",
     ]
 
 
@@ -134,7 +134,11 @@ def test_many_problems_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixt
         ({("a", "train"): [("x", 0)]}, {"domains": ["a", "a"]}, "domains must be one or more different names"),
         ({("a", "train"): [("x", 0)]}, {"domains": ["a", "b"]}, "domain 'b' has no documents in its train split"),
         ({("a", "train"): [("x", None)]}, {"domains": ["a"]}, "domain 'a' has no labels in its train split"),
-        ({("a", "train"): [("x", 0)]}, {"classes": {"b": [0]}}, "data.classes has no classes for the domain 'a'"),
+        (
+            {("a", "train"): [("x", 0)]},
+            {"domains": ["a"], "classes": {"b": [0]}},
+            "data.classes has no classes for the domain 'a'",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused(tmp_path: Path, documents: Any, settings: Any, message: str) -> None:

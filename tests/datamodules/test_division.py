@@ -83,10 +83,45 @@ def test_a_share_of_groups_in_each_stratum() -> None:
         assert counts.max() - counts.min() <= 2
 
 
-def test_documents_with_several_labels_are_divided_by_their_first() -> None:
+def test_documents_with_several_labels_are_divided_as_one_corpus() -> None:
+    """Hardly one has its first label in the second domain; a quarter has none."""
     texts: Any = [(f"{n} text", {"a": n % 2, "b": 1} if n % 4 else {}) for n in range(40)]
-    division = divide(Several(["a", "b"], texts), validation_size=10)
-    assert division.validation.tolist() == list(range(30, 40))
+    source = Several(["a", "b"], [*texts, ("last", {"b": 1})])
+    division = divide(source, validation_size=10)
+    assert division.validation.tolist() == [n for n in range(41) if n % 4 or n == 40][-10:]
+    for settings in ({"validation_size": 0.25}, {"folds": 4}):
+        assert 8 <= len(divide(source, **settings).validation) <= 12
+
+
+def test_documents_without_labels_do_not_validate() -> None:
+    documents: Any = {("a", "train"): [(f"{n} text", None if n >= 20 else n % 2) for n in range(30)]}
+    assert divide(Fixed(documents), validation_size=3).validation.tolist() == [17, 18, 19]
+
+
+def test_the_division_does_not_depend_on_whether_the_test_split_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    words = [" ".join(f"w{word}" for word in rng.integers(30, size=12)) for _ in range(20)]
+    train = [(f"{n} {words[n % 20]}", n % 2) for n in range(60)]  # near-copies with different starts
+    documents: Any = {("a", "train"): train, ("a", "test"): [(text, 0) for text in words]}
+    for many in (50, 70, 1000):
+        monkeypatch.setattr("lightning_ncmtl.datamodules.division.MANY", many)
+        alone, joint = divide(Fixed(documents), folds=5), divide(Fixed(documents), folds=5, test=True)
+        assert alone.groups.tolist() == joint.groups.tolist()
+        assert alone.train.tolist() == joint.train.tolist()
+
+
+def test_shares_that_leave_a_domain_without_documents_are_refused() -> None:
+    documents: Any = {(d, "train"): [(f"{d}{n} text", n % 2) for n in range(4)] for d in "abc"}
+    refused = 0
+    for seed in range(8):
+        try:
+            division = divide(Fixed(documents), validation_size=0.4, test_size=0.4, seed=seed)
+        except InputError:
+            refused += 1
+            continue
+        for part in (division.train, division.validation, division.test):
+            assert set(division.tasks[part]) == {0, 1, 2}
+    assert refused < 8
 
 
 @pytest.mark.parametrize(

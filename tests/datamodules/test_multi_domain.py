@@ -373,7 +373,11 @@ def test_predict_without_a_file_is_refused(datamodule: MultiDomainDataModule) ->
             "no documents in the train split; a.train:1: the label 2 of 'a' is none of its classes 0, 1: set data.cl",
         ),
         ({("a", "test"): [("x", 2)]}, {}, "there is no train split: Fixed has test"),
-        ({("a", "train"): numbered(3)}, {"classes": {"b": [0, 1]}}, "data.classes has no classes for the domain 'a'"),
+        (
+            {("a", "train"): numbered(3)},
+            {"domains": ["a"], "classes": {"b": [0]}},
+            "data.classes has no classes for the domain 'a'",
+        ),
         ({("a", "train"): numbered(9)}, {"validation_size": 1.5}, "data.validation_size must be a share between 0 an"),
         (
             {("a", "train"): numbered(9)},
