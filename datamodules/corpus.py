@@ -142,5 +142,5 @@ class Corpus:
             )
             facts_path.write_text(json.dumps(facts))
 
-        path = self.cache.get(f"{name}.arrow", make)
+        path = self.cache.get(f"{name}.arrow", make, facts_path)
         return Dataset.from_file(str(path)), json.loads(facts_path.read_text())

@@ -162,7 +162,7 @@ class _Writer:
             if label is None:
                 code = -1
             elif known is not None and all(_kind(label) != _kind(name) for name in known):
-                names = ", ".join(map(str, known))
+                names = ", ".join(map(repr, known))
                 what = f"the label {label!r} of {domain!r} is none of its classes {names}: set data.classes"
                 self.report(f"{document.where}: {what}" if document.where else what)
                 continue
@@ -218,6 +218,8 @@ def classes_of(
     Raises:
         InputError: If a domain is left out.
     """
+    if not classes or (isinstance(classes, Mapping) and not all(classes.values())):
+        raise InputError(f"data.classes must name at least one class, found {classes}")
     if not isinstance(classes, Mapping):
         return {domain: sort_labels(set(map(plain_label, classes))) for domain in domains}
     if missing := [domain for domain in domains if domain not in classes]:

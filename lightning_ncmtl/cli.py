@@ -101,7 +101,7 @@ class SaveConfig(SaveConfigCallback):
         config["data"]["classes"] = trainer.datamodule.domain_classes  # type: ignore[attr-defined]
         for key in ("config", "ckpt_path", "run_dir"):
             config.pop(key, None)
-        checkpoint["config"] = yaml.safe_dump(config)
+        checkpoint["config"] = _dump(config)
 
 
 class NCMTLCLI(LightningCLI):
@@ -248,7 +248,12 @@ def _config_of(checkpoint: str, subcommand: str) -> str:
     config = yaml.safe_load(content.get("config", "{}"))
     if subcommand != "fit":  # the machine that evaluates need not be the one that trained
         config = {key: config[key] for key in ("seed_everything", "data", "model", "clustering") if key in config}
-    return yaml.safe_dump(config)
+    return _dump(config)
+
+
+def _dump(config: dict[str, Any]) -> str:
+    """YAML in which texts are in quotes: some readers take a plain ``1e3`` for a number."""
+    return yaml.safe_dump(config, default_style='"')
 
 
 def _make_run_dir(wanted: str | None, parent: str, subcommand: str) -> str:

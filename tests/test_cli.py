@@ -121,14 +121,23 @@ def test_evaluation_needs_the_checkpoint_alone(folder: Path, stage: str) -> None
         assert 0 <= float(row["test/accuracy"]) <= 1
 
 
-def test_nothing_but_the_checkpoint_is_read(folder: Path, tmp_path: Path) -> None:
-    """A corpus of files that are gone when predicting, with the domains found in the folder."""
+@pytest.mark.parametrize(
+    ("kind", "labels"), [("FDUMTL", ["0", "1"]), ("Tables", ["-1", "+1"]), ("Tables", ["1e3", "yes"])]
+)
+def test_nothing_but_the_checkpoint_is_read(folder: Path, tmp_path: Path, kind: str, labels: list[str]) -> None:
+    """A corpus of files that are gone when predicting, with domains and classes found in them (and labels that YAML takes for others)."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for domain in "ab":
-        lines = [f"{number % 2}\tword{number % 2} and more .\n" for number in range(20)]
-        (corpus / f"{domain}.task.train").write_text("".join(lines))
-    settings = ["--data.source", "FDUMTL", "--data.source.path", str(corpus), "--data.validation_size", "4"]
+        words = [f"word{number % 2} and {number} more ." for number in range(20)]
+        if kind == "FDUMTL":
+            lines = [f"{labels[number % 2]}\t{text}" for number, text in enumerate(words)]
+            (corpus / f"{domain}.task.train").write_text("\n".join(lines))
+        else:
+            lines = [f"{labels[number % 2]},{text}" for number, text in enumerate(words)]
+            (corpus / f"{domain}.csv").write_text("\n".join(["label,text", *lines]))
+    place = ["--data.source.path", str(corpus)] if kind == "FDUMTL" else ["--data.source.train", f"{corpus}/*.csv"]
+    settings = ["--data.source", kind, *place, "--data.validation_size", "4"]
     settings += ["--model.num_clusters", "[1,2]", "--trainer.max_epochs", "2", "--run_dir", str(tmp_path / "run")]
     ncmtl(folder, "fit", "--config", "small.yaml", *settings)
     shutil.rmtree(corpus)
@@ -138,6 +147,7 @@ def test_nothing_but_the_checkpoint_is_read(folder: Path, tmp_path: Path) -> Non
     ncmtl(folder, "predict", "--ckpt_path", path, "--run_dir", str(tmp_path / "predict"), *predict)
     (line,) = (tmp_path / "out.jsonl").read_text().splitlines()
     assert json.loads(line)["domain"] == "b"
+    assert list(json.loads(line)["probabilities"]) == labels
     assert NCMTL.load_from_checkpoint(path, weights_only=True).hparams.task_names == ["a", "b"]
     assert MultiDomainDataModule.load_from_checkpoint(path, weights_only=True).domains == ["a", "b"]
 

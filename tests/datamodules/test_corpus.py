@@ -44,7 +44,7 @@ def test_evaluation_keeps_to_domains_and_classes_of_training(tmp_path: Path, cap
     with caplog.at_level("INFO"):
         assert found.read("test")["text"][:] == ["t0"]
     assert caplog.messages[-3:] == [
-        "test: books.test:2: the label 'fast' of 'books' is none of its classes bad, good: set data.classes",
+        "test: books.test:2: the label 'fast' of 'books' is none of its classes 'bad', 'good': set data.classes",
         "test: left out 2 documents of 'toys', which has no training documents",
         "test: no documents with labels of cars",
     ]
@@ -133,6 +133,8 @@ def test_many_problems_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixt
         ({("a", "train"): [("x", 0)]}, {"domains": []}, "domains must be one or more different names, found"),
         ({("a", "train"): [("x", 0)]}, {"domains": ["a", "a"]}, "domains must be one or more different names"),
         ({("a", "train"): [("x", 0)]}, {"domains": ["a", "b"]}, "domain 'b' has no documents in its train split"),
+        ({("a", "train"): [("x", 0)]}, {"classes": []}, "data.classes must name at least one class, found"),
+        ({("a", "train"): [("x", 0)]}, {"classes": {"a": []}}, "data.classes must name at least one class, found"),
         ({("a", "train"): [("x", None)]}, {"domains": ["a"]}, "domain 'a' has no labels in its train split"),
         (
             {("a", "train"): [("x", 0)]},
