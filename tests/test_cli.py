@@ -125,7 +125,7 @@ def test_evaluation_needs_the_checkpoint_alone(folder: Path, stage: str) -> None
     ("kind", "labels"), [("FDUMTL", ["0", "1"]), ("Tables", ["-1", "+1"]), ("Tables", ["1e3", "yes"])]
 )
 def test_nothing_but_the_checkpoint_is_read(folder: Path, tmp_path: Path, kind: str, labels: list[str]) -> None:
-    """A corpus of files that are gone when predicting, with domains and classes found in them; some look like numbers."""
+    """A corpus of files that are gone when predicting, with domains and classes found in them, some like numbers."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for domain in "ab":
