@@ -130,17 +130,18 @@ def deal_share(groups: Integers, strata: Integers, share: float, seed: Sequence[
 
 def _find_same_starts(texts: Iterable[str]) -> Integers:
     """As :func:`find_pairs`, of equal starts alone."""
-    hashes = []
-    for index, text in enumerate(texts):
-        end = 2 * SAME_START  # mostly enough, and less work than all of a long document
-        while len(start := "".join(re.findall(_WORD, text[:end].lower()))) < SAME_START and end < len(text):
-            end *= 2
-        content = (start[:SAME_START] or f"\0{index}").encode("utf-8", "replace")
-        hashes.append(hashlib.blake2b(content, digest_size=8).digest())
-    values = np.frombuffer(b"".join(hashes), dtype=np.int64)
+    values = np.fromiter((_hash_start(text, index) for index, text in enumerate(texts)), dtype=np.uint64)
     _, firsts, places = np.unique(values, return_index=True, return_inverse=True)
     pairs = np.stack([firsts[places], np.arange(len(values))], axis=1)
     return pairs[pairs[:, 0] < pairs[:, 1]]
+
+
+def _hash_start(text: str, index: int) -> int:
+    end = 2 * SAME_START  # mostly enough, and less work than all of a long document
+    while len(start := "".join(re.findall(_WORD, text[:end].lower()))) < SAME_START and end < len(text):
+        end *= 2
+    content = (start[:SAME_START] or f"\0{index}").encode("utf-8", "replace")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
 def _find_similar(texts: Sequence[str]) -> Integers:

@@ -39,6 +39,8 @@ class Corpus:
 
     def __init__(self, source: Source, domains: list[str] | None, classes: Classes | None, cache: Cache) -> None:
         self.source = source
+        if classes is not None and not (all(classes.values()) if isinstance(classes, dict) else classes):
+            raise InputError(f"data.classes must name at least one class, found {classes}")
         self._cache = cache
         self.classes = classes
         if domains is None and isinstance(classes, dict):

@@ -218,8 +218,6 @@ def classes_of(
     Raises:
         InputError: If a domain is left out.
     """
-    if not classes or (isinstance(classes, Mapping) and not all(classes.values())):
-        raise InputError(f"data.classes must name at least one class, found {classes}")
     if not isinstance(classes, Mapping):
         return {domain: sort_labels(set(map(plain_label, classes))) for domain in domains}
     if missing := [domain for domain in domains if domain not in classes]:
