@@ -183,8 +183,8 @@ def test_labels_outside_the_classes(tmp_path: Path, log: pytest.LogCaptureFixtur
 def test_nothing_but_labels_outside_the_classes(tmp_path: Path) -> None:
     file = table(tmp_path / "a.csv", *ROWS)
     assert refused(lambda: use(module(tmp_path, classes=["bad", "good"]))) == (
-        f"there are no documents in the train split; {file}:2: the label 0 of 'a' is none of its classes 'bad', 'good': "
-        "set data.classes"
+        f"there are no documents in the train split; {file}:2: the label 0 of 'a' is none of its classes 'bad', "
+        "'good': set data.classes"
     )
     test = table(tmp_path / "test" / "a.csv", "fine,7")
     assert refused(lambda: use(module(tmp_path))) == (
