@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tiny_models import save_tokenizer
+from tokenizers import Tokenizer
 
 from lightning_ncmtl.datamodules.cache import Cache
 from lightning_ncmtl.datamodules.text import Encoder, encode_table, load_tokenizer, train_tokenizer
@@ -27,13 +28,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def special(tmp_path: Path) -> Tokenizer:
     """A ready tokenizer that puts words before and behind each text."""
-    vocabulary = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, ".": 4} | {f"w{n}": n for n in range(5, 30)}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
-    made.enable_truncation(4)  # as files of pretrained models have it
-    made.enable_padding(length=8)
-    made.save(str(tmp_path / "tokenizer.json"))
+    save_tokenizer(tmp_path)
     return load_tokenizer(str(tmp_path))
 
 

@@ -21,6 +21,12 @@ def save_model(folder: Path, model: str = "Bert", **settings: Any) -> str:
     room = 22 if model == "Roberta" else 20  # positions 0 and 1 are those of padding
     config = getattr(transformers, f"{model}Config")(**{**SIZES, "max_position_embeddings": room, **settings})
     transformers.AutoModel.from_config(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    return str(folder)
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Words w5 to w49, and special ones around each text."""
     vocabulary = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, ".": 4} | {f"w{n}": n for n in range(5, 50)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -28,4 +34,3 @@ def save_model(folder: Path, model: str = "Bert", **settings: Any) -> str:
     tokenizer.enable_truncation(4)  # as files of pretrained models have it
     tokenizer.enable_padding(length=8)
     tokenizer.save(str(folder / "tokenizer.json"))
-    return str(folder)
