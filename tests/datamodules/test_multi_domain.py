@@ -8,11 +8,12 @@ import pytest
 import torch
 from corpora import Fixed
 from pytorch_lightning import Trainer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lightning_ncmtl import NCMTL
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.copies import find_pairs
-from lightning_ncmtl.datamodules.sources import Synthetic
+from lightning_ncmtl.datamodules.sources import Synthetic, Tables
 from lightning_ncmtl.errors import InputError
 
 
@@ -457,3 +458,49 @@ def test_a_loader_continues_in_the_middle_of_an_epoch(datamodule: MultiDomainDat
     assert [batch["index"].tolist() for batch in resumed] == whole[3:]
     assert resumed.state_dict() == {"epoch": 0, "position": len(whole)}
     assert [batch["index"].tolist() for batch in resumed] == whole  # the next epoch is whole again
+
+
+def test_domains_are_named_alike_in_training_and_prediction(tmp_path: Path) -> None:
+    rows = [{"text": f"{n} text", "label": n % 2, "domain": n % 4 // 2} for n in range(16)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = Tables(str(tmp_path / "in.jsonl"), domain="domain")
+    data = MultiDomainDataModule(source, validation_size=2, predict_path=str(tmp_path / "in.jsonl"))
+    data.setup("fit")
+    data.setup("predict")
+    assert data.domains == ["0", "1"]
+    assert [domain for domain, _ in data.predict_texts()] == [str(row["domain"]) for row in rows]
+
+
+def test_words_from_unlabelled_documents(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"known {n},{n % 2}\n" for n in range(8)))
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/a.csv").write_text('text\nunseen unseen\n"never closed\n')
+    source = Tables(str(tmp_path / "a.csv"), unlabel=str(tmp_path / "more/*"))
+    vocabularies = []
+    for unlabelled in (False, True):
+        data = MultiDomainDataModule(source, validation_size=2, unlabelled_words=unlabelled)
+        with caplog.at_level("INFO"):
+            data.setup("fit")
+        assert data.tokenizer is not None
+        vocabularies.append(set(data.tokenizer.get_vocab()) - {"[PAD]", "[UNK]"})
+    assert vocabularies == [{"known"}, {"known", "unseen"}]
+    assert sum("more/a.csv:3: cannot be read as CSV" in message for message in caplog.messages) == 1
+
+
+def test_a_ready_vocabulary_may_have_gaps(tmp_path: Path) -> None:
+    ready = Tokenizer(models.WordLevel({"[UNK]": 0, "word": 9}, unk_token="[UNK]"))
+    ready.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    ready.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "v.txt").write_text("word 1 2\n")
+    data = MultiDomainDataModule(
+        Fixed({("a", "train"): numbered(4)}),
+        validation_size=1,
+        tokenizer=str(tmp_path / "tokenizer.json"),
+        vectors=str(tmp_path / "v.txt"),
+    )
+    data.setup("fit")
+    assert data.vocab_size == 10
+    vectors = data.vectors()
+    assert vectors is not None
+    assert vectors.shape == (10, 2)
+    assert vectors[9].tolist() == [1, 2]

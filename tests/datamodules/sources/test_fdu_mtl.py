@@ -124,3 +124,16 @@ def test_copies_in_the_real_corpus() -> None:
     data.setup("validate")
     assert all(140 < counts["validation"] < 170 for counts in data.copies.values())
     assert sum(counts["validation copies"] for counts in data.copies.values()) == 0
+
+
+def test_a_test_split_alone_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "books.task.test").write_text("1\tgood\n")
+    (tmp_path / "dvd.task.test").symlink_to(tmp_path / "nowhere")
+    source = FDUMTL(str(tmp_path))
+    assert source.splits() == {"test"}
+    assert source.fingerprint()
+    good, missing = source.read("test", ["books", "dvd"])
+    assert good == Document("good", {"books": 1}, f"{tmp_path / 'books.task.test'}:1")
+    assert "there is no such file" in str(missing)
+    with pytest.raises(InputError, match=r"holds no file DOMAIN.task.unlabel"):
+        list(source.read("unlabel"))

@@ -1,12 +1,22 @@
 from collections import Counter
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonargparse import ArgumentParser
 
 from lightning_ncmtl.datamodules import MultiDomainDataModule
-from lightning_ncmtl.datamodules.sources import Document, Label, Problem, ShuffledDomains, Source, Split, Synthetic
+from lightning_ncmtl.datamodules.sources import (
+    FDUMTL,
+    Document,
+    Label,
+    Problem,
+    ShuffledDomains,
+    Source,
+    Split,
+    Synthetic,
+)
 from lightning_ncmtl.errors import InputError
 
 
@@ -116,3 +126,12 @@ def test_is_made_from_a_configuration() -> None:
     assert isinstance(source, ShuffledDomains)
     assert source.seed == 3
     assert len(source.domains()) == 5
+
+
+def test_domains_of_one_split_alone(tmp_path: Path) -> None:
+    (tmp_path / "books.task.train").write_text("1\tgood\n")
+    (tmp_path / "toys.task.test").write_text("1\tbad\n")
+    source = ShuffledDomains(FDUMTL(str(tmp_path)))
+    assert [document.text for document in source.read("test") if isinstance(document, Document)] == ["bad"]
+    (tmp_path / "toys.task.test").write_text("")
+    assert list(ShuffledDomains(FDUMTL(str(tmp_path))).read("test")) == []

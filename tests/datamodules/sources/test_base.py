@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lightning_ncmtl.datamodules.sources.base import Label, fingerprint_files, plain_label
+
+
+def test_fingerprints_follow_files_and_settings(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_text("one")
+    link = tmp_path / "books.csv"
+    link.symlink_to(tmp_path / "blob")
+    seen = {fingerprint_files({"a": 1}, [link])}
+    assert fingerprint_files({"a": 1}, [link]) in seen
+    seen.add(fingerprint_files({"a": 2}, [link]))
+    renamed = link.rename(tmp_path / "beer.csv")
+    seen.add(fingerprint_files({"a": 1}, [renamed]))
+    (tmp_path / "blob").write_text("two")
+    seen.add(fingerprint_files({"a": 1}, [renamed]))
+    (tmp_path / "blob").unlink()
+    seen.add(fingerprint_files({"a": 1}, [renamed]))  # a link to nowhere
+    assert len(seen) == 5
+    assert fingerprint_files({}, [Path("\udcff.csv")])  # a name that is not UTF-8
+
+
+@pytest.mark.parametrize(
+    ("given", "label"),
+    [
+        ("3", 3),
+        (" -1 ", -1),
+        ("+1", "+1"),
+        ("1e3", "1e3"),
+        ("0x10", "0x10"),
+        (np.int64(2), 2),
+        (True, 1),
+        (" good ", "good"),
+    ],
+)
+def test_labels_are_whole_numbers_or_texts(given: object, label: Label) -> None:
+    assert plain_label(given) == label
+    assert type(plain_label(given)) is type(label)
