@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_ncmtl._lightning import Trainer
-from lightning_ncmtl.clustering import Target, cluster_centers
+from lightning_ncmtl.clustering import Target, means
 from lightning_ncmtl.layers import ClusterLinear, cluster_layers
 
 
@@ -38,8 +38,7 @@ class Averages:
                 target = targets[name]
                 rows = target.read()
                 groups = assignment.to(rows.device)
-                # In float64 the mean of equal numbers is exact.
-                target.write(cluster_centers(rows.double(), groups, int(groups.max()) + 1)[groups].to(rows.dtype))
+                target.write(means(rows, groups, int(groups.max()) + 1)[groups])
                 if name in layers:
                     layers[name].assignment = assignment.cpu()
 

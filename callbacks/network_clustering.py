@@ -1,5 +1,6 @@
 """Network clustering for any LightningModule with per-task modules."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,7 +12,6 @@ from lightning_ncmtl._lightning import Callback, LightningModule, Trainer, rank_
 from lightning_ncmtl.callbacks._averages import Averages
 from lightning_ncmtl.clustering import Target, assign_tasks, check_backend, find_targets, share
 from lightning_ncmtl.clustering.kmeans import Backend
-from lightning_ncmtl.clustering.sharing import own_weights
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import TaskLinear, cluster_layers
 
@@ -226,38 +226,52 @@ class NetworkClusteringCallback(Callback):
             return
         previous, self._last_step = self._last_step, step
         self._steps += 1
-        rows = {name: target.read() for name, target in self._targets.items()}
-        self._check_finite(rows, step)
+        names = list(self._targets)
         if self._in_warmup(trainer):
             # A layer with one cluster is a hard layer: there is nothing to find out, so it shares from the first step.
-            rows = {name: row for name, row in rows.items() if self._states[name].num_clusters == 1}
+            names = [name for name in names if self._states[name].num_clusters == 1]
         self._freeze_if_due(trainer, previous)
-        changed = self._assign(trainer, pl_module, rows, step)
-        for name, row in rows.items():
+        if names:
+            self._share(trainer, pl_module, {name: self._own(name) for name in names}, step)
+        self._averages.share(trainer, self.assignments)
+
+    def _share(self, trainer: Trainer, pl_module: LightningModule, own: dict[str, Tensor], step: int) -> None:
+        """The sharing step of some targets, given their own weights ``W + R``."""
+        assignments = self._assign(trainer, own)
+        shared = {}
+        for name, assignment in assignments.items():
             state = self._states[name]
-            assert state.assignment is not None
             settled = state.frozen_at_step is not None or state.num_clusters == 1  # no reason to remember
             commitment = 1.0 if settled else self.commitment
-            assignment = state.assignment.to(row.device)
-            shared = share(row, self._residual(state, row), assignment, state.num_clusters, commitment)
-            self._targets[name].write(shared.weights)
-            if commitment < 1:
-                state.residual = shared.residuals
-            self.losses[name] = (step, shared.loss)
-            pl_module.log(f"clustering/{name}/loss", shared.loss)
-            pl_module.log(f"clustering/{name}/changed", changed[name])
-        self._averages.share(trainer, self.assignments)
+            shared[name] = share(own[name], assignment, state.num_clusters, commitment, self._targets[name].dtype)
+            state.residual = shared[name].residuals if commitment < 1 else None
+        # One look at the device for all targets
+        losses = torch.stack([result.loss for result in shared.values()])
+        changed = torch.stack([self._changed(name, assignment) for name, assignment in assignments.items()])
+        for name, loss, change in zip(assignments, *torch.stack([losses, changed]).tolist(), strict=True):
+            if not math.isfinite(loss):
+                raise InputError(self._why_not_finite(name, step))
+            self._remember(pl_module, name, assignments[name], change, step)
+        for number, name in enumerate(shared):
+            self._targets[name].write(shared[name].weights)
+            self.losses[name] = (step, losses[number])
+            pl_module.log(f"clustering/{name}/loss", losses[number])
+            pl_module.log(f"clustering/{name}/changed", changed[number])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly; CPU tensors and plain values."""
         layers = {name: {**vars(state), "trace": list(state.trace)} for name, state in self._states.items()}
         for state in layers.values():
             for key in ("assignment", "residual"):
-                state[key] = None if state[key] is None else state[key].cpu()
+                # A copy: the next steps change residuals in place.
+                state[key] = None if state[key] is None else state[key].to("cpu", copy=True)
         return {"layers": layers, "tasks": self._tasks, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._states = {name: _LayerState(**state) for name, state in state_dict["layers"].items()}
+        for state in self._states.values():  # nor does training change what was loaded
+            state.trace = list(state.trace)
+            state.residual = None if state.residual is None else state.residual.clone()
         self._tasks, self._steps = state_dict["tasks"], state_dict["steps"]
 
     def _set_tasks(self, targets: list[Target]) -> None:
@@ -320,58 +334,77 @@ class NetworkClusteringCallback(Callback):
                 state.frozen_at_step = trainer.global_step
                 state.residual = None
 
-    def _assign(
-        self, trainer: Trainer, pl_module: LightningModule, rows: Mapping[str, Tensor], step: int
-    ) -> dict[str, float]:
-        """Update the assignments; returns the share of tasks that changed cluster, per target.
+    def _own(self, name: str) -> Tensor:
+        """What each task of a target would have by itself, ``W + R``: at the place of ``R``, if there is any."""
+        state, target = self._states[name], self._targets[name]
+        if state.residual is None:
+            return target.read().to(torch.promote_types(target.dtype, torch.float32))
+        state.residual = state.residual.to(target.device)
+        target.add_to(state.residual)
+        return state.residual
+
+    def _assign(self, trainer: Trainer, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The assignments of this step, on the device.
 
         Rank 0 decides for all, so that ranks cannot disagree by a rounding error.
         """
-        due = {}
-        for name in rows:
-            state = self._states[name]
-            undecided = state.frozen_at_step is None and 1 < state.num_clusters < len(self._tasks)
-            if state.assignment is None or (undecided and self._steps % self.every_n_steps == 0):
-                due[name] = state
-        found = {name: self._cluster(rows[name], state, step) for name, state in due.items() if trainer.is_global_zero}
-        if trainer.world_size > 1 and due:
-            lists = trainer.strategy.broadcast({name: assignment.tolist() for name, assignment in found.items()})
-            found = {name: torch.tensor(values, device=rows[name].device) for name, values in lists.items()}
-        changed = dict.fromkeys(rows, 0.0)
-        for name, state in due.items():
-            new, old = found[name], state.assignment
-            changed[name] = 1.0 if old is None else float((new != old.to(new.device)).double().mean())
-            if changed[name]:
-                state.trace.append([step, new.tolist()])
-                if (layer := cluster_layers(pl_module).get(name)) is not None:
-                    layer.assignment = new.cpu()
-            state.assignment = new
-        return changed
+        found = {name: self._states[name].assignment for name in own}
+        due = [name for name in own if self._is_due(name)]
+        if due and trainer.is_global_zero:
+            found.update(zip(due, self._cluster({name: own[name] for name in due}), strict=True))
+        assignments = {
+            name: own[name].new_empty(len(self._tasks), dtype=torch.int64)
+            if known is None
+            else known.to(own[name].device)
+            for name, known in found.items()
+        }
+        if due and trainer.world_size > 1:
+            decided = torch.stack([assignments[name] for name in due])
+            decided = trainer.strategy.broadcast(decided)
+            assignments.update(zip(due, decided.to(own[due[0]].device), strict=True))
+        return assignments
 
-    def _check_finite(self, rows: Mapping[str, Tensor], step: int) -> None:
-        """Stop before k-means spreads a broken task to its cluster; on all ranks, which hold the same weights."""
-        for name, row in rows.items():
-            if not row.isfinite().all():
-                tasks = [self._tasks[task] for task in (~row.isfinite().all(1)).nonzero().flatten().tolist()]
-                raise InputError(
-                    f"{name} has weights that are not finite (NaN or infinity) after step {step}, of the tasks "
-                    f"{', '.join(tasks)}: a lower learning rate or gradient clipping may help"
-                )
+    def _is_due(self, name: str) -> bool:
+        state = self._states[name]
+        undecided = state.frozen_at_step is None and 1 < state.num_clusters < len(self._tasks)
+        return state.assignment is None or (undecided and self._steps % self.every_n_steps == 0)
 
-    def _cluster(self, rows: Tensor, state: _LayerState, step: int) -> Tensor:
+    def _cluster(self, own: Mapping[str, Tensor]) -> list[Tensor]:
+        states = [self._states[name] for name in own]
         literal = self.preset == "literal"
         return assign_tasks(
-            own_weights(rows, self._residual(state, rows)),
-            state.num_clusters,
-            None if state.assignment is None else state.assignment.to(rows.device),
+            list(own.values()),
+            [state.num_clusters for state in states],
+            [
+                None if s.assignment is None else s.assignment.to(w.device)
+                for s, w in zip(states, own.values(), strict=True)
+            ],
             warm_start=not literal,
             restarts=self.restarts,
-            seed=self.seed + step if literal else self.seed,
+            seed=self.seed + self._last_step if literal else self.seed,
             backend=self.backend,
         )
 
-    @staticmethod
-    def _residual(state: _LayerState, rows: Tensor) -> Tensor:
-        if state.residual is None:
-            return torch.zeros_like(rows, dtype=torch.promote_types(rows.dtype, torch.float32))
-        return state.residual.to(rows.device)
+    def _changed(self, name: str, assignment: Tensor) -> Tensor:
+        """The share of tasks that changed cluster, 0-d float64."""
+        old = self._states[name].assignment
+        if old is None:
+            return torch.ones((), dtype=torch.float64, device=assignment.device)
+        return (assignment != old.to(assignment.device)).double().mean()
+
+    def _remember(self, pl_module: LightningModule, name: str, assignment: Tensor, changed: float, step: int) -> None:
+        state = self._states[name]
+        if changed:
+            state.trace.append([step, assignment.tolist()])
+            if (layer := cluster_layers(pl_module).get(name)) is not None:
+                layer.assignment = assignment.cpu()
+        state.assignment = assignment
+
+    def _why_not_finite(self, name: str, step: int) -> str:
+        """Training stops before a broken task spreads to its cluster; on all ranks, which hold the same weights."""
+        finite = self._targets[name].read().isfinite().all(1)
+        tasks = [self._tasks[task] for task in (~finite).nonzero().flatten().tolist()]
+        return (
+            f"{name} has weights that are not finite (NaN or infinity) after step {step}, of the tasks "
+            f"{', '.join(tasks)}: a lower learning rate or gradient clipping may help"
+        )

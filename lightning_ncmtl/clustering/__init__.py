@@ -1,7 +1,8 @@
 """K-means over few points in many dimensions, and the sharing step of network clustering, without Lightning."""
 
+from lightning_ncmtl.clustering._direct import means
 from lightning_ncmtl.clustering.kmeans import KMeansResult, check_backend, kmeans
-from lightning_ncmtl.clustering.sharing import align_labels, assign_tasks, cluster_centers, share
+from lightning_ncmtl.clustering.sharing import align_labels, assign_tasks, share
 from lightning_ncmtl.clustering.targets import Target, find_targets
 
 __all__ = [
@@ -10,8 +11,8 @@ __all__ = [
     "align_labels",
     "assign_tasks",
     "check_backend",
-    "cluster_centers",
     "find_targets",
     "kmeans",
+    "means",
     "share",
 ]

@@ -1,14 +1,18 @@
 """K-means for few points in many dimensions: one function in front of the backends."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
-from lightning_ncmtl.clustering._faiss import check_faiss, faiss_labels
+from lightning_ncmtl.clustering import _direct, _gram
+from lightning_ncmtl.clustering._faiss import check_faiss, faiss_lloyd
 from lightning_ncmtl.errors import InputError
 
-Backend = Literal["auto", "faiss"]
+Backend = Literal["auto", "gram", "faiss"]
+Metric = Literal["euclidean", "cosine"]
 
 
 class KMeansResult(NamedTuple):
@@ -37,6 +41,8 @@ def kmeans(
     restarts: int = 1,
     max_iterations: int = 100,
     seed: int = 0,
+    metric: Metric = "euclidean",
+    group: dist.ProcessGroup | None = None,
 ) -> KMeansResult:
     """Group the rows of ``x`` into ``k`` clusters by Lloyd's algorithm.
 
@@ -45,74 +51,219 @@ def kmeans(
     Args:
         x: Points ``[N, D]``, of any floating type and on any device.
         k: Number of clusters, ``1 <= k <= N``.
-        backend: ``"faiss"``, or ``"auto"`` for the default one (FAISS).
-        init: Centres ``[k, D]`` for a warm start. By default k-means++ chooses them (Arthur & Vassilvitskii, 2007).
-        restarts: Independent k-means++ starts, of which the best is kept; a warm start has only one.
-        max_iterations: Upper bound on the Lloyd iterations of each start.
+        backend: ``"gram"``, torch alone: exact in float64, on inner products of the points or on distances to the
+            centres, whichever costs less; ``"faiss"``: FAISS in float32, on the GPU of ``x`` where the build of FAISS
+            supports it; or ``"auto"``, now always ``"gram"``: see ``results/kmeans.md`` for the measurements.
+        init: Where to start: centres ``[k, D]``, or an assignment ``[N]`` of integers. A cluster keeps its number
+            while its points stay. By default k-means++ chooses (Arthur & Vassilvitskii, 2007).
+        restarts: Independent k-means++ starts, of which the best is kept; a given start is the only one.
+        max_iterations: Upper bound on the Lloyd iterations of each start. From an assignment on a GPU, the backend
+            ``gram`` always runs all of them: so the host need not wait for the GPU.
         seed: Seed of k-means++.
+        metric: ``"cosine"`` scales each row to length one first (a zero row stays), so that only directions count;
+            the result is that of the scaled rows.
+        group: Ranks that each hold a slice of the dimensions of the same points: ``x`` [N, D of this rank]. All get
+            the same assignment, that of the whole points, by one sum of N x N numbers; centres are of the slice.
 
     Returns:
         The result, on the device of ``x``; centres have the type of ``x``.
 
     Raises:
-        InputError: If an argument is out of range, a value is not finite, or the backend is not installed.
+        InputError: If an argument is out of range, a value is not finite, or the backend is not installed or cannot do
+            it. (Values from an assignment on a GPU are not looked at: there the inertia is not finite.)
 
     Example:
         >>> kmeans(torch.tensor([[0.0], [0.1], [5.0]]), 2).centers.sort(dim=0).values
         tensor([[0.0500],
                 [5.0000]])
     """
-    _check(x, k, backend, init, restarts, max_iterations)
-    # Weights lie close together around a large common offset, in which float32 distances would cancel.
-    mean = x.mean(0, dtype=torch.float64)
-    points = (x - mean).float()
+    _check(x, k, backend, init, restarts, max_iterations, metric, group)
+    home = x.device
+    if home.type == "mps":  # which has no float64
+        x, init = x.cpu(), None if init is None else init.cpu()
+    points = x if metric == "euclidean" else unit_rows(x, group)
     if k in (1, len(x)):
-        assignment, iterations = torch.arange(len(x), device=x.device) % k, 0
+        found = _Found(torch.arange(len(x), device=x.device) % k, iterations=0)
+    elif backend == "faiss":
+        found = _faiss(points, k, init, restarts, max_iterations, seed)
+    elif init is not None:
+        found = _warm(points, k, init, max_iterations, group)
     else:
-        start = None if init is None else (init - mean).float()
-        assignment, iterations = faiss_labels(points, k, start, restarts, max_iterations, seed)
-        assignment = _fill_empty(points, assignment, k)
-    centers = means(points, assignment, k)
-    inertia = (points - centers[assignment]).double().square().sum()
-    return KMeansResult(assignment, (centers + mean).to(x.dtype), inertia, iterations)
+        found = _cold(points, k, restarts, max_iterations, seed, group)
+    centers = _direct.means(points, found.assignment, k) if found.centers is None else found.centers
+    inertia = found.inertia
+    if inertia is None:
+        inertia = _summed(_direct.inertia_of(points, found.assignment, centers), group)
+    waits = not (x.is_cuda and _is_assignment(init))
+    if waits and not inertia.isfinite():
+        raise InputError("k-means got values that are not finite (NaN or infinity)")
+    return KMeansResult(found.assignment.to(home), centers.to(home), inertia, found.iterations)
+
+
+@torch.no_grad()
+def warm_assignments(
+    points: Sequence[Tensor],
+    clusters: Sequence[int],
+    assignments: Sequence[Tensor],
+    max_iterations: int,
+    group: dist.ProcessGroup | None = None,
+) -> list[Tensor]:
+    """Continue the clustering of several layers with the same N points each, with few calls for all of them together.
+
+    Args:
+        points: ``[N, D]`` of each layer, D may differ.
+        clusters: Number of clusters of each layer.
+        assignments: ``[N]`` of each layer, where to start.
+        max_iterations: As in :func:`kmeans`.
+        group: As in :func:`kmeans`.
+
+    Returns:
+        ``[N]`` of each layer: what :func:`kmeans` with the backend ``gram`` finds for it alone.
+    """
+    found = list(assignments)
+    together = [layer for layer, k in enumerate(clusters) if group is not None or _by_products(len(points[layer]), k)]
+    if together:
+        products = torch.stack([_gram.gram(points[layer]) for layer in together])
+        products = _summed(products, group)
+        start = torch.stack([assignments[layer] for layer in together]).unsqueeze(1)
+        ks = [clusters[layer] for layer in together]
+        new, _ = _gram.lloyd(products, start, ks, max_iterations, wait=not products.is_cuda)
+        for layer, assignment in zip(together, new[:, 0], strict=True):
+            found[layer] = assignment
+    for layer in set(range(len(found))) - set(together):
+        found[layer] = _warm(points[layer], clusters[layer], assignments[layer], max_iterations, group).assignment
+    return found
+
+
+def unit_rows(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The rows of ``x`` [N, D] scaled to length one; a zero row stays. ``group`` as in :func:`kmeans`."""
+    squares = _summed(torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square(), group)
+    scale = squares.rsqrt()
+    return (x * scale.where(squares > 0, 0).unsqueeze(1)).to(x.dtype)
 
 
 def check_backend(backend: Backend) -> None:
     """Raise :class:`InputError` unless the backend is known and installed."""
-    if backend not in ("auto", "faiss"):
-        raise InputError(f"unknown k-means backend {backend!r}: choose 'auto' or 'faiss'")
-    check_faiss()
+    if backend not in get_args(Backend):
+        raise InputError(f"unknown k-means backend {backend!r}: choose one of {', '.join(get_args(Backend))}")
+    if backend == "faiss":
+        check_faiss()
 
 
-def means(x: Tensor, assignment: Tensor, k: int) -> Tensor:
-    """Mean of each cluster's points, ``[K, D]``; that of an empty cluster is the mean of all points.
+class _Found(NamedTuple):
+    """A clustering, and what the backend happens to know of it."""
 
-    A sum per cluster, not an ``index_add``, whose order (and so whose last bits) varies on a GPU.
+    assignment: Tensor
+    centers: Tensor | None = None
+    inertia: Tensor | None = None
+    iterations: int = 0
+
+
+# Up to here a cold start takes the inner products of all pairs of points
+MAX_PRODUCTS = 2048
+
+
+def _by_products(n: int, k: int) -> bool:
+    """Whether, from a given start, the products of all pairs cost less than distances to the centres.
+
+    Per number read: N multiplications against K, and about as much time as 32 of them for what they need besides.
     """
-    groups = [x[assignment == cluster] for cluster in range(k)]
-    return torch.stack([(group if len(group) else x).mean(0) for group in groups])
+    return n <= k + 32
 
 
-def _fill_empty(points: Tensor, assignment: Tensor, k: int) -> Tensor:
-    """Give each empty cluster the point that lies farthest from its centre, if any lies off its centre."""
-    assignment = assignment.clone()
-    for cluster in (assignment.bincount(minlength=k) == 0).nonzero().flatten().tolist():
-        distance = (points - means(points, assignment, k)[assignment]).square().sum(1)
-        if distance.max() > 0:
-            assignment[distance.argmax()] = cluster
-    return assignment
+def _cold(
+    points: Tensor, k: int, restarts: int, max_iterations: int, seed: int, group: dist.ProcessGroup | None
+) -> _Found:
+    generator = torch.Generator().manual_seed(seed)
+    if group is None and len(points) > MAX_PRODUCTS:
+        assignment, iterations = _direct.cold_start(points, k, restarts, max_iterations, generator)
+        return _Found(assignment, iterations=iterations)
+    products = _summed(_gram.gram(points), group)
+    assignment, iterations = _gram.cold_start(products, k, restarts, max_iterations, generator)
+    return _Found(assignment, iterations=iterations)
 
 
-def _check(x: Tensor, k: int, backend: Backend, init: Tensor | None, restarts: int, max_iterations: int) -> None:
+def _warm(points: Tensor, k: int, init: Tensor, max_iterations: int, group: dist.ProcessGroup | None) -> _Found:
+    wait = not points.is_cuda
+    if not _is_assignment(init):
+        wait = True
+        init = _summed(_direct.distances_to(points, init), group).argmin(1)
+    if group is None and not _by_products(len(points), k):
+        return _Found(*_direct.lloyd(points, init, k, max_iterations, wait))
+    products = _summed(_gram.gram(points), group)
+    assignment, iterations = _gram.lloyd(products[None], init[None, None], [k], max_iterations, wait)
+    return _Found(assignment[0, 0], iterations=iterations)
+
+
+def _faiss(points: Tensor, k: int, init: Tensor | None, restarts: int, max_iterations: int, seed: int) -> _Found:
+    if not points.isfinite().all():
+        raise InputError("k-means got values that are not finite (NaN or infinity)")
+    # Weights lie close together around a large common offset, in which float32 distances would cancel.
+    mean = points.mean(0, dtype=torch.float64)
+    points = (points - mean).float()
+    if init is None:
+        generator = torch.Generator().manual_seed(seed)
+        sample = torch.arange(len(points))
+        if len(points) > MAX_PRODUCTS:
+            sample = torch.randperm(len(points), generator=generator)[:MAX_PRODUCTS]
+        some = points[sample.to(points.device)]
+        starts = some[_gram.plus_plus(_gram.gram(some), k, restarts, generator)]
+    elif _is_assignment(init):
+        starts = _direct.means(points, init, k).unsqueeze(0)
+    else:
+        starts = (init - mean).float().unsqueeze(0)
+    assignment, iterations = faiss_lloyd(points, starts, max_iterations)
+    if len(assignment.unique()) < k:  # fill the empty clusters
+        distances, _ = _direct.distances_to_means(points, assignment, k)
+        scale = distances.where(distances.isfinite(), 0).amax()
+        assignment = _gram.reassign(distances, assignment, scale, torch.tensor(k, device=points.device), fill=True)
+    return _Found(assignment, iterations=iterations)
+
+
+def _summed(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The sum over the ranks of a group, each of which has some of the dimensions."""
+    if group is not None:
+        dist.all_reduce(value, group=group)
+    return value
+
+
+def _is_assignment(init: Tensor | None) -> bool:
+    return init is not None and init.ndim == 1
+
+
+def _check(
+    x: Tensor,
+    k: int,
+    backend: Backend,
+    init: Tensor | None,
+    restarts: int,
+    max_iterations: int,
+    metric: Metric,
+    group: dist.ProcessGroup | None,
+) -> None:
     if x.ndim != 2 or not x.is_floating_point():
         raise InputError(f"k-means needs floating-point points [N, D], found {x.dtype} of shape {list(x.shape)}")
     if not 1 <= k <= len(x):
         raise InputError(f"the number of clusters must be between 1 and the number of points {len(x)}, found {k}")
-    if 1 < k < len(x):
-        check_backend(backend)
-    if init is not None and init.shape != (k, x.shape[1]):
-        raise InputError(f"init must have the shape {[k, x.shape[1]]} of the centres, found {list(init.shape)}")
+    check_backend(backend)
+    if backend == "faiss" and group is not None:
+        raise InputError("FAISS needs whole points: choose backend='gram' where each rank has a slice of them")
+    if metric not in get_args(Metric):
+        raise InputError(f"unknown metric {metric!r}: choose one of {', '.join(get_args(Metric))}")
     if restarts < 1 or max_iterations < 1:
         raise InputError(f"restarts and max_iterations must be at least 1, found {restarts} and {max_iterations}")
-    if not x.isfinite().all() or (init is not None and not init.isfinite().all()):
-        raise InputError("k-means got values that are not finite (NaN or infinity)")
+    if init is None:
+        return
+    if init.is_floating_point() and init.shape != (k, x.shape[1]):
+        raise InputError(f"init must have the shape {[k, x.shape[1]]} of the centres, found {list(init.shape)}")
+    if not init.is_floating_point() and (init.dtype != torch.int64 or init.shape != x.shape[:1]):
+        raise InputError(
+            f"init must be one int64 cluster for each of {len(x)} points, found {init.dtype} of shape "
+            f"{list(init.shape)}"
+        )
+    if not init.is_cuda and not (init.isfinite().all() if init.is_floating_point() else _in_range(init, k)):
+        raise InputError(f"init must be finite centres or clusters in 0 .. {k - 1}, found {init}")
+
+
+def _in_range(assignment: Tensor, k: int) -> bool:
+    return bool((assignment >= 0).all()) and bool((assignment < k).all())

@@ -13,13 +13,19 @@ The paper has no residuals (``commitment=1``). Without them a task forgets at ea
 first clustering is the last one.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch import distributed as dist
 
-from lightning_ncmtl.clustering.kmeans import Backend, kmeans, means
+from lightning_ncmtl.clustering._direct import means
+from lightning_ncmtl.clustering.kmeans import Backend, kmeans, unit_rows, warm_assignments
+
+# Lloyd iterations of one step from the assignment of the step before: what they leave open, the next step settles
+WARM_ITERATIONS = 4
 
 
 class Shared(NamedTuple):
@@ -30,74 +36,89 @@ class Shared(NamedTuple):
     loss: Tensor
 
 
-def own_weights(weights: Tensor, residuals: Tensor) -> Tensor:
-    """What each task would have by itself: ``W + R``, in float32 at least.
-
-    No copy of the weights from before the optimizer step is needed: the optimizer moves each row of ``W`` away from
-    its centre by the task's own update.
-    """
-    return weights.to(residuals.dtype) + residuals
-
-
 def assign_tasks(
-    own: Tensor,
-    num_clusters: int,
-    previous: Tensor | None = None,
+    own: Sequence[Tensor],
+    num_clusters: Sequence[int],
+    previous: Sequence[Tensor | None],
     *,
+    origins: Sequence[Tensor] | None = None,
     warm_start: bool = True,
     restarts: int = 10,
     seed: int = 0,
     backend: Backend = "auto",
-) -> Tensor:
-    """Group the tasks by their own weights.
+    group: dist.ProcessGroup | None = None,
+) -> list[Tensor]:
+    """Group the tasks of several layers by their own weights, each layer by itself.
 
     Args:
-        own: Own weights ``[N, D]``.
-        num_clusters: Number of clusters K.
-        previous: The previous assignment ``[N]``; its clusters keep their numbers. ``None`` at the first clustering.
+        own: Own weights of each layer, ``[N, D]``.
+        num_clusters: Number of clusters K of each layer.
+        previous: The previous assignment of each layer, ``[N]``; its clusters keep their numbers. ``None`` at the
+            first clustering.
+        origins: Per layer the weights ``[D]`` with which all tasks started. If given, tasks are grouped by the
+            direction of their way from there (cosine), whatever its length.
         warm_start: Start from the centres of ``previous``, rather than from k-means++.
         restarts: k-means++ starts where there is no warm start.
         seed: Seed of k-means++.
         backend: The k-means to use.
+        group: Ranks that each hold a slice of the dimensions.
 
     Returns:
-        The assignment ``[N]``, int64.
+        The assignment ``[N]`` of each layer, int64.
     """
-    if previous is None:
-        return kmeans(own, num_clusters, restarts=restarts, seed=seed, backend=backend).assignment
-    init = None
-    if warm_start and len(previous.unique()) == num_clusters:
-        init = cluster_centers(own, previous, num_clusters)
-    assignment = kmeans(own, num_clusters, init=init, restarts=restarts, seed=seed, backend=backend).assignment
-    return align_labels(assignment, previous, num_clusters)
+    points = list(own) if origins is None else [unit_rows(w - o, group) for w, o in zip(own, origins, strict=True)]
+    found: dict[int, Tensor] = {}
+    warm: dict[int, Tensor] = {}
+    for layer, before in enumerate(previous):
+        x, k = points[layer], num_clusters[layer]
+        if before is not None and warm_start and 1 < k < len(x):
+            if backend == "faiss":
+                found[layer] = kmeans(x, k, backend=backend, init=before, max_iterations=WARM_ITERATIONS).assignment
+            else:
+                warm[layer] = before
+            continue
+        found[layer] = kmeans(x, k, backend=backend, restarts=restarts, seed=seed, group=group).assignment
+        if before is not None:
+            found[layer] = align_labels(found[layer], before, k)
+    if warm:
+        new = warm_assignments(
+            [points[layer] for layer in warm],
+            [num_clusters[layer] for layer in warm],
+            list(warm.values()),
+            WARM_ITERATIONS,
+            group,
+        )
+        found.update(zip(warm, new, strict=True))
+    return [found[layer] for layer in range(len(own))]
 
 
-def cluster_centers(own: Tensor, assignment: Tensor, num_clusters: int) -> Tensor:
-    """The mean own weights of each cluster, ``[K, D]``."""
-    return means(own, assignment, num_clusters)
-
-
-def share(weights: Tensor, residuals: Tensor, assignment: Tensor, num_clusters: int, commitment: float) -> Shared:
+def share(
+    own: Tensor, assignment: Tensor, num_clusters: int, commitment: float, dtype: torch.dtype | None = None
+) -> Shared:
     """Give the tasks of each cluster the same weights.
 
     Args:
-        weights: The layer's weights W, ``[N, D]``, as the optimizer left them.
-        residuals: R, ``[N, D]``, zero at first.
+        own: Own weights ``W + R`` [N, D], in float32 at least; overwritten by the residuals. (No copy of the weights
+            from before the optimizer step is needed: the optimizer moves each row of ``W`` away from its centre by
+            the task's own update.)
         assignment: ``[N]``, the cluster of each task.
         num_clusters: Number of clusters K.
         commitment: Fraction in [0, 1] of its distance to the centre that a task gives up. 1 is the paper's
             replacement; with plain SGD, the paper's clustering loss with weight alpha is ``2 * alpha * lr``.
+        dtype: Type of the weights, that of ``own`` by default.
 
     Returns:
         New weights and residuals, and the clustering loss.
     """
-    own = own_weights(weights, residuals)
-    shared = cluster_centers(own, assignment, num_clusters)[assignment]
-    gap = own - shared
-    rounded = shared.to(weights.dtype)
-    # `shared - rounded` is zero in float32. In bf16 and fp16 it keeps what the weights cannot hold, so that updates
-    # smaller than the weights' precision still add up.
-    return Shared(rounded, (1 - commitment) * gap + (shared - rounded), gap.double().square().sum())
+    shared = means(own, assignment, num_clusters)[assignment]
+    gap = own.sub_(shared)
+    loss = torch.linalg.vector_norm(gap, dtype=torch.float64).square()
+    residuals = gap.mul_(1 - commitment)
+    weights = shared if dtype is None else shared.to(dtype)
+    if weights.dtype != own.dtype:
+        # What bf16 and fp16 weights cannot hold, so that updates smaller than their precision still add up.
+        residuals += shared - weights
+    return Shared(weights, residuals, loss)
 
 
 def align_labels(assignment: Tensor, previous: Tensor, num_clusters: int) -> Tensor:

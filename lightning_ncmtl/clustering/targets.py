@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import zip_longest
 from typing import Any
 
@@ -36,6 +37,25 @@ class Target:
         if self.stacked:
             return torch.cat([p.detach().reshape(len(p), -1) for _, p in self.parameters[0]], 1)
         return torch.stack([torch.cat([p.detach().flatten() for _, p in task]) for task in self.parameters])
+
+    def add_to(self, rows: Tensor) -> None:
+        """Add all parameters of each task to ``rows`` [N, D], in place."""
+        if not self.stacked:
+            rows += self.read()
+            return
+        sizes = [p[0].numel() for _, p in self.parameters[0]]
+        for part, (_, p) in zip(rows.split(sizes, dim=1), self.parameters[0], strict=True):
+            part += p.detach().reshape(len(p), -1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the rows: the widest of the parameters."""
+        return reduce(torch.promote_types, (p.dtype for _, p in self.parameters[0]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.parameters[0][0][1].device
 
     @property
     def named(self) -> bool:

@@ -1,0 +1,256 @@
+"""K-means on inner products: few points in many dimensions, at the price of one pass over them.
+
+A centre is a mean of points, so every distance of Lloyd's algorithm is a sum of inner products of points::
+
+    ||x_j - c_k||^2 = G_jj - 2 mean_m G_jm + mean_mn G_mn        m, n: members of cluster k
+
+Once the matrix ``G`` [N, N] is known, k-means++, any number of restarts and all iterations cost nothing per dimension.
+Nothing here asks the device for a result, but :func:`lloyd` where it may (``wait``), so warm starts never make the
+host wait for a GPU.
+
+Shapes: L layers, R restarts, N points, K clusters.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Elements of a block of columns: small enough for the cache of a CPU, large enough to keep a GPU busy
+BLOCK = {"cpu": 2**19, "cuda": 2**25}
+# Rounding of distances in float64, relative to the largest squared norm
+EPSILON = 1e-14
+
+
+def blocks(x: Tensor) -> list[slice]:
+    """Ranges of columns of ``x`` [N, D] that fit into :data:`BLOCK`."""
+    width = max(BLOCK.get(x.device.type, 2**25) // len(x), 64)
+    return [slice(start, start + width) for start in range(0, x.shape[1], width)]
+
+
+def gram(x: Tensor) -> Tensor:
+    """Inner products ``[N, N]`` of the rows of ``x`` [N, D] less their mean, accumulated in float64.
+
+    Without the mean, distances would cancel under a large common offset.
+    """
+    products = x.new_zeros(len(x), len(x), dtype=torch.float64)
+    for columns in blocks(x):
+        block = x[:, columns].double()
+        block -= block.mean(0)
+        products.addmm_(block, block.T)
+    return products
+
+
+def squared_distances(products: Tensor, assignment: Tensor, k: int) -> Tensor:
+    """Squared distances of all points to the centres of the clusters, infinite where a cluster is empty.
+
+    Args:
+        products: ``[L, N, N]``.
+        assignment: ``[L, R, N]``.
+        k: Number of clusters.
+
+    Returns:
+        ``[L, R, N, K]`` float64.
+    """
+    layers, restarts, points = assignment.shape
+    members = products.new_zeros(layers, restarts, points, k).scatter_(3, assignment.unsqueeze(3), 1)
+    counts = members.sum(2, keepdim=True)
+    members /= counts.clamp(min=1)
+    # One product per layer for all restarts: [L, N, N] @ [L, N, R * K]
+    columns = members.transpose(1, 2).reshape(layers, points, restarts * k)
+    toward = (products @ columns).view(layers, points, restarts, k).transpose(1, 2)
+    within = (members * toward).sum(2, keepdim=True)
+    norms = products.diagonal(dim1=1, dim2=2)[:, None, :, None]
+    return (norms + within - 2 * toward).masked_fill(counts == 0, math.inf)
+
+
+def inertias(products: Tensor, assignment: Tensor, k: int) -> Tensor:
+    """Sums of squared distances to the own centres, ``[L, R]``."""
+    return squared_distances(products, assignment, k).gather(3, assignment.unsqueeze(3)).sum((2, 3))
+
+
+def reassign(distances: Tensor, assignment: Tensor, scale: Tensor, clusters: Tensor, fill: bool) -> Tensor:
+    """Move each point to its nearest centre, and give each empty cluster the point farthest from its centre.
+
+    A point that is as near to its own centre as to any other stays.
+
+    Args:
+        distances: ``[..., N, K]`` squared, infinite for empty clusters.
+        assignment: ``[..., N]``, the present clusters.
+        scale: ``[..., 1]``, the size of the squared distances, in units of which they are rounded.
+        clusters: ``[..., 1]`` or 0-d, the number of clusters, at most K.
+        fill: Whether to look for empty clusters.
+
+    Returns:
+        ``[..., N]``, the new clusters.
+    """
+    own = distances.gather(-1, assignment.unsqueeze(-1)).squeeze(-1)
+    nearest, new = distances.min(-1)
+    moves = nearest < own - EPSILON * scale
+    new = torch.where(moves, new, assignment)
+    if not fill:
+        return new
+    own = torch.where(moves, nearest, own)
+    k = distances.shape[-1]
+    numbers = torch.arange(k, device=new.device)
+    # The nearest point of each cluster stays there, or filling one cluster would empty another.
+    by_distance = own.argsort(dim=-1, stable=True)
+    sorted_members = new.gather(-1, by_distance).unsqueeze(-1) == numbers
+    first = (sorted_members.cumsum(-2) == 1) & sorted_members
+    anchors = torch.zeros_like(new, dtype=torch.bool).scatter_(-1, by_distance, first.any(-1))
+    free = torch.where(anchors | (own <= EPSILON * scale), -1.0, own)
+    farthest = free.argsort(dim=-1, descending=True, stable=True)
+    empty = ~sorted_members.any(-2) & (numbers < clusters)
+    place = (empty.cumsum(-1) - 1).clamp(min=0)
+    point = farthest.gather(-1, place)
+    valid = empty & (free.gather(-1, point) > 0)
+    # What is not valid goes to one more place, behind the points.
+    target = torch.where(valid, point, new.shape[-1])
+    padded = torch.cat([new, new[..., :1]], -1)
+    return padded.scatter_(-1, target, numbers.expand_as(target))[..., :-1]
+
+
+def lloyd(
+    products: Tensor, assignment: Tensor, clusters: Sequence[int], max_iterations: int, wait: bool
+) -> tuple[Tensor, int]:
+    """Lloyd's iterations on inner products, for several layers and restarts at once.
+
+    Args:
+        products: ``[L, N, N]``.
+        assignment: ``[L, R, N]``, where to start.
+        clusters: The number of clusters of each layer.
+        max_iterations: Upper bound on the iterations.
+        wait: Stop as soon as no point moves any more. Otherwise all iterations run, and the host need not wait for
+            the device.
+
+    Returns:
+        ``[L, R, N]`` and the number of iterations.
+    """
+    k = max(clusters)
+    scale = products.diagonal(dim1=1, dim2=2).amax(1)[:, None, None]
+    # filled on the device: a tensor of numbers from the host would wait for it
+    bounds = torch.stack([torch.full((1, 1), number, device=products.device) for number in clusters])
+    for iteration in range(1, max_iterations + 1):
+        distances = squared_distances(products, assignment, k)
+        fill = not wait or bool(distances[..., 0, :].isinf().any())
+        new = reassign(distances, assignment, scale, bounds, fill)
+        if wait and torch.equal(new, assignment):
+            return new, iteration
+        assignment = new
+    return assignment, max_iterations
+
+
+def plus_plus(products: Tensor, k: int, restarts: int, generator: torch.Generator) -> Tensor:
+    """Greedy k-means++ (Arthur & Vassilvitskii, 2007): of some candidates for a centre, the best is taken.
+
+    Args:
+        products: ``[N, N]``.
+        k: Number of centres.
+        restarts: Number R of independent draws.
+        generator: Source of random numbers, on the CPU.
+
+    Returns:
+        ``[R, K]`` distinct points (where there are so many) to start from.
+    """
+    norms = products.diagonal()
+    distances = (norms + norms.unsqueeze(1) - 2 * products).clamp(min=0)
+    candidates = 2 + int(math.log(k))
+    draws = torch.rand(restarts, k, candidates, generator=generator, dtype=torch.float64).to(products.device)
+    chosen = (draws[:, :1, 0] * len(products)).long()
+    closest = distances[chosen[:, 0]]
+    for step in range(1, k):
+        mass = closest.cumsum(1)
+        point = torch.searchsorted(mass, draws[:, step] * mass[:, -1:], right=True).clamp(max=len(products) - 1)
+        after = torch.minimum(closest.unsqueeze(1), distances[point])  # [R, candidates, N]
+        best = after.sum(2).argmin(1, keepdim=True)
+        chosen = torch.cat([chosen, point.gather(1, best)], 1)
+        closest = after.gather(1, best.unsqueeze(2).expand(-1, -1, len(products))).squeeze(1)
+    return chosen
+
+
+def swap(products: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
+    """Improve k-means++ by local search (Lattanzi & Sohler, 2019): let a point take the place of a centre if it helps.
+
+    As many times as there are centres, a point is drawn as k-means++ would, and takes the place of that centre whose
+    loss costs least, unless that is worse than before.
+
+    Args:
+        products: ``[N, N]``.
+        chosen: ``[R, K]``.
+        generator: Source of random numbers, on the CPU.
+
+    Returns:
+        ``[R, K]``.
+    """
+    restarts, k = chosen.shape
+    norms = products.diagonal()
+    distances = (norms + norms.unsqueeze(1) - 2 * products).clamp(min=0)
+    draws = torch.rand(k, restarts, 1, generator=generator, dtype=torch.float64).to(products.device)
+    for draw in draws:
+        two, which = distances[chosen].topk(2, dim=1, largest=False)
+        (first, second), nearest = two.unbind(1), which[:, 0]
+        mass = first.cumsum(1)
+        point = torch.searchsorted(mass, draw * mass[:, -1:], right=True).clamp(max=len(products) - 1)
+        to_point = distances[point.squeeze(1)]  # [R, N]
+        kept = torch.minimum(first, to_point)
+        lost = torch.minimum(second, to_point) - kept  # what a point pays for the loss of its centre
+        owner = (nearest.unsqueeze(1) == torch.arange(k, device=chosen.device).unsqueeze(1)).double()
+        cost, centre = (owner @ lost.unsqueeze(2)).squeeze(2).min(1)
+        better = kept.sum(1) + cost < first.sum(1)
+        replaced = chosen.scatter(1, centre.unsqueeze(1), point)
+        chosen = torch.where(better.unsqueeze(1), replaced, chosen)
+    return chosen
+
+
+def nearest_points(products: Tensor, chosen: Tensor) -> Tensor:
+    """The clusters ``[R, N]`` around chosen points ``[R, K]``."""
+    return (products.diagonal()[chosen].unsqueeze(1) - 2 * products[:, chosen].transpose(0, 1)).argmin(2)
+
+
+def refine(products: Tensor, assignment: Tensor, k: int, max_moves: int) -> Tensor:
+    """Move single points while that helps (Hartigan's criterion), from where Lloyd's iterations stopped.
+
+    Moving a point also moves the two centres, which Lloyd's criterion neglects: its optima need not be optima here.
+
+    Args:
+        products: ``[N, N]``.
+        assignment: ``[R, N]``.
+        k: Number of clusters.
+        max_moves: Upper bound on the moves of each restart.
+
+    Returns:
+        ``[R, N]``.
+    """
+    scale = products.diagonal().amax()
+    for _ in range(max_moves):
+        distances = squared_distances(products.unsqueeze(0), assignment.unsqueeze(0), k)[0]
+        counts = (assignment.unsqueeze(2) == torch.arange(k, device=assignment.device)).sum(1).double()
+        own = assignment.unsqueeze(2)
+        size = counts.gather(1, assignment)
+        loses = distances.gather(2, own).squeeze(2) * size / (size - 1)  # a single point has distance 0: no move
+        loses = torch.where(size > 1, loses, 0.0)
+        # An empty cluster costs nothing to join: there the distance is infinite and the count 0.
+        costs = torch.where(counts.unsqueeze(1) > 0, distances * (counts / (counts + 1)).unsqueeze(1), 0.0)
+        gain = (loses.unsqueeze(2) - costs).scatter(2, own, -math.inf).flatten(1)
+        best, where = gain.max(1)
+        moves = best > EPSILON * scale * len(products)
+        if not moves.any():
+            break
+        point, cluster = where // k, where % k
+        rows = moves.nonzero().squeeze(1)
+        assignment = assignment.index_put((rows, point[rows]), cluster[rows])
+    return assignment
+
+
+def cold_start(
+    products: Tensor, k: int, restarts: int, max_iterations: int, generator: torch.Generator
+) -> tuple[Tensor, int]:
+    """The best of several k-means++ starts: the clusters ``[N]``, and the iterations of the longest start."""
+    drawn = plus_plus(products, k, restarts, generator)
+    # Local search finds better starts on average, but more alike: Lloyd's iterations run from both.
+    start = nearest_points(products, torch.cat([drawn, swap(products, drawn, generator)]))
+    found, iterations = lloyd(products.unsqueeze(0), start.unsqueeze(0), [k], max_iterations, wait=True)
+    refined = refine(products, found[0], k, max_moves=max(4 * len(products) // k, 16))
+    best = inertias(products.unsqueeze(0), refined.unsqueeze(0), k)[0].argmin()
+    return refined[best], iterations
