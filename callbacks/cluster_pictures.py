@@ -24,6 +24,7 @@ _COLORS = ["#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#92dadd"]
 _COLORS += ["#a96b59", "#e76300", "#b9ac70", "#717581", "#94a4a2"]
 _DPI = 150
 _MAX_INCHES = 20.0  # of the part with one row per task: at most 3,000 pixels
+_MAX_NAMED = 400  # tasks from which on none is named, and all are drawn with less detail
 _SPREAD = 1.3  # height of a column of the flow per height of its bands; the rest are gaps between the blocks
 _BLOCK = 0.2  # half the width of a block of the flow; columns are 1 apart
 
@@ -38,7 +39,8 @@ def draw_flow(layers: Mapping[str, Sequence[int]], tasks: Sequence[str]) -> Figu
         tasks: Names of the N tasks.
 
     Returns:
-        A figure with one axes. Beyond some 190 tasks, only every n-th is named.
+        A figure with one axes. Beyond some 190 tasks, only every n-th is named, and beyond 400 none; bands that run
+        side by side are one then.
     """
     count = len(tasks)
     numbers = np.array([[0] * count, *layers.values(), range(count)])  # [columns, N]
@@ -53,15 +55,18 @@ def draw_flow(layers: Mapping[str, Sequence[int]], tasks: Sequence[str]) -> Figu
     headings = ["hard\nall tasks", *headings, "specific\neach task"]
     height = count * points * _SPREAD / 72
     pitch = max(1.8, height / 5, _inches(headings, 9) + 0.4)  # of the columns; steep bands get thin
-    width = (len(headings) - 1 + _BLOCK) * pitch + _inches(tasks, size) + 0.3
+    shown = tasks if count <= _MAX_NAMED else []
+    width = (len(headings) - 1 + _BLOCK) * pitch + _inches(shown, size) + 0.3
     figure = Figure((width, height + 0.8), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot(xlim=(-_BLOCK - 0.02, len(headings) - 1), ylim=(count * _SPREAD + 0.1, -0.1))
 
     colored = next((c for c, k in enumerate(clusters) if 1 < k < count), len(headings) - 2)
     color = np.argsort([tops[colored][columns[colored] == k].min() for k in range(clusters[colored])]).argsort()
-    for task in range(count):
-        band = _band([float(top[task]) for top in tops], gap=min(0.08, 0.8 / points))
-        axes.add_patch(PathPatch(band, color=_COLORS[color[columns[colored][task]] % len(_COLORS)], alpha=0.75, lw=0.3))
+    for first, last in _bundles(columns, ranks):
+        edges = [(float(top[first]), float(top[last]) + 1) for top in tops]
+        band = _band(edges, gap=min(0.08, 0.8 / points))
+        face = _COLORS[color[columns[colored][first]] % len(_COLORS)]
+        axes.add_patch(PathPatch(band, color=face, alpha=0.75, lw=0.3))
     for x, (column, top) in enumerate(zip(columns[:-1], tops[:-1], strict=True)):
         for cluster in range(clusters[x]):
             members = np.flatnonzero(column == cluster)
@@ -72,12 +77,12 @@ def draw_flow(layers: Mapping[str, Sequence[int]], tasks: Sequence[str]) -> Figu
     axes.xaxis.tick_top()
     axes.yaxis.tick_right()
     every = ceil(1.25 * size / (points * _SPREAD))
-    named = np.argsort(ranks[-1])[::every]
+    named = np.argsort(ranks[-1])[: len(shown) : every]
     axes.set_yticks(tops[-1][named] + 0.5, [tasks[task] for task in named], fontsize=size, parse_math=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if every > 1:
-        axes.set_xlabel(f"One task in {every} is named.")
+        axes.set_xlabel(_about_names(count, every))
     return figure
 
 
@@ -102,10 +107,13 @@ def coclustering(trace: Sequence[tuple[int, Sequence[int]]], last_step: int) -> 
     if not trace or last_step < trace[0][0]:
         raise InputError(f"no clustering up to step {last_step}: nothing to count")
     ends = [min(step, last_step + 1) for step, _ in trace[1:]] + [last_step + 1]
-    together = np.zeros((len(trace[0][1]),) * 2)
-    for (step, assignment), end in zip(trace, ends, strict=True):
-        together += max(0, end - step) * np.equal.outer(assignment, assignment)
-    return together / (last_step + 1 - trace[0][0])
+    # Tasks that were always together are one, which makes little of many tasks.
+    kinds, kind = np.unique([assignment for _, assignment in trace], axis=1, return_inverse=True)
+    together = np.zeros((kinds.shape[1],) * 2)
+    for (step, _), row, end in zip(trace, kinds, ends, strict=True):
+        together += max(0, end - step) * np.equal.outer(row, row)
+    share: NDArray[np.float64] = together / (last_step + 1 - trace[0][0])
+    return share[np.ix_(kind.ravel(), kind.ravel())]
 
 
 def draw_coclustering(
@@ -120,11 +128,13 @@ def draw_coclustering(
         title: Heading of the picture.
 
     Returns:
-        A figure with a heat map and its scale. Beyond some 190 tasks, only every n-th is named.
+        A figure with a heat map and its scale. Beyond some 190 tasks, only every n-th is named, and beyond 400 none.
     """
-    size = _font_size(len(tasks))
-    side = float(np.clip(1.3 * size * len(tasks) / 72, 2.4, _MAX_INCHES))
-    label = _inches(tasks, size) + 0.2
+    count = len(tasks)
+    size = _font_size(count)
+    side = float(np.clip(1.3 * size * count / 72, 2.4, _MAX_INCHES)) if count <= _MAX_NAMED else _MAX_INCHES / 2
+    shown = tasks if count <= _MAX_NAMED else []
+    label = _inches(shown, size) + 0.2
     width = max(side + label + 1.0, _inches([title], 11) + 0.3)
     # Constrained layout would cut off labels of an image that is narrower than its place
     figure = Figure((width, side + label + 0.5), dpi=_DPI, layout="compressed")
@@ -134,17 +144,17 @@ def draw_coclustering(
         _say_not_clustered(axes)
         return figure
     together = coclustering(trace, last_step)
-    order = np.arange(len(tasks))
-    if len(tasks) > 1:
+    order = np.arange(count)
+    if count > 1:
         order = leaves_list(linkage(squareform(1 - together, checks=False), "average"))
     image = axes.imshow(together[np.ix_(order, order)], cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
-    every = ceil(1.25 * size * len(tasks) / 72 / side)
-    ticks = range(0, len(tasks), every)
-    named = [tasks[task] for task in order[::every]]
+    every = ceil(1.25 * size * count / 72 / side)
+    ticks = range(0, len(shown), every)
+    named = [tasks[task] for task in order[: len(shown) : every]]
     axes.set_xticks(ticks, named, fontsize=size, parse_math=False, rotation=90)
     axes.set_yticks(ticks, named, fontsize=size, parse_math=False)
     if every > 1:
-        axes.set_xlabel(f"One task in {every} is named.")
+        axes.set_xlabel(_about_names(count, every))
     bar = figure.colorbar(image, fraction=0.2 / side, aspect=side / 0.2, pad=0.1 / side)
     bar.set_label("share of steps in the same cluster", fontsize=9)
     return figure
@@ -236,17 +246,34 @@ def _tops(block: NDArray[np.intp], rank: NDArray[np.intp]) -> NDArray[np.float64
     return tops
 
 
-def _band(tops: Sequence[float], gap: float) -> Path:
-    """A ribbon, level in each block and curved between blocks; 1 high, less a gap between neighbours."""
-    upper = []
-    tops = [top + gap / 2 for top in tops]
-    for x, top in enumerate(tops):
-        upper += [(x - _BLOCK, top), (x + _BLOCK, top)]
-        if x + 1 < len(tops):
-            upper += [(x + 0.5, top), (x + 0.5, tops[x + 1])]
-    codes = [Path.LINETO, *[Path.CURVE4] * 3] * (len(tops) - 1) + [Path.LINETO]
-    lower = [(x, y + 1 - gap) for x, y in reversed(upper)]
-    vertices = [*upper, *lower, upper[0]]
+def _bundles(columns: Sequence[NDArray[np.intp]], ranks: Sequence[NDArray[np.intp]]) -> list[tuple[int, int]]:
+    """The bands to draw, by their first and last task: a band per task, or, of many, per run of neighbours."""
+    count = len(columns[0])
+    if count <= _MAX_NAMED:
+        return [(task, task) for task in range(count)]
+    order = ranks[-1].argsort()
+    parted = np.zeros(count - 1, dtype=bool)  # a task from the next one
+    for column, rank in zip(columns, ranks, strict=True):
+        parted |= np.diff(rank[order]) != 1
+        if column.max() + 1 < count:  # blocks of several tasks
+            parted |= np.diff(column[order]) != 0
+    runs = np.split(order, np.flatnonzero(parted) + 1)
+    return [(int(run[0]), int(run[-1])) for run in runs]
+
+
+def _band(edges: Sequence[tuple[float, float]], gap: float) -> Path:
+    """A ribbon between its upper and lower edge in each column, level in blocks and curved between, less a gap."""
+    sides = []
+    for ys in ([top + gap / 2 for top, _ in edges], [bottom - gap / 2 for _, bottom in edges]):
+        side = []
+        for x, y in enumerate(ys):
+            side += [(x - _BLOCK, y), (x + _BLOCK, y)]
+            if x + 1 < len(ys):
+                side += [(x + 0.5, y), (x + 0.5, ys[x + 1])]
+        sides.append(side)
+    upper, lower = sides
+    codes = [Path.LINETO, *[Path.CURVE4] * 3] * (len(edges) - 1) + [Path.LINETO]
+    vertices = [*upper, *reversed(lower), upper[0]]
     return Path(vertices, [Path.MOVETO, *codes, Path.LINETO, *codes, Path.CLOSEPOLY])
 
 
@@ -262,10 +289,14 @@ def _font_size(tasks: int) -> float:
 
 
 def _inches(texts: Sequence[str], size: float) -> float:
-    """Width of the widest text."""
+    """Width of the widest text, 0 of none."""
     font = FontProperties(size=size)
     lines = [line for text in texts for line in text.split("\n")]
-    return max(text_to_path.get_text_width_height_descent(line, font, False)[0] for line in lines) / 72
+    return max((text_to_path.get_text_width_height_descent(line, font, False)[0] for line in lines), default=0.0) / 72
+
+
+def _about_names(count: int, every: int) -> str:
+    return f"One task in {every} is named." if count <= _MAX_NAMED else f"{count:,} tasks, too many to name"
 
 
 def _plural(count: int, noun: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from torchmetrics.functional.clustering import adjusted_rand_score
 
 from lightning_ncmtl._lightning import Callback, LightningModule, Trainer
+from lightning_ncmtl.callbacks._tables import accuracy_table, cluster_table, write_task_table
 from lightning_ncmtl.callbacks.cluster_pictures import draw_coclustering, draw_flow, draw_history
 from lightning_ncmtl.callbacks.network_clustering import NetworkClusteringCallback
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.metrics import TaskMetrics
 
 _MAX_POINTS = 2000  # of the clustering loss that are kept per layer
 
@@ -36,6 +37,11 @@ class ClusterReport(Callback):
     And in ``pictures/``, for TensorBoard, too, if it is among the loggers: ``flow.png``, the tasks' way through the
     layers (the paper, Fig. 4); ``coclustering-NAME.png``, how long each two tasks shared a cluster of a layer; and
     ``history.png``, the clustering loss and the changes of cluster over the steps of training.
+
+    Where a model of this package has more than 50 tasks, it shows some tasks of each cluster, and the tasks with the
+    worst accuracies. All go to ``tasks-val.csv`` after every validation, and to ``tasks-test.csv`` after a test: a row
+    for each task with ``count`` (of labels), ``accuracy``, ``loss``, perhaps ``accuracy_clean`` and ``planted``, and
+    its cluster in each layer. TensorBoard gets a histogram of the accuracies.
 
     Without a :class:`lightning_ncmtl.callbacks.NetworkClusteringCallback` it only shows how well each task does.
 
@@ -79,7 +85,14 @@ class ClusterReport(Callback):
             report = self.report(trainer)
             self._write(report)
             self._draw(trainer, f"epoch-{epoch}")
-            Console().print(_cluster_table(report))
+            Console().print(cluster_table(report))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._write_tasks(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write_tasks(trainer, pl_module, "test")
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": self._losses}
@@ -100,8 +113,8 @@ class ClusterReport(Callback):
             report = self.report(trainer)
             self._write(report)
             self._draw(trainer)
-            console.print(_cluster_table(report))
-        table = _accuracy_table(trainer.callback_metrics)
+            console.print(cluster_table(report))
+        table = accuracy_table(trainer.callback_metrics, _metrics(pl_module))
         if table.row_count:
             console.print(table)
         console.print(f"Run directory: {escape(str(self._directory))}", soft_wrap=True)
@@ -111,6 +124,27 @@ class ClusterReport(Callback):
         self._directory.mkdir(parents=True, exist_ok=True)
         (self._directory / "clusters.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
 
+    def _write_tasks(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        metrics = _metrics(pl_module)
+        if metrics is None or not metrics.many or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: it is broadcast
+        if not trainer.is_global_zero:
+            return
+        columns: dict[str, Any] = dict(metrics.per_task)
+        report = self.report(trainer)
+        if report["planted"] is not None:
+            columns["planted"] = [report["planted"].get(task, "") for task in metrics.task_names]
+        for name, layer in report["layers"].items():
+            if len(layer["assignment"]) == len(metrics.task_names):
+                columns[name] = list(layer["assignment"].values())
+        directory.mkdir(parents=True, exist_ok=True)
+        write_task_table(directory / f"tasks-{stage}.csv", metrics.task_names, columns)
+        accuracy = metrics.per_task["accuracy"]
+        for experiment in _tensorboards(trainer, "add_histogram"):
+            seen = accuracy[~accuracy.isnan()]
+            experiment.add_histogram(f"{stage}/accuracy_of_tasks", seen, trainer.global_step)
+
     def _draw(self, trainer: Trainer, folder: str = "") -> None:
         if not self.pictures or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -119,10 +153,8 @@ class ClusterReport(Callback):
         for name, figure in self._figures(trainer):
             directory.mkdir(parents=True, exist_ok=True)
             figure.savefig(directory / f"{name}.png")
-            for logger in trainer.loggers:
-                experiment: Any = getattr(logger, "experiment", None)
-                if hasattr(experiment, "add_figure"):  # TensorBoard
-                    experiment.add_figure(f"clusters/{name}", figure, trainer.global_step, close=False)
+            for experiment in _tensorboards(trainer, "add_figure"):
+                experiment.add_figure(f"clusters/{name}", figure, trainer.global_step, close=False)
 
     def _figures(self, trainer: Trainer) -> Iterator[tuple[str, Figure]]:
         layers, tasks = self.report(trainer)["layers"], _tasks(trainer)
@@ -158,6 +190,18 @@ class ClusterReport(Callback):
         return {"layers": layers, "planted": planted, "ari": ari}
 
 
+def _metrics(pl_module: LightningModule) -> TaskMetrics | None:
+    """Those of a model of this package."""
+    metrics = getattr(pl_module, "metrics", None)
+    return metrics if isinstance(metrics, TaskMetrics) else None
+
+
+def _tensorboards(trainer: Trainer, method: str) -> list[Any]:
+    """What loggers write with, where it has a method that TensorBoard's has."""
+    experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+    return [experiment for experiment in experiments if hasattr(experiment, method)]
+
+
 def _clustering(trainer: Trainer) -> NetworkClusteringCallback | None:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return next((c for c in callbacks if isinstance(c, NetworkClusteringCallback)), None)
@@ -170,40 +214,3 @@ def _tasks(trainer: Trainer) -> list[str]:
     domains = getattr(trainer.datamodule, "domains", None)  # type: ignore[attr-defined]
     numbered = tasks == [str(task) for task in range(len(tasks))]
     return list(domains) if numbered and domains and len(domains) == len(tasks) else tasks
-
-
-def _cluster_table(report: dict[str, Any]) -> Table:
-    table = Table("layer", "clusters", title="Clusters", title_justify="left")
-    for name, layer in report["layers"].items():
-        heading = [name, f"{layer['num_clusters']} clusters"]
-        if report["ari"] and name in report["ari"]:
-            heading.append(f"ARI {report['ari'][name]:.3f}")
-        if layer["frozen_at_step"] is not None:
-            heading.append(f"frozen at step {layer['frozen_at_step']}")
-        members: dict[int, list[str]] = {}
-        for task, cluster in layer["assignment"].items():
-            members.setdefault(cluster, []).append(task)
-        inner = Table.grid(padding=(0, 2))
-        if not members:
-            inner.add_row("not clustered")
-        elif len(members) == len(layer["assignment"]):
-            inner.add_row("each task by itself")
-        else:
-            for cluster, tasks in sorted(members.items()):
-                inner.add_row(str(cluster), escape(", ".join(tasks)))
-        table.add_row("\n".join(heading), inner)
-        table.add_section()
-    return table
-
-
-def _accuracy_table(metrics: Mapping[str, Any]) -> Table:
-    """Accuracy of the last validation."""
-    table = Table("task", "accuracy", title="Validation", title_justify="left")
-    prefix = "val/accuracy/"
-    for name in sorted(name for name in metrics if name.startswith(prefix)):
-        table.add_row(escape(name.removeprefix(prefix)), f"{float(metrics[name]):.3f}")
-    table.add_section()
-    for name, label in (("val/accuracy", "average"), ("val/accuracy_clean", "average without copies")):
-        if name in metrics:
-            table.add_row(label, f"{float(metrics[name]):.3f}")
-    return table

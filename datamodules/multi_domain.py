@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from datasets import Dataset
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -282,10 +283,11 @@ class MultiDomainDataModule(LightningDataModule):
             )
         if self.corpus.classes is None:
             self.corpus.classes = state_dict["classes"]
+        found = self.domain_classes
         for domain, theirs in classes_of(self.domains, state_dict["classes"]).items():
-            if theirs != (ours := self.domain_classes[domain]):
+            if theirs != found[domain]:
                 raise InputError(
-                    f"the checkpoint was trained on the classes {theirs} of {domain!r}; the data has {ours}: "
+                    f"the checkpoint was trained on the classes {theirs} of {domain!r}; the data has {found[domain]}: "
                     "set data.classes"
                 )
         if state_dict["tokenizer"] is not None:
@@ -330,9 +332,10 @@ class MultiDomainDataModule(LightningDataModule):
         self._count_copies("test", integers(table, "task_id")[chosen], ~clean[chosen])
 
     def _count_copies(self, stage: Stage, tasks: Integers, copied: Flags) -> None:
-        for task, domain in enumerate(self.domains):
-            own = copied[tasks == task]
-            self.copies.setdefault(domain, {}).update({stage: len(own), f"{stage} copies": int(own.sum())})
+        counts = {stage: tasks, f"{stage} copies": tasks[copied]}
+        for name, found in counts.items():
+            for domain, count in zip(self.domains, np.bincount(found, minlength=self.num_tasks).tolist(), strict=True):
+                self.copies.setdefault(domain, {})[name] = count
 
     def _set(self, stage: Stage, part: _Part) -> None:
         self._parts[stage] = part

@@ -36,7 +36,7 @@ from lightning_ncmtl.callbacks import (
     ResumableCheckpoint,
     StepSeed,
 )
-from lightning_ncmtl.compaction import compact, count_parameters, save
+from lightning_ncmtl.compaction import compact, count_bytes, count_parameters, save
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import cluster_layers
@@ -86,6 +86,7 @@ class NCMTLTrainer(Trainer):
         table = Table("", "before", "after", title="Parameters", title_justify="left")
         for name in before:
             table.add_row(name or "all", f"{before[name]:,}", f"{after[name]:,}")
+        table.add_row("memory", *(f"{count_bytes(module) / 2**20:,.2f} MiB" for module in (model, small)))
         console = Console()
         console.print(table)
         console.print(f"Compact model: {escape(str(folder))}", soft_wrap=True)
@@ -94,14 +95,24 @@ class NCMTLTrainer(Trainer):
 class SaveConfig(SaveConfigCallback):
     """Saves the configuration as ``config.yaml`` in the run directory, and in every checkpoint."""
 
+    _text: str | None = None  # written once: with a thousand tasks that takes as long as all else in a checkpoint
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._text is None:
+            self._text = self._config(trainer)
+        checkpoint["config"] = self._text
+
+    def _config(self, trainer: Trainer) -> str:
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         # What the settings left to the data is written down, so that the checkpoint does without the data.
         config["data"]["domains"] = trainer.datamodule.domains  # type: ignore[attr-defined]
-        config["data"]["classes"] = trainer.datamodule.domain_classes  # type: ignore[attr-defined]
+        classes = list(trainer.datamodule.domain_classes.values())  # type: ignore[attr-defined]
+        # A list where it says as much: jsonargparse's time for a dict grows with the square of its size.
+        same = all(names == classes[0] for names in classes)
+        config["data"]["classes"] = classes[0] if same else trainer.datamodule.domain_classes  # type: ignore[attr-defined]
         for key in ("config", "ckpt_path", "run_dir"):
             config.pop(key, None)
-        checkpoint["config"] = _dump(config)
+        return _dump(config)
 
 
 class NCMTLCLI(LightningCLI):

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 UNLABELLED = -1  # the label of a document in a task where there is none
+MAX_LOGGED_TASKS = 50  # of more tasks, a summary is logged
+WORST = 10  # tasks with the lowest accuracies, of which the summary has the average
 
 
 class TaskMetrics(Metric):
@@ -15,8 +17,16 @@ class TaskMetrics(Metric):
 
     Where it is known which documents have a copy in the training data, accuracy on the others is reported, too.
 
+    A logger is no place for a thousand values: of more than 50 tasks the result has a summary instead, and the values
+    of each task are left to :attr:`per_task`, which :class:`lightning_ncmtl.callbacks.ClusterReport` writes to a file.
+
     Args:
         task_names: Name of each task, for the keys of the result.
+
+    Attributes:
+        task_names: As given.
+        per_task: What the last :meth:`compute` found of each task, on all devices together: ``count``, ``accuracy``,
+            ``loss`` and perhaps ``accuracy_clean``, each ``[N]``; NaN where there was no document. Empty before it.
 
     Example:
         >>> metrics = TaskMetrics(["books", "music"])
@@ -37,6 +47,7 @@ class TaskMetrics(Metric):
     def __init__(self, task_names: Sequence[str]) -> None:
         super().__init__()
         self.task_names = list(task_names)
+        self.per_task: dict[str, Tensor] = {}
         tasks = len(self.task_names)
         self.add_state("correct", torch.zeros(tasks, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("loss", torch.zeros(tasks, dtype=torch.float64), dist_reduce_fx="sum")
@@ -66,18 +77,30 @@ class TaskMetrics(Metric):
             self.clean_count.index_add_(0, task_ids, (clean & known).long())
             self.clean_updates += 1
 
+    @property
+    def many(self) -> bool:
+        """Whether there are too many tasks to log each of them."""
+        return len(self.task_names) > MAX_LOGGED_TASKS
+
     def compute(self) -> dict[str, Tensor]:
         """``accuracy`` and ``loss`` averaged over the tasks seen, and ``accuracy/TASK`` and ``loss/TASK`` for each.
 
         With ``accuracy_clean`` and ``accuracy_clean/TASK`` if it was known for any documents whether they are clean.
-        Values are 0-d float32; NaN for a task of which there was no document.
+        Of more than 50 tasks, instead of a value for each: ``accuracy_worst_10`` (and ``accuracy_clean_worst_10``), the
+        average over the ten tasks with the lowest. Values are 0-d float32; NaN for a task of which there was no
+        document.
         """
         rates = {"accuracy": (self.correct, self.count), "loss": (self.loss, self.count)}
         if self.clean_updates > 0:
             rates["accuracy_clean"] = (self.clean_correct, self.clean_count)
+        self.per_task = {"count": self.count.clone()}
         result = {}
         for name, (total, count) in rates.items():
-            value = (total.double() / count).float()
-            result[name] = value[count > 0].mean()
-            result |= {f"{name}/{task}": value[index] for index, task in enumerate(self.task_names)}
+            value = self.per_task[name] = (total.double() / count).float()
+            seen = value[count > 0]
+            result[name] = seen.mean()
+            if not self.many:
+                result |= {f"{name}/{task}": value[index] for index, task in enumerate(self.task_names)}
+            elif name != "loss":
+                result[f"{name}_worst_{WORST}"] = seen.sort().values[:WORST].mean()
         return result

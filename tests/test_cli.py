@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 import lightning_ncmtl
 from lightning_ncmtl import NCMTL, load
 from lightning_ncmtl.cli import main
+from lightning_ncmtl.compaction import count_bytes
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.batches import collate
 from lightning_ncmtl.datamodules.text import Encoder
@@ -183,6 +184,7 @@ def test_export(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     first, second = (sum(p.numel() for p in layer.parameters()) for layer in whole.cluster_layers)
     assert sizes[1] == first * 2 // 4 + second * 3 // 4
     assert all(f"{size:,}" in shown for size in sizes)
+    assert all(f"{count_bytes(m) / 2**20:.2f} MiB" in shown for m in (whole, model))
 
     (tmp_path / "in.csv").write_text("text,domain\nw1 opinion3 w2 .,domain02\nw3 . opinion1,domain00\n")
     arguments = ["--data.predict_path", str(tmp_path / "in.csv"), "--run_dir", str(tmp_path / "out")]

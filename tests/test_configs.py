@@ -62,7 +62,7 @@ def test_optimizer_and_scheduler_come_from_the_command_line(tmp_path: Path, monk
 
 
 def test_there_are_configurations() -> None:
-    assert {path.stem for path in CONFIGS} == {"fdu_mtl", "literal", "paper", "transformer"}
+    assert {path.stem for path in CONFIGS} == {"fdu_mtl", "literal", "mmtl", "paper", "transformer"}
     assert {path.stem for path in COMPARISONS} == {"ablation", "best", "clusters", "compare"}
 
 

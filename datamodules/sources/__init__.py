@@ -1,5 +1,6 @@
 """Where documents come from. A source names its domains and reads the documents of a split, one at a time."""
 
+from lightning_ncmtl.datamodules.sources.assays import SyntheticAssays
 from lightning_ncmtl.datamodules.sources.base import Document, Label, Problem, Source, Split
 from lightning_ncmtl.datamodules.sources.fdu_mtl import FDUMTL
 from lightning_ncmtl.datamodules.sources.hugging_face import HuggingFace
@@ -19,5 +20,6 @@ __all__ = [
     "Source",
     "Split",
     "Synthetic",
+    "SyntheticAssays",
     "Tables",
 ]

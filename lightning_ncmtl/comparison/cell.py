@@ -25,7 +25,7 @@ from lightning_ncmtl.comparison.plan import OUTCOMES, RESULT, Cell
 from lightning_ncmtl.comparison.tfidf import TFIDF
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.metrics import UNLABELLED
+from lightning_ncmtl.metrics import UNLABELLED, TaskMetrics
 
 _SEVERAL_LABELS = "ncmtl compare needs one label per document"
 _Arrays: TypeAlias = dict[str, "np.ndarray[Any, Any]"]
@@ -219,12 +219,18 @@ class _Outcomes(Callback):
 
 
 def _metrics(trainer: Trainer, stage: str) -> dict[str, float]:
+    """Averages, as they were logged, and the values of all domains, which are not logged where there are many."""
     prefix = f"{stage}/"
-    return {
+    found = {
         name.removeprefix(prefix): float(value)
         for name, value in trainer.callback_metrics.items()
         if name.startswith(f"{prefix}accuracy")
     }
+    metrics: TaskMetrics = trainer.lightning_module.metrics  # type: ignore[assignment]
+    for name in [name for name in metrics.per_task if name.startswith("accuracy")]:
+        values = metrics.per_task[name].tolist()
+        found |= {f"{name}/{task}": value for task, value in zip(metrics.task_names, values, strict=True)}
+    return found
 
 
 def _accuracies(tasks: Any, correct: Any, domains: list[str], name: str) -> dict[str, float]:
@@ -240,10 +246,13 @@ def _device(trainer: Trainer) -> str:
 
 
 def _curves(file: Path, domains: list[str]) -> dict[str, Any]:
-    """Validation accuracy, of each domain and the average under ``""``, and the epochs behind which it was measured."""
+    """Validation accuracy, of each domain and the average under ``""``, and the epochs behind which it was measured.
+
+    Of many domains only the average is logged.
+    """
     columns = {"": "val/accuracy", **{domain: f"val/accuracy/{domain}" for domain in domains}}
     table = pd.read_csv(file).dropna(subset=["val/accuracy"])
-    curves = {domain: table[column].tolist() for domain, column in columns.items()}
+    curves = {domain: table[column].tolist() for domain, column in columns.items() if column in table}
     return {"epochs": [int(epoch) + 1 for epoch in table["epoch"]], "curves": curves}
 
 

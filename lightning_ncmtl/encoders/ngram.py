@@ -61,6 +61,7 @@ class NGram(WordEncoder):
         with torch.no_grad():
             self.embedding.weight *= 0.05  # so that what words have learned stands out from the random rest
         self.runs = nn.Embedding(num_buckets, embedding_dim)
+        self.runs.weight.requires_grad = n > 1  # DDP would wait for the gradients of words alone
         self.reset_parameters()
         self.out_features = embedding_dim
 

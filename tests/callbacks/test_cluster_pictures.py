@@ -196,6 +196,30 @@ def test_many_tasks_are_named_in_part() -> None:
         assert figure.bbox.height < 4000
 
 
+def test_a_thousand_tasks_are_drawn_in_groups() -> None:
+    """No names, and a band for each run of tasks that take the same way, where each task has one of its own else."""
+    count = 1000
+    layers = {"one": [task % 20 for task in range(count)], "own": list(range(count)), "two": [0] * count}
+    layers["two"][7] = layers["two"][27] = 1
+    flow = laid_out(draw_flow(layers, names(count)))
+    heights = []
+    for band in bands(flow):
+        vertices = np.asarray(band.get_path().vertices)
+        heights.append(np.ptp(vertices[np.isclose(vertices[:, 0], 1.2), 1]))
+    assert sorted(round(float(height)) for height in heights) == [2, 48, *[50] * 19]
+    assert blocks(flow)[1] == [50] * 20
+    heat = laid_out(draw_coclustering([(1, layers["one"])], names(count), 1, "layer"))
+    for figure in (flow, heat):
+        axes = figure.axes[0]
+        assert axes.get_xlabel() == "1,000 tasks, too many to name"
+        assert len(axes.get_yticklabels()) == 0
+        assert figure.bbox.height < 4000
+    shown = np.asarray(heat.axes[0].images[0].get_array())
+    assert shown.sum() == 20 * 50**2
+    assert abs(np.diff(shown)).sum() == pytest.approx(2 * 50 * 19)  # sorted: every square is whole
+    assert heat.bbox.width >= count  # a pixel for each task, at least
+
+
 def test_history() -> None:
     losses = {"one": [(5, 2.0), (6, 1.5)], "two": [(5, 3.0), (6, 0.5)], "three": []}
     traces: dict[str, Trace] = {

@@ -1,19 +1,25 @@
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from projects import Heads
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
 from sklearn.metrics import adjusted_rand_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_ncmtl import NCMTL, HardShare
 from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
+from lightning_ncmtl.callbacks._tables import cluster_table
 from lightning_ncmtl.datamodules import MultiDomainDataModule
+from lightning_ncmtl.datamodules.sources import SyntheticAssays
+from lightning_ncmtl.encoders import NGram
 from lightning_ncmtl.errors import InputError
 
 
@@ -208,3 +214,92 @@ def test_without_clustering_it_shows_accuracies_alone(
     assert values.keys() == {"ant", "bee", "cat", "average", "average without copies"}
     for label, name in (("ant", "accuracy/ant"), ("average without copies", "accuracy_clean")):
         assert values[label] == f"{float(trainer.callback_metrics[f'val/{name}']):.3f}"
+
+
+def many_tasks(tasks: int) -> tuple[NCMTL, torch.utils.data.DataLoader[Any]]:
+    torch.manual_seed(0)
+    names = [f"task{task}" for task in range(tasks)]
+    model = NCMTL(torch.nn.Linear(3, 4), tasks, cluster_features=(4,), num_clusters=(5,), task_names=names)
+    # Of the last task there is no label
+    rows = [
+        {"inputs": torch.randn(3), "task_ids": number % tasks, "labels": -1 if number % tasks == tasks - 1 else 1}
+        for number in range(3 * tasks)
+    ]
+    return model, torch.utils.data.DataLoader(rows, batch_size=32)
+
+
+def test_values_of_many_tasks_go_to_a_file(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, loader = many_tasks(60)
+    tensorboard = TensorBoardLogger(tmp_path, name="", version="")
+    clustering = NetworkClusteringCallback(warmup_epochs=1, freeze_after_epochs=2)
+    report = ClusterReport(pictures=False)
+    trainer = make_trainer(max_epochs=2, callbacks=[clustering, report], logger=tensorboard, log_every_n_steps=1)
+
+    trainer.fit(model, loader, loader)
+    assert not any("task" in name for name in trainer.callback_metrics)
+    trainer.test(model, loader, verbose=False)
+    table = pd.read_csv(tmp_path / "tasks-val.csv")
+    assert list(table) == ["task", "count", "accuracy", "loss", "cluster_layers.0"]
+    assert table["task"].tolist() == [f"task{task}" for task in range(60)]
+    assert table["count"].tolist() == [3] * 59 + [0]
+    assert table["cluster_layers.0"].tolist() == model.cluster_layers[0].assignment.tolist()
+    assert table["accuracy"].mean() == pytest.approx(float(trainer.callback_metrics["test/accuracy"]), abs=1e-6)
+    assert table[["accuracy", "loss"]].isna().sum().tolist() == [1, 1]
+    assert (tmp_path / "tasks-test.csv").read_text() == (tmp_path / "tasks-val.csv").read_text()
+
+    shown = capsys.readouterr().out
+    assert "the worst of 60 tasks" in shown
+    assert "average of these 10" in shown
+    worst = table.sort_values("accuracy", kind="stable")["task"][:10].tolist()
+    listed = [line.split()[1] for line in shown.split("Validation")[1].splitlines() if line.startswith("│ task")]
+    assert listed == worst
+    sizes = model.cluster_layers[0].assignment.bincount().tolist()
+    assert all(f"{size} task" in shown for size in sizes)
+    assert shown.count("task") < 60
+    events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()  # all of them
+    assert events.Tags()["histograms"] == ["val/accuracy_of_tasks", "test/accuracy_of_tasks"]
+    assert [event.histogram_value.num for event in events.Histograms("val/accuracy_of_tasks")] == [59, 59]
+    assert len(events.Tags()["scalars"]) < 20
+
+
+def test_of_few_tasks_or_in_a_trial_run_there_is_no_file(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    for tasks, settings in ((50, {}), (51, {"fast_dev_run": True})):
+        model, loader = many_tasks(tasks)
+        make_trainer(**{"max_epochs": 1, "callbacks": [ClusterReport(pictures=False)], **settings}).fit(
+            model, loader, loader
+        )
+        assert list(tmp_path.glob("tasks*")) == []
+
+
+def test_the_file_tells_the_planted_group(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = SyntheticAssays(num_assays=51, num_groups=3, train_molecules=80, test_molecules=20, imbalance=1)
+    data = MultiDomainDataModule(source, batch_size=40, validation_size=20, vocab_size=200, min_frequency=1)
+    encoder = NGram(200, 8, n=1, num_buckets=1)
+    model = NCMTL(encoder, 51, cluster_features=(4,), num_clusters=(3,), task_names=data.domains)
+    callbacks = [NetworkClusteringCallback(warmup_steps=0), ClusterReport(pictures=False)]
+    make_trainer(max_epochs=1, callbacks=callbacks).fit(model, datamodule=data)
+    table = pd.read_csv(tmp_path / "tasks-val.csv")
+    assert list(table) == ["task", "count", "accuracy", "loss", "accuracy_clean", "planted", "cluster_layers.0"]
+    assert dict(zip(table["task"], table["planted"], strict=True)) == source.planted_groups
+    labels = [task for batch in data.val_dataloader() for task in batch["task_ids"].tolist()]
+    assert table["count"].tolist() == [labels.count(task) for task in range(51)]
+    shown = capsys.readouterr().out
+    found = adjusted_rand_score(table["planted"], table["cluster_layers.0"])
+    assert f"ARI {found:.3f}" in shown
+    assert "assay50" not in shown.split("Validation")[0]
+
+
+def test_many_clusters_are_shown_in_part() -> None:
+    assignment = {f"task{task}": min(task, 70) for task in range(100)}
+    layer = {"num_clusters": 71, "assignment": assignment, "frozen_at_step": None, "trace": []}
+    console = Console(width=100, record=True, file=StringIO())
+    console.print(cluster_table({"layers": {"layer": layer}, "ari": None}))
+    shown = console.export_text()
+    assert "70  30 tasks  task70, task71, task72, task73, task74, ..." in shown
+    assert "0   1 task    task0 " in shown
+    assert "and 21 clusters that are no larger" in shown
+    assert len(shown.splitlines()) < 60

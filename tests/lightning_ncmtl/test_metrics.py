@@ -6,7 +6,7 @@ import torch
 from ranks import on_ranks
 from sklearn.metrics import accuracy_score, log_loss
 
-from lightning_ncmtl.metrics import TaskMetrics
+from lightning_ncmtl.metrics import MAX_LOGGED_TASKS, TaskMetrics
 
 
 def test_equals_scikit_learn_per_task() -> None:
@@ -115,6 +115,88 @@ def test_classes_at_minus_infinity_by_hand() -> None:
     result = metrics.compute()
     assert float(result["accuracy"]) == 0.5
     assert float(result["loss"]) == pytest.approx((np.log(4) + np.log(4 / 3)) / 2)
+
+
+def many(tasks: int = 300, rows: int = 4000) -> tuple[TaskMetrics, list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(rows, 2, generator=generator)
+    labels, task_ids = torch.randint(-1, 2, (rows,), generator=generator), torch.arange(rows) * 7 % (tasks - 1)
+    clean = torch.rand(rows, generator=generator) < 0.5
+    return TaskMetrics([f"task{task}" for task in range(tasks)]), [logits, labels, task_ids, clean]
+
+
+def test_of_many_tasks_there_is_a_summary_and_a_value_for_each() -> None:
+    metrics, batch = many()
+    assert metrics.per_task == {}
+    metrics.update(*batch)
+    result = metrics.compute()
+    names = {"accuracy", "loss", "accuracy_clean"}
+    assert result.keys() == names | {"accuracy_worst_10", "accuracy_clean_worst_10"}
+    logits, labels, task_ids, clean = (values.numpy() for values in batch)
+    expected: dict[str, list[float]] = {name: [] for name in ["count", *names]}
+    for task in range(300):
+        mine = (task_ids == task) & (labels >= 0)
+        expected["count"].append(mine.sum())
+        right = logits[mine].argmax(1) == labels[mine]
+        expected["accuracy"].append(right.mean() if len(right) else np.nan)
+        kept = right[clean[mine]]
+        expected["accuracy_clean"].append(kept.mean() if len(kept) else np.nan)
+        losses = np.log(np.exp(logits[mine]).sum(1)) - np.take_along_axis(logits[mine], labels[mine, None], 1)[:, 0]
+        expected["loss"].append(losses.mean() if len(losses) else np.nan)
+    assert metrics.per_task.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(metrics.per_task[name], values, rtol=1e-5, err_msg=name)
+    for name in names:
+        assert float(result[name]) == pytest.approx(np.nanmean(expected[name]), rel=1e-5)
+        if name != "loss":
+            worst = np.sort(expected[name])[:10]  # NaN last
+            assert float(result[f"{name}_worst_10"]) == pytest.approx(worst.mean(), rel=1e-5)
+
+
+def test_the_summary_begins_beyond_fifty_tasks() -> None:
+    """With as many as are logged, the result is what it was before there was a summary."""
+    for tasks, keys in ((MAX_LOGGED_TASKS, 3 + 3 * MAX_LOGGED_TASKS), (MAX_LOGGED_TASKS + 1, 5)):
+        metrics, batch = many(tasks)
+        metrics.update(*batch)
+        assert len(metrics.compute()) == keys
+        assert metrics.many == (keys == 5)
+        assert metrics.per_task["accuracy"].shape == (tasks,)
+
+
+def test_many_tasks_without_any_document() -> None:
+    metrics, _ = many()
+    with pytest.warns(UserWarning, match="before the ``update`` method"):
+        result = metrics.compute()
+    assert all(value.isnan() for value in result.values())
+    assert metrics.per_task["accuracy"].isnan().all()
+
+
+def test_values_of_each_task_outlive_a_reset() -> None:
+    """The report reads them after the module has reset its metrics."""
+    metrics, batch = many()
+    metrics.update(*batch)
+    metrics.compute()
+    kept = {name: values.clone() for name, values in metrics.per_task.items()}
+    metrics.reset()
+    metrics.update(*[values[:100] for values in batch])
+    torch.testing.assert_close(metrics.per_task, kept, equal_nan=True)
+
+
+def _rank_of_many(rank: int, folder: Path) -> None:
+    metrics, batch = many()
+    part = slice(0) if rank == 2 else slice(rank, None, 2)
+    metrics.update(*[values[part] for values in batch])
+    torch.save((metrics.compute(), metrics.per_task), folder / f"{rank}.pt")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_ranks_agree_on_many_tasks(tmp_path: Path) -> None:
+    on_ranks(3, _rank_of_many, tmp_path)
+    metrics, batch = many()
+    metrics.update(*batch)
+    expected = metrics.compute(), metrics.per_task
+    for rank in range(3):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, equal_nan=True)
 
 
 def _rank(rank: int, folder: Path) -> None:

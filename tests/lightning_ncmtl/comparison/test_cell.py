@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -6,8 +7,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lightning_ncmtl.comparison.cell import _labelled, _OneLabel, _Outcomes
+from lightning_ncmtl.comparison.cell import _curves, _labelled, _metrics, _OneLabel, _Outcomes
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.metrics import TaskMetrics
 
 
 def data(**columns: Any) -> Any:
@@ -44,3 +46,27 @@ def test_outcomes_are_those_of_the_step() -> None:
         "correct": [False, False, True, True],
     }
     assert arrays["correct"].dtype == np.bool_
+
+
+@pytest.mark.parametrize("tasks", [3, 60])
+def test_results_have_all_domains_however_many_are_logged(tasks: int) -> None:
+    metrics = TaskMetrics([f"domain{task}" for task in range(tasks)])
+    labels, task_ids = torch.arange(4 * tasks) % 3 % 2, torch.arange(4 * tasks) // 4
+    metrics.update(torch.tensor([[1.0, 0.0]]).expand(4 * tasks, 2), labels, task_ids, task_ids > 0)
+    logged = {f"val/{name}": value for name, value in metrics.compute().items()}
+    trainer: Any = SimpleNamespace(callback_metrics=logged, lightning_module=SimpleNamespace(metrics=metrics))
+    found = _metrics(trainer, "val")
+    each = (labels == 0).view(tasks, 4).double().mean(1)
+    for task in range(tasks):
+        assert found[f"accuracy/domain{task}"] == pytest.approx(float(each[task]))
+    assert np.isnan(found["accuracy_clean/domain0"])
+    assert found["accuracy"] == pytest.approx(float(each.mean()))
+    assert {name for name in found if "/" not in name} == {
+        name.removeprefix("val/") for name in logged if name.count("/") == 1 and "accuracy" in name
+    }
+
+
+def test_curves_are_of_what_was_logged(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text("epoch,val/accuracy,val/accuracy/a\n0,0.5,0.25\n0,,\n1,0.75,0.5\n")
+    assert _curves(file, ["a", "b"]) == {"epochs": [1, 2], "curves": {"": [0.5, 0.75], "a": [0.25, 0.5]}}

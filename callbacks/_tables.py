@@ -1,0 +1,93 @@
+"""What a report shows and writes of clusters and tasks, so that it stays readable with a thousand of them."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from lightning_ncmtl.metrics import MAX_LOGGED_TASKS, WORST, TaskMetrics
+
+_SHOWN_TASKS = 5  # of a cluster, where there are too many tasks to show all
+_SHOWN_CLUSTERS = 50  # of a layer
+
+
+def cluster_table(report: Mapping[str, Any]) -> Table:
+    """The clusters of each layer, from the content of ``clusters.json``; some tasks of each where there are many."""
+    table = Table("layer", "clusters", title="Clusters", title_justify="left")
+    for name, layer in report["layers"].items():
+        heading = [name, f"{layer['num_clusters']} clusters"]
+        if report["ari"] and name in report["ari"]:
+            heading.append(f"ARI {report['ari'][name]:.3f}")
+        if layer["frozen_at_step"] is not None:
+            heading.append(f"frozen at step {layer['frozen_at_step']}")
+        members: dict[int, list[str]] = {}
+        for task, cluster in layer["assignment"].items():
+            members.setdefault(cluster, []).append(task)
+        inner = Table.grid(padding=(0, 2))
+        if not members:
+            inner.add_row("not clustered")
+        elif len(members) == len(layer["assignment"]):
+            inner.add_row("each task by itself")
+        elif len(layer["assignment"]) <= MAX_LOGGED_TASKS:
+            for cluster, tasks in sorted(members.items()):
+                inner.add_row(str(cluster), escape(", ".join(tasks)))
+        else:
+            largest = sorted(members, key=lambda cluster: (-len(members[cluster]), cluster))[:_SHOWN_CLUSTERS]
+            for cluster in sorted(largest):
+                tasks = members[cluster]
+                some = ", ".join(tasks[:_SHOWN_TASKS]) + ", ..." * (len(tasks) > _SHOWN_TASKS)
+                inner.add_row(str(cluster), f"{len(tasks)} task{'s' * (len(tasks) != 1)}", escape(some))
+            if len(members) > len(largest):
+                inner.add_row("", "", f"and {len(members) - len(largest):,} clusters that are no larger")
+        table.add_row("\n".join(heading), inner)
+        table.add_section()
+    return table
+
+
+def accuracy_table(logged: Mapping[str, Any], metrics: TaskMetrics | None) -> Table:
+    """Accuracy of the last validation, of each task, or of the worst where there are many.
+
+    Args:
+        logged: All values logged.
+        metrics: The model's, if it has any.
+    """
+    table = Table("task", "accuracy", title="Validation", title_justify="left")
+    prefix = "val/accuracy"
+    values = {name.removeprefix(f"{prefix}/"): logged[name] for name in logged if name.startswith(f"{prefix}/")}
+    averages = [("average", prefix), ("average without copies", f"{prefix}_clean")]
+    if metrics is not None and metrics.many and prefix in logged:
+        table.title = f"Validation: the worst of {len(metrics.task_names):,} tasks"
+        accuracy = dict(zip(metrics.task_names, metrics.per_task["accuracy"].tolist(), strict=True))
+        seen = [task for task, value in accuracy.items() if value == value]  # not NaN
+        values = {task: accuracy[task] for task in sorted(seen, key=lambda task: accuracy[task])[:WORST]}
+        averages.insert(0, (f"average of these {len(values)}", f"{prefix}_worst_{WORST}"))
+    else:
+        values = dict(sorted(values.items()))
+    for task, value in values.items():
+        table.add_row(escape(task), f"{float(value):.3f}")
+    table.add_section()
+    for label, name in averages:
+        if name in logged:
+            table.add_row(label, f"{float(logged[name]):.3f}")
+    return table
+
+
+def write_task_table(path: Path, tasks: Sequence[str], columns: Mapping[str, Tensor | Sequence[Any]]) -> None:
+    """Write a CSV file with a row for each task.
+
+    Args:
+        path: The file.
+        tasks: Names of the N tasks.
+        columns: More columns, ``[N]`` each; NaN becomes an empty cell.
+    """
+    values = [column.tolist() if isinstance(column, Tensor) else column for column in columns.values()]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["task", *columns])
+        for task, row in zip(tasks, zip(*values, strict=True), strict=True):
+            cells = (f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row)
+            writer.writerow([task, *("" if cell == "nan" else cell for cell in cells)])
