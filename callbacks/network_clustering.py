@@ -2,31 +2,23 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from lightning_ncmtl._lightning import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_ncmtl.callbacks._averages import Averages
+from lightning_ncmtl.callbacks._layer_state import LayerState
+from lightning_ncmtl.callbacks._num_clusters import NumClusters, clusters_per_target
+from lightning_ncmtl.callbacks._trace import record
 from lightning_ncmtl.clustering import Target, assign_tasks, check_backend, find_targets, share
-from lightning_ncmtl.clustering.kmeans import Backend
+from lightning_ncmtl.clustering.kmeans import Backend, Metric
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import TaskLinear, cluster_layers
 
-_SHARDED = {"FSDPStrategy", "XLAFSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
-
-
-@dataclass
-class _LayerState:
-    """What the callback remembers of one cluster layer."""
-
-    num_clusters: int
-    assignment: Tensor | None = None  # [N], None before the first clustering
-    residual: Tensor | None = None  # [N, D], None before the first clustering and once frozen
-    frozen_at_step: int | None = None
-    trace: list[list[Any]] = field(default_factory=list)  # [step, [N cluster numbers]] whenever they change
+_SHARDED = {"FSDPStrategy", "XLAFSDPStrategy", "DeepSpeedStrategy"}
 
 
 class NetworkClusteringCallback(Callback):
@@ -40,7 +32,8 @@ class NetworkClusteringCallback(Callback):
 
     Args:
         num_clusters: Number of clusters, one for all targets or one per target. By default that of
-            the :class:`lightning_ncmtl.ClusterLinear` layers.
+            the :class:`lightning_ncmtl.ClusterLinear` layers. ``"auto"`` chooses it at the end of the warm-up, by the
+            silhouette: at least 2, see :func:`lightning_ncmtl.clustering.choose_num_clusters`.
         targets: Names of the per-task parts of the module, one cluster layer each: a ``ModuleList`` or ``ModuleDict``
             with one child per task (``"heads"``), a part of each child (``"heads.*.fc1"``), or a parameter or module
             whose parameters have the task as their first dimension. By default every ``ClusterLinear``.
@@ -55,6 +48,9 @@ class NetworkClusteringCallback(Callback):
         commitment: Fraction in [0, 1] of its distance to the centre that a task gives up per step.
         restarts: k-means++ starts of the first clustering.
         backend: The k-means to use, see :func:`lightning_ncmtl.kmeans`.
+        metric: What makes tasks similar: near weights (``"euclidean"``, the paper), or the same direction of the way
+            from the shared start (``"cosine"``), however far each went: tasks with more data go farther.
+        max_clusters: Upper bound for ``"auto"``.
         seed: Seed of k-means++.
         shared_start: At the start of a fresh training (not of a resumed one), give all tasks of a target the weights
             of the first, so that they differ only by what they learn.
@@ -71,13 +67,13 @@ class NetworkClusteringCallback(Callback):
             clustered (see :func:`lightning_ncmtl.clustering.find_targets`) or the strategy shards parameters. During
             training, if weights are no longer finite.
 
-    Logs ``clustering/TARGET/loss``, the paper's clustering loss, and ``clustering/TARGET/changed``, the share of tasks
-    that changed cluster.
+    Logs, where the trainer's ``log_every_n_steps`` asks for it and at the end of an epoch, ``clustering/TARGET/loss``,
+    the paper's clustering loss, and ``clustering/TARGET/changed``, the share of tasks that changed cluster.
     """
 
     def __init__(
         self,
-        num_clusters: int | list[int] | None = None,
+        num_clusters: NumClusters = None,
         targets: str | list[str] | None = None,
         task_names: list[str] | None = None,
         warmup_epochs: int = 2,
@@ -87,6 +83,8 @@ class NetworkClusteringCallback(Callback):
         commitment: float = 0.01,
         restarts: int = 10,
         backend: Backend = "auto",
+        metric: Metric = "euclidean",
+        max_clusters: int = 20,
         seed: int = 0,
         shared_start: bool = True,
         preset: Literal["literal"] | None = None,
@@ -102,6 +100,12 @@ class NetworkClusteringCallback(Callback):
             )
         if not 0 <= commitment <= 1:
             raise InputError(f"commitment must be between 0 and 1, found {commitment}")
+        if metric not in get_args(Metric):
+            raise InputError(f"unknown metric {metric!r}: choose one of {', '.join(get_args(Metric))}")
+        if metric == "cosine" and not shared_start:
+            raise InputError("the metric cosine compares ways from a shared start: leave shared_start and preset alone")
+        if max_clusters < 2:
+            raise InputError(f"max_clusters must be at least 2, found {max_clusters}")
         if task_names is not None and not (
             isinstance(task_names, list) and all(isinstance(name, str) for name in task_names)
         ):
@@ -121,17 +125,20 @@ class NetworkClusteringCallback(Callback):
         self.commitment = commitment
         self.restarts = restarts
         self.backend = backend
+        self.metric = metric
+        self.max_clusters = max_clusters
         self.seed = seed
         self.shared_start = shared_start
         self.preset = preset
         self._targets: dict[str, Target] = {}
         self._averages = Averages({})
-        self._states: dict[str, _LayerState] = {}
+        self._states: dict[str, LayerState] = {}
         self._tasks: list[str] = []
         self.losses: dict[str, tuple[int, Tensor]] = {}
         self._steps = 0  # batches after which an optimizer stepped: its steps, unless there are several optimizers
         self._last_step = 0
         self._fresh = True
+        self._restored = False  # since training was set up
 
     @property
     def assignments(self) -> dict[str, Tensor]:
@@ -160,8 +167,8 @@ class NetworkClusteringCallback(Callback):
         # By name: the trainer may come from either package.
         if sharded := _SHARDED.intersection(base.__name__ for base in type(trainer.strategy).__mro__):
             raise InputError(
-                f"NetworkClusteringCallback does not support {sharded.pop()}, which shards parameters: use the "
-                "strategy 'ddp', or a single device"
+                f"NetworkClusteringCallback does not support {sharded.pop()}, in whose shards tasks cannot be told "
+                "apart: use ModelParallelStrategy (FSDP2), the strategy 'ddp', or a single device"
             )
         self._fresh = trainer.global_step == 0
         if self._fresh:
@@ -173,6 +180,7 @@ class NetworkClusteringCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the targets: now all layers exist, and a checkpoint has been restored."""
+        self._restored = False
         names = self.targets
         if names is None:
             names = list(cluster_layers(pl_module))
@@ -190,26 +198,43 @@ class NetworkClusteringCallback(Callback):
         self._set_tasks(targets)
         if theirs is not None and theirs != self._tasks:  # a cluster number belongs to the place of a task
             raise InputError(f"the checkpoint has the tasks {', '.join(theirs)}; the module {', '.join(self._tasks)}")
-        clusters = self._clusters_per_target(pl_module)
-        if any(1 < k < len(self._tasks) for k in clusters.values()):
+        clusters = clusters_per_target(self.num_clusters, list(self._targets), pl_module, len(self._tasks))
+        if any(k is None or 1 < k < len(self._tasks) for k in clusters.values()):
             check_backend(self.backend)
+        if self.backend == "faiss" and any(target.group is not None for target in targets):
+            raise InputError("FAISS needs whole weights, found sharded ones: choose the backend 'gram'")
+        for name, k in clusters.items():
+            if k is None and name in self._states:
+                clusters[name] = self._states[name].num_clusters
         for name, layer in cluster_layers(pl_module).items():
-            layer.num_clusters = clusters.get(name, layer.num_clusters)
+            layer.num_clusters = clusters.get(name) or layer.num_clusters
         if self._states:
             saved = {name: state.num_clusters for name, state in self._states.items()}
             if saved != clusters:
                 raise InputError(
                     f"the checkpoint is of another model: it has the clusters {saved}, this model {clusters}"
                 )
+            for name, layer in cluster_layers(pl_module).items():  # not all strategies restore what is no parameter
+                layer.assignment = self.assignments.get(name, layer.assignment).cpu()
             return
-        self._states = {name: _LayerState(k) for name, k in clusters.items()}
+        self._states = {name: LayerState(k) for name, k in clusters.items()}
         for name, target in self._targets.items():
-            size = target.read().shape[1]
-            rank_zero_info(f"{name}: {len(self._tasks)} tasks with {size:,} parameters each, {clusters[name]} clusters")
+            rank_zero_info(
+                f"{name}: {len(self._tasks)} tasks with {target.size:,} parameters each, "
+                f"{clusters[name] or 'as yet unknown'} clusters"
+            )
         if self._fresh:
             self._start(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._restored:  # strategies that shard restore a checkpoint after on_fit_start
+            self.on_fit_start(trainer, pl_module)
+        for name, state in self._states.items():
+            if self.metric == "cosine" and state.start is None and state.frozen_at_step is None:
+                raise InputError(
+                    f"the start of {name}, from which the metric cosine measures, is not known: the training did not "
+                    "begin with this metric. Begin anew, or choose the metric euclidean"
+                )
         self._last_step = trainer.global_step
         epochs = trainer.max_epochs
         if self.warmup_steps is None and epochs is not None and 0 <= epochs <= self.warmup_epochs:
@@ -226,13 +251,18 @@ class NetworkClusteringCallback(Callback):
             return
         previous, self._last_step = self._last_step, step
         self._steps += 1
-        names = list(self._targets)
-        if self._in_warmup(trainer):
-            # A layer with one cluster is a hard layer: there is nothing to find out, so it shares from the first step.
-            names = [name for name in names if self._states[name].num_clusters == 1]
+        # A layer with one cluster is a hard layer: there is nothing to find out, so it shares from the first step. One
+        # with a cluster per task has nothing to share, once it was said.
+        warmup = self._in_warmup(trainer)
+        names = [
+            name
+            for name, state in self._states.items()
+            if state.num_clusters == 1
+            or (not warmup and (state.assignment is None or state.num_clusters != len(self._tasks)))
+        ]
         self._freeze_if_due(trainer, previous)
         if names:
-            self._share(trainer, pl_module, {name: self._own(name) for name in names}, step)
+            self._share(trainer, pl_module, {name: self._states[name].own(self._targets[name]) for name in names}, step)
         self._averages.share(trainer, self.assignments)
 
     def _share(self, trainer: Trainer, pl_module: LightningModule, own: dict[str, Tensor], step: int) -> None:
@@ -241,13 +271,13 @@ class NetworkClusteringCallback(Callback):
         shared = {}
         for name, assignment in assignments.items():
             state = self._states[name]
-            settled = state.frozen_at_step is not None or state.num_clusters == 1  # no reason to remember
-            commitment = 1.0 if settled else self.commitment
-            shared[name] = share(own[name], assignment, state.num_clusters, commitment, self._targets[name].dtype)
+            commitment = 1.0 if state.settled else self.commitment
+            k = self._choose(pl_module, name, assignment) if state.num_clusters is None else state.num_clusters
+            shared[name] = share(own[name], assignment, k, commitment, self._targets[name].dtype)
             state.residual = shared[name].residuals if commitment < 1 else None
         # One look at the device for all targets
-        losses = torch.stack([result.loss for result in shared.values()])
-        changed = torch.stack([self._changed(name, assignment) for name, assignment in assignments.items()])
+        losses = torch.stack([self._targets[name].total(result.loss) for name, result in shared.items()])
+        changed = torch.stack([self._states[name].changed(assignment) for name, assignment in assignments.items()])
         for name, loss, change in zip(assignments, *torch.stack([losses, changed]).tolist(), strict=True):
             if not math.isfinite(loss):
                 raise InputError(self._why_not_finite(name, step))
@@ -255,51 +285,29 @@ class NetworkClusteringCallback(Callback):
         for number, name in enumerate(shared):
             self._targets[name].write(shared[name].weights)
             self.losses[name] = (step, losses[number])
-            pl_module.log(f"clustering/{name}/loss", losses[number])
-            pl_module.log(f"clustering/{name}/changed", changed[number])
+            # Where a logger takes them: Lightning needs longer to log a number than we to cluster 14 tasks.
+            if trainer.is_last_batch or self._steps % max(trainer.log_every_n_steps, 1) == 0:
+                pl_module.log(f"clustering/{name}/loss", losses[number])
+                pl_module.log(f"clustering/{name}/changed", changed[number])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue exactly; CPU tensors and plain values."""
-        layers = {name: {**vars(state), "trace": list(state.trace)} for name, state in self._states.items()}
-        for state in layers.values():
-            for key in ("assignment", "residual"):
-                # A copy: the next steps change residuals in place.
-                state[key] = None if state[key] is None else state[key].to("cpu", copy=True)
+        """Everything needed to continue exactly; CPU tensors and plain values.
+
+        Where parameters are sharded, all ranks must call it at once: it gathers the residuals, whole for each.
+        """
+        layers = {name: state.save(self._targets.get(name)) for name, state in self._states.items()}
         return {"layers": layers, "tasks": self._tasks, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._states = {name: _LayerState(**state) for name, state in state_dict["layers"].items()}
-        for state in self._states.values():  # nor does training change what was loaded
-            state.trace = list(state.trace)
-            state.residual = None if state.residual is None else state.residual.clone()
+        self._states = {name: LayerState.load(state) for name, state in state_dict["layers"].items()}
         self._tasks, self._steps = state_dict["tasks"], state_dict["steps"]
+        self._restored = True
 
     def _set_tasks(self, targets: list[Target]) -> None:
         found = next((target.tasks for target in targets if target.named), targets[0].tasks)
         self._tasks = list(found if self.task_names is None else self.task_names)
         if len(self._tasks) != len(found) or len(set(self._tasks)) < len(found):
             raise InputError(f"task_names must be {len(found)} different names, one per task, found {self.task_names}")
-
-    def _clusters_per_target(self, pl_module: LightningModule) -> dict[str, int]:
-        wanted: list[Any]
-        if isinstance(self.num_clusters, list):
-            wanted = self.num_clusters
-        elif self.num_clusters is not None:
-            wanted = [self.num_clusters] * len(self._targets)
-        else:
-            layers = cluster_layers(pl_module)
-            wanted = [layers[name].num_clusters if name in layers else None for name in self._targets]
-        if len(wanted) != len(self._targets):
-            raise InputError(
-                f"num_clusters {wanted} must have one value for each of the {len(self._targets)} targets "
-                f"{', '.join(self._targets)}"
-            )
-        for name, clusters in zip(self._targets, wanted, strict=True):
-            if clusters is None:
-                raise InputError(f"num_clusters is needed for the target {name}")
-            if not isinstance(clusters, int) or not 1 <= clusters <= len(self._tasks):
-                raise InputError(f"num_clusters of {name} must be in 1 .. {len(self._tasks)} tasks, found {clusters}")
-        return dict(zip(self._targets, wanted, strict=True))
 
     def _start(self, pl_module: LightningModule) -> None:
         """How the tasks of a fresh training start: from the same weights, or, literally, from independent ones."""
@@ -312,9 +320,11 @@ class NetworkClusteringCallback(Callback):
             return
         for name, target in self._targets.items():
             rows = target.read()
-            if not rows.eq(rows[0]).all():
+            if target.total(rows.ne(rows[0]).sum()):
                 target.write(rows[0].expand_as(rows))
                 rank_zero_info(f"shared start: all tasks of {name} start from the weights of {self._tasks[0]!r}")
+            if self.metric == "cosine":
+                self._states[name].start = rows[:1].clone()
 
     def _in_warmup(self, trainer: Trainer) -> bool:
         if self.warmup_steps is not None:
@@ -326,32 +336,38 @@ class NetworkClusteringCallback(Callback):
             return
         for name, state in self._states.items():
             if state.frozen_at_step is None and state.assignment is not None:
-                if state.trace[0][0] == previous_step and 1 < state.num_clusters < len(self._tasks):
+                if state.trace[0][0] == previous_step and state.is_undecided(len(self._tasks)):
                     rank_zero_warn(
                         f"{name} is frozen right after its first clustering, since {trainer.current_epoch} epochs are "
                         f"over: choose a freeze_after_epochs beyond the warm-up, found {self.freeze_after_epochs}"
                     )
-                state.frozen_at_step = trainer.global_step
-                state.residual = None
+                state.freeze(trainer.global_step)
 
-    def _own(self, name: str) -> Tensor:
-        """What each task of a target would have by itself, ``W + R``: at the place of ``R``, if there is any."""
-        state, target = self._states[name], self._targets[name]
-        if state.residual is None:
-            return target.read().to(torch.promote_types(target.dtype, torch.float32))
-        state.residual = state.residual.to(target.device)
-        target.add_to(state.residual)
-        return state.residual
+    def _choose(self, pl_module: LightningModule, name: str, assignment: Tensor) -> int:
+        """Keep the number of clusters that was chosen with the first assignment."""
+        self._states[name].num_clusters = k = int(assignment.max()) + 1
+        if (layer := cluster_layers(pl_module).get(name)) is not None:
+            layer.num_clusters = k
+        rank_zero_info(f"{name}: {k} clusters chosen")
+        return k
 
     def _assign(self, trainer: Trainer, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The assignments of this step, on the device.
 
-        Rank 0 decides for all, so that ranks cannot disagree by a rounding error.
+        Rank 0 decides for all, so that ranks cannot disagree by a rounding error. (Where each has a slice of the
+        weights, it needs the others for that.)
         """
         found = {name: self._states[name].assignment for name in own}
-        due = [name for name in own if self._is_due(name)]
-        if due and trainer.is_global_zero:
-            found.update(zip(due, self._cluster({name: own[name] for name in due}), strict=True))
+        tasks, at_once = len(self._tasks), self._steps % self.every_n_steps == 0
+        due = [
+            name
+            for name, state in self._states.items()
+            if name in own and (state.assignment is None or (at_once and state.is_undecided(tasks)))
+        ]
+        for group in dict.fromkeys(self._targets[name].group for name in due):
+            if trainer.is_global_zero or group is not None:
+                names = [name for name in due if self._targets[name].group == group]
+                found.update(zip(names, self._cluster({name: own[name] for name in names}, group), strict=True))
         assignments = {
             name: own[name].new_empty(len(self._tasks), dtype=torch.int64)
             if known is None
@@ -364,46 +380,38 @@ class NetworkClusteringCallback(Callback):
             assignments.update(zip(due, decided.to(own[due[0]].device), strict=True))
         return assignments
 
-    def _is_due(self, name: str) -> bool:
-        state = self._states[name]
-        undecided = state.frozen_at_step is None and 1 < state.num_clusters < len(self._tasks)
-        return state.assignment is None or (undecided and self._steps % self.every_n_steps == 0)
-
-    def _cluster(self, own: Mapping[str, Tensor]) -> list[Tensor]:
+    def _cluster(self, own: Mapping[str, Tensor], group: dist.ProcessGroup | None) -> list[Tensor]:
         states = [self._states[name] for name in own]
         literal = self.preset == "literal"
         return assign_tasks(
             list(own.values()),
             [state.num_clusters for state in states],
-            [
+            max_clusters=self.max_clusters,
+            previous=[
                 None if s.assignment is None else s.assignment.to(w.device)
                 for s, w in zip(states, own.values(), strict=True)
             ],
+            origins=[s.start for s in states if s.start is not None] if self.metric == "cosine" else None,
             warm_start=not literal,
             restarts=self.restarts,
             seed=self.seed + self._last_step if literal else self.seed,
             backend=self.backend,
+            group=group,
         )
-
-    def _changed(self, name: str, assignment: Tensor) -> Tensor:
-        """The share of tasks that changed cluster, 0-d float64."""
-        old = self._states[name].assignment
-        if old is None:
-            return torch.ones((), dtype=torch.float64, device=assignment.device)
-        return (assignment != old.to(assignment.device)).double().mean()
 
     def _remember(self, pl_module: LightningModule, name: str, assignment: Tensor, changed: float, step: int) -> None:
         state = self._states[name]
         if changed:
-            state.trace.append([step, assignment.tolist()])
+            record(state.trace, step, assignment.tolist())
             if (layer := cluster_layers(pl_module).get(name)) is not None:
                 layer.assignment = assignment.cpu()
         state.assignment = assignment
 
     def _why_not_finite(self, name: str, step: int) -> str:
         """Training stops before a broken task spreads to its cluster; on all ranks, which hold the same weights."""
-        finite = self._targets[name].read().isfinite().all(1)
-        tasks = [self._tasks[task] for task in (~finite).nonzero().flatten().tolist()]
+        target = self._targets[name]
+        broken = target.total((~target.read().isfinite()).sum(1))
+        tasks = [self._tasks[task] for task in broken.nonzero().flatten().tolist()]
         return (
             f"{name} has weights that are not finite (NaN or infinity) after step {step}, of the tasks "
             f"{', '.join(tasks)}: a lower learning rate or gradient clipping may help"

@@ -1,6 +1,7 @@
 """K-means over few points in many dimensions, and the sharing step of network clustering, without Lightning."""
 
 from lightning_ncmtl.clustering._direct import means
+from lightning_ncmtl.clustering.choice import choose_num_clusters
 from lightning_ncmtl.clustering.kmeans import KMeansResult, check_backend, kmeans
 from lightning_ncmtl.clustering.sharing import align_labels, assign_tasks, share
 from lightning_ncmtl.clustering.targets import Target, find_targets
@@ -11,6 +12,7 @@ __all__ = [
     "align_labels",
     "assign_tasks",
     "check_backend",
+    "choose_num_clusters",
     "find_targets",
     "kmeans",
     "means",

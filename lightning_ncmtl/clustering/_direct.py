@@ -30,42 +30,44 @@ def members(assignment: Tensor, k: int) -> Members:
 
 
 def means(x: Tensor, assignment: Tensor, k: int) -> Tensor:
-    """Mean of each cluster's points, ``[K, D]``; that of an empty cluster is the mean of all points.
+    """Mean of each cluster's points, ``[K, D]``; zero for an empty cluster.
 
     In float64 a mean of equal float32 numbers is that number, however often means are taken of means.
     """
+    if x.numel() <= SMALL:  # where fewer calls count for more than fewer multiplications
+        belongs = (assignment == torch.arange(k, device=x.device).unsqueeze(1)).double()
+        return (belongs @ x.double()).div_(belongs.sum(1, keepdim=True).clamp_(min=1)).to(x.dtype)
     groups = members(assignment, k)
-    filled = (groups.counts > 0).unsqueeze(1)
     centers = x.new_empty(k, x.shape[1])
     for columns in _gram.blocks(x):
-        block = x[:, columns].double()
-        centers[:, columns] = torch.where(filled, _mean(block, groups), block.mean(0))
+        centers[:, columns] = _mean(x[:, columns].double(), groups)
     return centers
 
 
-def distances_to(x: Tensor, centers: Tensor) -> Tensor:
-    """Squared distances to given centres ``[K, D]``: ``[N, K]`` float64."""
-    sums = _Sums.zeros(x, len(centers))
+def distances_to(x: Tensor, centers: Tensor) -> "Sums":
+    """How far the points are from given centres ``[K, D]``."""
+    sums = Sums.zeros(x, len(centers))
     for columns in _gram.blocks(x):
         block = x[:, columns].double()
         offset = block.mean(0)
         sums.add(block - offset, centers[:, columns].double() - offset)
-    return sums.distances()
+    return sums
 
 
-def distances_to_means(x: Tensor, assignment: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Squared distances to the means of the clusters, ``[N, K]`` float64, infinite for an empty one; and the means."""
+def distances_to_means(x: Tensor, assignment: Tensor, k: int) -> tuple["Sums", Tensor]:
+    """How far the points are from the means of the clusters; and the means ``[K, D]``."""
     groups = members(assignment, k)
     centers = x.new_empty(k, x.shape[1])
-    sums = _Sums.zeros(x, k)
+    sums = Sums.zeros(x, k)
     for columns in _gram.blocks(x):
         block = x[:, columns].double()
         offset = block.mean(0)  # distances cancel under a large common offset
         block -= offset
         center = _mean(block, groups)
         sums.add(block, center)
-        centers[:, columns] = center + offset
-    return sums.distances().masked_fill(groups.counts == 0, math.inf), centers
+        centers[:, columns] = center.add_(offset)
+    sums.between.masked_fill_(groups.counts == 0, math.inf)
+    return sums, centers
 
 
 def lloyd(
@@ -87,11 +89,12 @@ def lloyd(
     """
     clusters = torch.full((), k, device=x.device)
     for iteration in range(1, max_iterations + 1):
-        distances, centers = distances_to_means(x, assignment, k)
-        finite = distances.where(distances.isfinite(), 0)
-        new = _gram.reassign(distances, assignment, finite.amax(), clusters, fill=True)
+        sums, centers = distances_to_means(x, assignment, k)
+        # A cluster that loses all its points now is filled in the next iteration, if there is one.
+        full = wait and iteration < max_iterations and bool(sums.between.amax() < math.inf)
+        new = _gram.reassign(sums.distances, sums.norms, assignment, sums.margin, None if full else clusters)
         if wait and torch.equal(new, assignment):
-            return new, centers, distances.gather(1, new.unsqueeze(1)).sum(), iteration
+            return new, centers, sums.distances.gather(1, new.unsqueeze(1)).sum() + sums.norms.sum(), iteration
         assignment = new
     return assignment, None, None, max_iterations
 
@@ -105,7 +108,7 @@ def cold_start(x: Tensor, k: int, restarts: int, max_iterations: int, generator:
     for _ in range(restarts):
         sample = torch.randperm(len(x), generator=generator)[: max(SAMPLE, 8 * k)].to(x.device)
         found, iterations = _gram.cold_start(_gram.gram(x[sample]), k, 1, max_iterations, generator)
-        nearest = distances_to(x, means(x[sample], found, k)).argmin(1)
+        nearest = distances_to(x, means(x[sample], found, k)).distances.argmin(1)
         assignment, _, inertia, more = lloyd(x, nearest, k, max_iterations, wait=True)
         if inertia is None:
             inertia = inertia_of(x, assignment, means(x, assignment, k))
@@ -120,33 +123,41 @@ def inertia_of(x: Tensor, assignment: Tensor, centers: Tensor) -> Tensor:
     """Sum of squared distances to the own centres, 0-d float64."""
     total = x.new_zeros((), dtype=torch.float64)
     for columns in _gram.blocks(x):
-        gap = x[:, columns].double() - centers[:, columns].double()[assignment]
-        total += torch.linalg.vecdot(gap, gap).sum()
+        gap = x[:, columns].double() - centers[:, columns][assignment]
+        total += torch.linalg.vector_norm(gap).square()
     return total
 
 
+# Numbers up to which a product with zeros and ones is the fastest way to sums of rows
+SMALL = 2**15
 # Points of which k-means++ takes all pairs, where it can't take those of all points
 SAMPLE = 1024
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """What distances are made of, summed over blocks of columns."""
 
-    norms: Tensor  # [N, 1]
-    cross: Tensor  # [N, K]
-    between: Tensor  # [K]
+    norms: Tensor  # [N] squared norms of the points
+    cross: Tensor  # [N, K] inner products with the centres
+    between: Tensor  # [K] squared norms of the centres, infinite for an empty cluster
 
     @classmethod
-    def zeros(cls, x: Tensor, k: int) -> "_Sums":
-        return cls(*(x.new_zeros(shape, dtype=torch.float64) for shape in ((len(x), 1), (len(x), k), (k,))))
+    def zeros(cls, x: Tensor, k: int) -> "Sums":
+        return cls(*(x.new_zeros(shape, dtype=torch.float64) for shape in ((len(x),), (len(x), k), (k,))))
 
     def add(self, block: Tensor, centers: Tensor) -> None:
-        self.norms.add_(torch.linalg.vecdot(block, block).unsqueeze(1))
+        self.norms.add_(torch.linalg.vecdot(block, block))
         self.cross.addmm_(block, centers.T)
         self.between.add_(torch.linalg.vecdot(centers, centers))
 
+    @property
     def distances(self) -> Tensor:
-        return (self.norms + self.between - 2 * self.cross).clamp_(min=0)
+        """Squared distances less :attr:`norms`, ``[N, K]``."""
+        return torch.sub(self.between, self.cross, alpha=2)
+
+    @property
+    def margin(self) -> Tensor:
+        return _gram.EPSILON * self.norms.amax()
 
 
 def _mean(block: Tensor, groups: Members) -> Tensor:

@@ -235,24 +235,3 @@ def _single_thread() -> Iterator[None]:
         yield
     finally:
         faiss.omp_set_num_threads(threads)
-
-
-def faiss_labels(
-    x: Tensor, k: int, init: Tensor | None, restarts: int, max_iterations: int, seed: int
-) -> tuple[Tensor, int]:
-    """Lloyd's k-means by FAISS on the CPU: labels ``[N]`` on ``x``'s device, and the number of iterations."""
-    points = x.float().cpu().contiguous().numpy()
-    algorithm = faiss.Kmeans(
-        points.shape[1],
-        k,
-        niter=max_iterations,  # an upper bound: FAISS stops once the objective stays the same
-        nredo=1 if init is not None else restarts,
-        seed=seed % 2**31,
-        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
-        min_points_per_centroid=1,  # below 39 points per centre FAISS prints a warning by default ...
-        max_points_per_centroid=len(points),  # ... and above 256 it drops points
-    )
-    with _single_thread():
-        algorithm.train(points, init_centroids=None if init is None else init.float().cpu().contiguous().numpy())
-        _, labels = algorithm.assign(points)
-    return torch.from_numpy(labels).to(x.device), len(algorithm.iteration_stats)  # type: ignore[arg-type]

@@ -42,8 +42,8 @@ def gram(x: Tensor) -> Tensor:
     return products
 
 
-def squared_distances(products: Tensor, assignment: Tensor, k: int) -> Tensor:
-    """Squared distances of all points to the centres of the clusters, infinite where a cluster is empty.
+def scores(products: Tensor, assignment: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """How far all points are from the centres of the clusters.
 
     Args:
         products: ``[L, N, N]``.
@@ -51,55 +51,55 @@ def squared_distances(products: Tensor, assignment: Tensor, k: int) -> Tensor:
         k: Number of clusters.
 
     Returns:
-        ``[L, R, N, K]`` float64.
+        Squared distances less the squared norm of the point ``[L, R, N, K]``, infinite where a cluster is empty; and
+        the number of points in each cluster ``[L, R, K]``.
     """
     layers, restarts, points = assignment.shape
     members = products.new_zeros(layers, restarts, points, k).scatter_(3, assignment.unsqueeze(3), 1)
-    counts = members.sum(2, keepdim=True)
-    members /= counts.clamp(min=1)
+    counts = members.sum(2)
+    members *= counts.reciprocal().unsqueeze(2).nan_to_num_(0, posinf=0)
     # One product per layer for all restarts: [L, N, N] @ [L, N, R * K]
-    columns = members.transpose(1, 2).reshape(layers, points, restarts * k)
-    toward = (products @ columns).view(layers, points, restarts, k).transpose(1, 2)
-    within = (members * toward).sum(2, keepdim=True)
-    norms = products.diagonal(dim1=1, dim2=2)[:, None, :, None]
-    return (norms + within - 2 * toward).masked_fill(counts == 0, math.inf)
+    toward = products @ members.transpose(1, 2).reshape(layers, points, restarts * k)
+    toward = toward.view(layers, points, restarts, k).transpose(1, 2)
+    within = (members * toward).sum(2)
+    return torch.sub(within.masked_fill_(counts == 0, math.inf).unsqueeze(2), toward, alpha=2), counts
 
 
 def inertias(products: Tensor, assignment: Tensor, k: int) -> Tensor:
     """Sums of squared distances to the own centres, ``[L, R]``."""
-    return squared_distances(products, assignment, k).gather(3, assignment.unsqueeze(3)).sum((2, 3))
+    own = scores(products, assignment, k)[0].gather(3, assignment.unsqueeze(3)).sum((2, 3))
+    return own + products.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
 
 
-def reassign(distances: Tensor, assignment: Tensor, scale: Tensor, clusters: Tensor, fill: bool) -> Tensor:
+def reassign(distances: Tensor, norms: Tensor, assignment: Tensor, margin: Tensor, clusters: Tensor | None) -> Tensor:
     """Move each point to its nearest centre, and give each empty cluster the point farthest from its centre.
 
     A point that is as near to its own centre as to any other stays.
 
     Args:
-        distances: ``[..., N, K]`` squared, infinite for empty clusters.
+        distances: ``[..., N, K]``, squared and less ``norms``, infinite for empty clusters.
+        norms: ``[..., N]``, the squared norms of the points.
         assignment: ``[..., N]``, the present clusters.
-        scale: ``[..., 1]``, the size of the squared distances, in units of which they are rounded.
-        clusters: ``[..., 1]`` or 0-d, the number of clusters, at most K.
-        fill: Whether to look for empty clusters.
+        margin: ``[..., 1]``, by how much squared distances may be wrong.
+        clusters: ``[..., 1]`` or 0-d, the number of clusters, at most K; ``None`` not to look for empty ones.
 
     Returns:
         ``[..., N]``, the new clusters.
     """
     own = distances.gather(-1, assignment.unsqueeze(-1)).squeeze(-1)
     nearest, new = distances.min(-1)
-    moves = nearest < own - EPSILON * scale
+    moves = own - nearest > margin
     new = torch.where(moves, new, assignment)
-    if not fill:
+    if clusters is None:
         return new
-    own = torch.where(moves, nearest, own)
-    k = distances.shape[-1]
-    numbers = torch.arange(k, device=new.device)
+    own = torch.where(moves, nearest, own) + norms
+    numbers = torch.arange(distances.shape[-1], device=new.device)
     # The nearest point of each cluster stays there, or filling one cluster would empty another.
     by_distance = own.argsort(dim=-1, stable=True)
     sorted_members = new.gather(-1, by_distance).unsqueeze(-1) == numbers
     first = (sorted_members.cumsum(-2) == 1) & sorted_members
     anchors = torch.zeros_like(new, dtype=torch.bool).scatter_(-1, by_distance, first.any(-1))
-    free = torch.where(anchors | (own <= EPSILON * scale), -1.0, own)
+    free = torch.where(anchors | (own <= margin), -1.0, own)
     farthest = free.argsort(dim=-1, descending=True, stable=True)
     empty = ~sorted_members.any(-2) & (numbers < clusters)
     place = (empty.cumsum(-1) - 1).clamp(min=0)
@@ -128,13 +128,15 @@ def lloyd(
         ``[L, R, N]`` and the number of iterations.
     """
     k = max(clusters)
-    scale = products.diagonal(dim1=1, dim2=2).amax(1)[:, None, None]
-    # filled on the device: a tensor of numbers from the host would wait for it
+    norms = products.diagonal(dim1=1, dim2=2).unsqueeze(1)
+    margin = EPSILON * norms.amax(2, keepdim=True)
+    # Filled on the device: a tensor of numbers from the host would wait for it
     bounds = torch.stack([torch.full((1, 1), number, device=products.device) for number in clusters])
     for iteration in range(1, max_iterations + 1):
-        distances = squared_distances(products, assignment, k)
-        fill = not wait or bool(distances[..., 0, :].isinf().any())
-        new = reassign(distances, assignment, scale, bounds, fill)
+        distances, counts = scores(products, assignment, k)
+        # A cluster that loses all its points now is filled in the next iteration, if there is one.
+        full = wait and iteration < max_iterations and bool(counts.amin() > 0)
+        new = reassign(distances, norms, assignment, margin, None if full else bounds)
         if wait and torch.equal(new, assignment):
             return new, iteration
         assignment = new
@@ -222,10 +224,11 @@ def refine(products: Tensor, assignment: Tensor, k: int, max_moves: int) -> Tens
     Returns:
         ``[R, N]``.
     """
-    scale = products.diagonal().amax()
+    norms = products.diagonal()
+    margin = EPSILON * norms.amax() * len(products)
     for _ in range(max_moves):
-        distances = squared_distances(products.unsqueeze(0), assignment.unsqueeze(0), k)[0]
-        counts = (assignment.unsqueeze(2) == torch.arange(k, device=assignment.device)).sum(1).double()
+        distances, counts = (t[0] for t in scores(products.unsqueeze(0), assignment.unsqueeze(0), k))
+        distances = distances + norms.unsqueeze(1)
         own = assignment.unsqueeze(2)
         size = counts.gather(1, assignment)
         loses = distances.gather(2, own).squeeze(2) * size / (size - 1)  # a single point has distance 0: no move
@@ -234,7 +237,7 @@ def refine(products: Tensor, assignment: Tensor, k: int, max_moves: int) -> Tens
         costs = torch.where(counts.unsqueeze(1) > 0, distances * (counts / (counts + 1)).unsqueeze(1), 0.0)
         gain = (loses.unsqueeze(2) - costs).scatter(2, own, -math.inf).flatten(1)
         best, where = gain.max(1)
-        moves = best > EPSILON * scale * len(products)
+        moves = best > margin
         if not moves.any():
             break
         point, cluster = where // k, where % k

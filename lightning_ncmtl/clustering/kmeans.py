@@ -93,7 +93,7 @@ def kmeans(
     centers = _direct.means(points, found.assignment, k) if found.centers is None else found.centers
     inertia = found.inertia
     if inertia is None:
-        inertia = _summed(_direct.inertia_of(points, found.assignment, centers), group)
+        inertia = summed(_direct.inertia_of(points, found.assignment, centers), group)
     waits = not (x.is_cuda and _is_assignment(init))
     if waits and not inertia.isfinite():
         raise InputError("k-means got values that are not finite (NaN or infinity)")
@@ -124,7 +124,7 @@ def warm_assignments(
     together = [layer for layer, k in enumerate(clusters) if group is not None or _by_products(len(points[layer]), k)]
     if together:
         products = torch.stack([_gram.gram(points[layer]) for layer in together])
-        products = _summed(products, group)
+        products = summed(products, group)
         start = torch.stack([assignments[layer] for layer in together]).unsqueeze(1)
         ks = [clusters[layer] for layer in together]
         new, _ = _gram.lloyd(products, start, ks, max_iterations, wait=not products.is_cuda)
@@ -137,7 +137,7 @@ def warm_assignments(
 
 def unit_rows(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """The rows of ``x`` [N, D] scaled to length one; a zero row stays. ``group`` as in :func:`kmeans`."""
-    squares = _summed(torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square(), group)
+    squares = summed(torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square(), group)
     scale = squares.rsqrt()
     return (x * scale.where(squares > 0, 0).unsqueeze(1)).to(x.dtype)
 
@@ -178,7 +178,7 @@ def _cold(
     if group is None and len(points) > MAX_PRODUCTS:
         assignment, iterations = _direct.cold_start(points, k, restarts, max_iterations, generator)
         return _Found(assignment, iterations=iterations)
-    products = _summed(_gram.gram(points), group)
+    products = summed(_gram.gram(points), group)
     assignment, iterations = _gram.cold_start(products, k, restarts, max_iterations, generator)
     return _Found(assignment, iterations=iterations)
 
@@ -187,12 +187,13 @@ def _warm(points: Tensor, k: int, init: Tensor, max_iterations: int, group: dist
     wait = not points.is_cuda
     if not _is_assignment(init):
         wait = True
-        init = _summed(_direct.distances_to(points, init), group).argmin(1)
+        init = summed(_direct.distances_to(points, init).distances, group).argmin(1)
     if group is None and not _by_products(len(points), k):
         return _Found(*_direct.lloyd(points, init, k, max_iterations, wait))
-    products = _summed(_gram.gram(points), group)
+    products = summed(_gram.gram(points), group)
     assignment, iterations = _gram.lloyd(products[None], init[None, None], [k], max_iterations, wait)
-    return _Found(assignment[0, 0], iterations=iterations)
+    inertia = _gram.inertias(products[None], assignment, k)[0, 0]
+    return _Found(assignment[0, 0], inertia=inertia, iterations=iterations)
 
 
 def _faiss(points: Tensor, k: int, init: Tensor | None, restarts: int, max_iterations: int, seed: int) -> _Found:
@@ -214,13 +215,13 @@ def _faiss(points: Tensor, k: int, init: Tensor | None, restarts: int, max_itera
         starts = (init - mean).float().unsqueeze(0)
     assignment, iterations = faiss_lloyd(points, starts, max_iterations)
     if len(assignment.unique()) < k:  # fill the empty clusters
-        distances, _ = _direct.distances_to_means(points, assignment, k)
-        scale = distances.where(distances.isfinite(), 0).amax()
-        assignment = _gram.reassign(distances, assignment, scale, torch.tensor(k, device=points.device), fill=True)
+        sums, _ = _direct.distances_to_means(points, assignment, k)
+        clusters = torch.tensor(k, device=points.device)
+        assignment = _gram.reassign(sums.distances, sums.norms, assignment, sums.margin, clusters)
     return _Found(assignment, iterations=iterations)
 
 
-def _summed(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def summed(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The sum over the ranks of a group, each of which has some of the dimensions."""
     if group is not None:
         dist.all_reduce(value, group=group)
@@ -266,4 +267,5 @@ def _check(
 
 
 def _in_range(assignment: Tensor, k: int) -> bool:
-    return bool((assignment >= 0).all()) and bool((assignment < k).all())
+    low, high = assignment.aminmax()
+    return bool(low >= 0) and bool(high < k)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from lightning_ncmtl.clustering._direct import means
+from lightning_ncmtl.clustering.choice import choose_num_clusters
 from lightning_ncmtl.clustering.kmeans import Backend, kmeans, unit_rows, warm_assignments
 
 # Lloyd iterations of one step from the assignment of the step before: what they leave open, the next step settles
@@ -38,9 +39,10 @@ class Shared(NamedTuple):
 
 def assign_tasks(
     own: Sequence[Tensor],
-    num_clusters: Sequence[int],
+    num_clusters: Sequence[int | None],
     previous: Sequence[Tensor | None],
     *,
+    max_clusters: int = 20,
     origins: Sequence[Tensor] | None = None,
     warm_start: bool = True,
     restarts: int = 10,
@@ -52,9 +54,10 @@ def assign_tasks(
 
     Args:
         own: Own weights of each layer, ``[N, D]``.
-        num_clusters: Number of clusters K of each layer.
+        num_clusters: Number of clusters K of each layer; ``None`` to choose it, see :func:`choose_num_clusters`.
         previous: The previous assignment of each layer, ``[N]``; its clusters keep their numbers. ``None`` at the
             first clustering.
+        max_clusters: Upper bound where the number is chosen.
         origins: Per layer the weights ``[D]`` with which all tasks started. If given, tasks are grouped by the
             direction of their way from there (cosine), whatever its length.
         warm_start: Start from the centres of ``previous``, rather than from k-means++.
@@ -68,26 +71,22 @@ def assign_tasks(
     """
     points = list(own) if origins is None else [unit_rows(w - o, group) for w, o in zip(own, origins, strict=True)]
     found: dict[int, Tensor] = {}
-    warm: dict[int, Tensor] = {}
+    warm: dict[int, tuple[Tensor, int, Tensor]] = {}
     for layer, before in enumerate(previous):
         x, k = points[layer], num_clusters[layer]
+        if k is None:
+            k = choose_num_clusters(x, max_clusters, restarts=restarts, seed=seed, group=group)
         if before is not None and warm_start and 1 < k < len(x):
             if backend == "faiss":
                 found[layer] = kmeans(x, k, backend=backend, init=before, max_iterations=WARM_ITERATIONS).assignment
             else:
-                warm[layer] = before
+                warm[layer] = (x, k, before)
             continue
         found[layer] = kmeans(x, k, backend=backend, restarts=restarts, seed=seed, group=group).assignment
         if before is not None:
             found[layer] = align_labels(found[layer], before, k)
     if warm:
-        new = warm_assignments(
-            [points[layer] for layer in warm],
-            [num_clusters[layer] for layer in warm],
-            list(warm.values()),
-            WARM_ITERATIONS,
-            group,
-        )
+        new = warm_assignments(*zip(*warm.values(), strict=True), WARM_ITERATIONS, group)
         found.update(zip(warm, new, strict=True))
     return [found[layer] for layer in range(len(own))]
 

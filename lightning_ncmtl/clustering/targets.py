@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from lightning_ncmtl.clustering import _slices
 from lightning_ncmtl.errors import InputError
 
 Named = list[tuple[str, nn.Parameter]]
@@ -19,6 +22,9 @@ Named = list[tuple[str, nn.Parameter]]
 @dataclass(frozen=True)
 class Target:
     """The parameters that form one cluster layer, one row of numbers per task.
+
+    Where each rank holds a part of the parameters (DTensors, as those of FSDP2), rows are slices ``[N, D of this
+    rank]``, and reading and writing are for all ranks of :attr:`group` at once.
 
     Attributes:
         name: As the user named it.
@@ -35,17 +41,16 @@ class Target:
     def read(self) -> Tensor:
         """All parameters of each task, flattened: a copy, ``[N, D]``."""
         if self.stacked:
-            return torch.cat([p.detach().reshape(len(p), -1) for _, p in self.parameters[0]], 1)
-        return torch.stack([torch.cat([p.detach().flatten() for _, p in task]) for task in self.parameters])
+            return torch.cat([_slices.read(p, dim=1).flatten(1) for _, p in self.parameters[0]], 1)
+        return torch.stack([torch.cat([_slices.read(p, dim=0).flatten() for _, p in task]) for task in self.parameters])
 
     def add_to(self, rows: Tensor) -> None:
         """Add all parameters of each task to ``rows`` [N, D], in place."""
         if not self.stacked:
             rows += self.read()
             return
-        sizes = [p[0].numel() for _, p in self.parameters[0]]
-        for part, (_, p) in zip(rows.split(sizes, dim=1), self.parameters[0], strict=True):
-            part += p.detach().reshape(len(p), -1)
+        for part, (_, p) in zip(rows.split(self._sizes, dim=1), self.parameters[0], strict=True):
+            part += _slices.read(p, dim=1).flatten(1)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -65,10 +70,53 @@ class Target:
     @torch.no_grad()
     def write(self, rows: Tensor) -> None:
         """Write ``[N, D]`` back to the parameters."""
+        sizes = self._sizes
         for named, values in zip(self.parameters, [rows] if self.stacked else rows, strict=True):
-            sizes = [p.numel() // (len(rows) if self.stacked else 1) for _, p in named]
             for (_, parameter), part in zip(named, values.split(sizes, dim=-1), strict=True):
-                parameter.copy_(part.reshape(parameter.shape))
+                _slices.write(parameter, part, dim=int(self.stacked))
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The ranks whose slices are the whole rows; ``None`` where each has all of them."""
+        return _slices.group_of(self.parameters[0][0][1])
+
+    @property
+    def size(self) -> int:
+        """D of the whole rows."""
+        return sum(p.numel() for _, p in self.parameters[0]) // (len(self.tasks) if self.stacked else 1)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum, in place, of what the ranks found for their slices."""
+        if (group := self.group) is not None:
+            dist.all_reduce(values, group=group)
+        return values
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """The whole rows ``[..., D]``, on every rank, from the slices."""
+        if self.group is None:
+            return rows
+        whole = rows.new_zeros(*rows.shape[:-1], self.size)
+        whole[..., self._columns(rows.device)] = rows
+        return self.total(whole)
+
+    def cut(self, rows: Tensor) -> Tensor:
+        """This rank's slice of whole rows ``[..., D]``."""
+        return rows if self.group is None else rows[..., self._columns(rows.device)]
+
+    @property
+    def _sizes(self) -> list[int]:
+        """How many numbers of a row this rank has from each parameter."""
+        dim = int(self.stacked)
+        return [_slices.shape(p, dim)[dim:].numel() for _, p in self.parameters[0]]
+
+    def _columns(self, device: torch.device) -> Tensor:
+        """Which numbers of the whole rows this rank has."""
+        dim, columns, end = int(self.stacked), [], 0
+        for _, p in self.parameters[0]:
+            shape = torch.Size([*p.shape[dim:], 1])
+            start, end = end, end + shape.numel()
+            columns.append(torch.arange(start, end, device=device).reshape(shape)[_slices.stretch(p, dim)].flatten())
+        return torch.cat(columns)
 
     def of(self, copy: nn.Module) -> "Target":
         """The same parameters of a copy of the module."""
@@ -91,10 +139,16 @@ def find_targets(module: nn.Module, names: Sequence[str], trainable: bool = True
 
     Raises:
         InputError: If a name stands for nothing, or its tasks cannot share weights: different parameters or shapes,
-            parameters that are tied, frozen or used by two targets; or if targets have different tasks.
+            parameters that are tied, frozen, used by two targets or sharded differently; or if targets have different
+            tasks.
     """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):  # which has whole copies in the place of its parameters after an evaluation
+            part.reshard()
     targets = [_find(module, name) for name in names]
     _check_apart(module, targets, trainable)
+    for target in targets:
+        _check_mesh(target)
     for target in targets:
         for other in targets:
             if len(target.tasks) != len(other.tasks) or (target.named and other.named and target.tasks != other.tasks):
@@ -242,6 +296,18 @@ def _check_apart(module: nn.Module, targets: list[Target], trainable: bool) -> N
             if len(tied) > 1:
                 raise InputError(f"tasks need parameters of their own, but {_some(tied)} are one and the same")
             seen[id(parameter)] = (name, target.name)
+
+
+def _check_mesh(target: Target) -> None:
+    """The ranks that hold a slice of one parameter must hold one of each."""
+    named = [pair for task in target.parameters for pair in task]
+    first, mesh = named[0][0], _slices.mesh_of(named[0][1])
+    for name, parameter in named:
+        if (other := _slices.mesh_of(parameter)) != mesh:
+            raise InputError(
+                f"all parameters of the target {target.name!r} must be sharded over the same device mesh: that of "
+                f"{first} is {mesh}, that of {name} is {other}"
+            )
 
 
 def _shapes(named: Named) -> str:

@@ -1,4 +1,5 @@
 import copy
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 
 from lightning_ncmtl import NCMTL, ClusterLinear
@@ -216,12 +218,28 @@ def test_num_clusters_overrides_the_layers(
     assert [len(layer.assignment.unique()) for layer in model.cluster_layers] == [4, 1]
 
 
-def test_logs(make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule) -> None:
-    trainer = make_trainer(max_steps=2, callbacks=[NetworkClusteringCallback(warmup_epochs=0)])
+@pytest.mark.parametrize("every", [1, 3])
+def test_logs_where_the_logger_takes_them(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, tmp_path: Path, every: int
+) -> None:
+    trainer = make_trainer(
+        max_epochs=2,
+        log_every_n_steps=every,
+        logger=CSVLogger(tmp_path, "", ""),
+        callbacks=[NetworkClusteringCallback(warmup_epochs=1)],
+    )
     trainer.fit(make_model(), datamodule=datamodule)
+    with open(tmp_path / "metrics.csv") as file:
+        rows = [
+            row for row in csv.DictReader(file) if row["train/loss_step" if "train/loss_step" in row else "train/loss"]
+        ]
+    per_epoch = len(datamodule.train_dataloader())
+    clustered = [row for row in rows if int(row["step"]) >= per_epoch]
+    assert len(clustered) >= 2
     for layer in ("cluster_layers.0", "cluster_layers.1"):
-        assert 0 <= trainer.logged_metrics[f"clustering/{layer}/changed"] <= 1
-        assert trainer.logged_metrics[f"clustering/{layer}/loss"] > 0
+        assert all(0 <= float(row[f"clustering/{layer}/changed"]) <= 1 for row in clustered)
+        assert all(float(row[f"clustering/{layer}/loss"]) > 0 for row in clustered)
+        assert f"clustering/{layer}/changed" in trainer.callback_metrics  # also where an epoch ends in between
 
 
 def test_resume_in_the_middle_of_an_epoch_is_exact(
@@ -305,7 +323,7 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
 def test_bad_modules_are_refused_at_setup(
     make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
 ) -> None:
-    for clusters, message in (([2], "each of the 2 targets"), (5, "must be in 1 .. 4 tasks, found 5")):
+    for clusters, message in (([2], "each of the 2 targets"), (5, "must be 'auto' or in 1 .. 4 tasks, found 5")):
         with pytest.raises(InputError, match=message):
             fit(NetworkClusteringCallback(clusters), make_model(), datamodule, make_trainer, max_steps=1)  # type: ignore[arg-type]
     model = make_model(cluster_features=(), num_clusters=())

@@ -235,8 +235,8 @@ def test_not_finite_weights_stop_the_training_and_leave_the_last_good_checkpoint
     [
         ({"targets": "haeds"}, "the target 'haeds' names nothing in the module: no 'haeds' in Heads"),
         ({"targets": "heads", "num_clusters": None}, "num_clusters is needed for the target heads"),
-        ({"targets": "heads", "num_clusters": 2.0}, "must be in 1 .. 6 tasks, found 2.0"),
-        ({"targets": "heads", "num_clusters": 7}, "num_clusters of heads must be in 1 .. 6 tasks, found 7"),
+        ({"targets": "heads", "num_clusters": 2.0}, "must be 'auto' or in 1 .. 6 tasks, found 2.0"),
+        ({"targets": "heads", "num_clusters": 7}, "num_clusters of heads must be 'auto' or in 1 .. 6 tasks, found 7"),
         ({"targets": ["heads.*.0", "heads.*.2"], "num_clusters": [2]}, "each of the 2 targets heads.*.0, heads.*.2"),
         ({"targets": None}, "Heads has no ClusterLinear layer .* name its per-task modules in targets"),
         ({"targets": ["heads", "heads"]}, "targets must differ, found"),

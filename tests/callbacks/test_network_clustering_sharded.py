@@ -1,0 +1,87 @@
+"""Parameters sharded over several processes with gloo (FSDP2) become what they become on one."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sharded_fit
+import torch
+from projects import unshared
+from sharded_fit import PROJECTS
+
+from lightning_ncmtl.clustering import find_targets
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+SCRIPT = Path(sharded_fit.__file__)
+
+
+def train(folder: Path, ranks: int, *runs: str) -> None:
+    if ranks == 1:
+        sharded_fit.main(folder, ranks, *runs)
+        return
+    command = [sys.executable, str(SCRIPT), str(folder), str(ranks), *runs]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def history(folder: Path, name: str, rank: int = 0) -> dict[int, dict[str, Any]]:
+    found: dict[int, dict[str, Any]] = torch.load(folder / name / f"rank{rank}.pt")
+    return found
+
+
+def check(found: dict[int, dict[str, Any]], expected: dict[int, dict[str, Any]], tolerance: float = 1e-5) -> None:
+    """Weights, residuals, losses, and exactly: assignments, traces, the step of freezing."""
+    torch.testing.assert_close(found, {step: expected[step] for step in found}, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_train_as_one_process(tmp_path: Path, ranks: int) -> None:
+    """Shards that are uneven, empty, of whole tasks or of parts of them."""
+    names = ["heads", "parts", "stacked", "layers", "auto", "literal"]
+    runs = [f"{name},{name}" for name in names]
+    train(tmp_path / "one", 1, *runs)
+    train(tmp_path / "ranks", ranks, *runs)
+    moved = 0
+    for name in names:
+        expected, found = history(tmp_path / "one", name), history(tmp_path / "ranks", name)
+        assert list(found) == list(range(1, 25))
+        check(found, expected)
+        for rank in range(1, ranks):
+            check(history(tmp_path / "ranks", name, rank), found, tolerance=0)
+        moved += sum(len(layer["trace"]) > 1 for layer in found[24]["layers"].values())
+        module = PROJECTS[name][0]()
+        for step in found.values():
+            module.load_state_dict(step["weights"], strict=False)
+            for target in find_targets(module, list(step["layers"])):
+                if (assignment := step["layers"][target.name]["assignment"]) is not None:
+                    assert unshared(target.read(), assignment) == 0
+    assert moved > 1
+
+
+def test_checkpoints_go_on_with_any_number_of_ranks(tmp_path: Path) -> None:
+    """From the middle of training, when there are residuals; both forms that Lightning saves."""
+    train(tmp_path, 1, "layers,one", "parts,parts")
+    train(tmp_path, 2, "layers,file", "layers,folder", "layers,file-2,file", "layers,folder-2,folder", "parts,parts-2")
+    train(tmp_path, 3, "layers,file-3,file", "layers,folder-3,folder", "layers,one-3,one", "parts,parts-3,parts-2")
+    train(tmp_path, 1, "layers,file-1,file")
+    expected = history(tmp_path, "one")
+    assert expected[12]["layers"]["cluster"]["residual"].any()
+    assert expected[12]["layers"]["cluster"]["trace"] != expected[24]["layers"]["cluster"]["trace"]
+    for name in ("file-1", "file-2", "file-3", "folder-2", "folder-3", "one-3"):
+        found = history(tmp_path, name)
+        assert list(found) == list(range(13, 25))
+        check(found, expected)
+    check(history(tmp_path, "parts-3"), history(tmp_path, "parts"))
+
+
+def test_what_one_rank_finds_broken_stops_all(tmp_path: Path) -> None:
+    train(tmp_path, 2, "broken,broken", "faiss,faiss", "mixed,mixed")
+    for name, message in (
+        ("broken", "heads has weights that are not finite (NaN or infinity) after step 2, of the tasks cat:"),
+        ("faiss", "FAISS needs whole weights, found sharded ones: choose the backend 'gram'"),
+        ("mixed", "all parameters of the target 'heads' must be sharded over the same device mesh: that of heads.ant."),
+    ):
+        for rank in range(2):
+            assert (tmp_path / name / f"error{rank}.txt").read_text().startswith(message)

@@ -1,0 +1,57 @@
+import pytest
+import torch
+from ranks import on_ranks
+from sklearn.metrics import silhouette_samples
+from torch import Tensor
+from torch import distributed as dist
+
+from lightning_ncmtl.clustering import choose_num_clusters, kmeans
+from lightning_ncmtl.clustering._gram import gram
+from lightning_ncmtl.clustering.choice import silhouettes
+
+
+def planted(n: int, d: int, k: int, noise: float, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    centers = torch.randn(k, d, generator=generator)
+    return 5 + centers[torch.arange(n) % k] + noise * torch.randn(n, d, generator=generator)
+
+
+@pytest.mark.parametrize(("n", "k"), [(9, 2), (14, 5), (40, 7), (12, 11)])
+def test_silhouettes_are_those_of_scikit_learn(n: int, k: int) -> None:
+    x = planted(n, 6, 3, 1.0, seed=n).double()
+    assignment = kmeans(x, k, restarts=3).assignment
+    ours = silhouettes(gram(x), assignment, k)
+    torch.testing.assert_close(ours, torch.from_numpy(silhouette_samples(x.numpy(), assignment.numpy())))
+
+
+def test_an_empty_cluster_and_equal_points_have_no_silhouette() -> None:
+    x = torch.tensor([[0.0], [0.0], [1.0], [1.0]])
+    assert silhouettes(gram(x), torch.tensor([0, 0, 2, 2]), 3).tolist() == [1, 1, 1, 1]
+    assert silhouettes(gram(torch.ones(4, 2)), torch.tensor([0, 0, 1, 1]), 2).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "k", "noise"), [(18, 1000, 3, 2.0), (14, 1000, 4, 2.0), (30, 500, 6, 2.0), (60, 50, 8, 0.5)]
+)
+def test_finds_the_planted_number(n: int, d: int, k: int, noise: float) -> None:
+    found = [choose_num_clusters(planted(n, d, k, noise, seed), seed=seed) for seed in range(10)]
+    assert found.count(k) >= 8
+
+
+def test_bounds() -> None:
+    x = planted(30, 100, 10, 0.1, seed=0)
+    assert choose_num_clusters(x) == 10
+    assert 2 <= choose_num_clusters(x, max_clusters=6) <= 6
+    assert choose_num_clusters(x[:3]) == 2
+    assert choose_num_clusters(x[:2]) == 2
+    assert choose_num_clusters(torch.ones(5, 3)) == 2
+
+
+def slices(rank: int, ranks: int) -> None:
+    whole = planted(20, 301, 4, 0.5, seed=1)
+    mine = whole.tensor_split(ranks, dim=1)[rank]
+    assert choose_num_clusters(mine, group=dist.group.WORLD) == choose_num_clusters(whole) == 4
+
+
+def test_ranks_with_slices_choose_what_one_chooses() -> None:
+    on_ranks(2, slices, 2)
