@@ -64,7 +64,7 @@ class NetworkClusteringCallback(Callback):
 
     Raises:
         InputError: At construction or before training starts, if a setting is out of range, a target cannot be
-            clustered (see :func:`lightning_ncmtl.clustering.find_targets`) or the strategy shards parameters. During
+            clustered (see :func:`lightning_ncmtl.clustering.find_targets`) or the strategy is not supported. During
             training, if weights are no longer finite.
 
     Logs, where the trainer's ``log_every_n_steps`` asks for it and at the end of an epoch, ``clustering/TARGET/loss``,
@@ -286,7 +286,8 @@ class NetworkClusteringCallback(Callback):
             self._targets[name].write(shared[name].weights)
             self.losses[name] = (step, losses[number])
             # Where a logger takes them: Lightning needs longer to log a number than we to cluster 14 tasks.
-            if trainer.is_last_batch or self._steps % max(trainer.log_every_n_steps, 1) == 0:
+            every = max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
+            if trainer.is_last_batch or self._steps % every == 0:
                 pl_module.log(f"clustering/{name}/loss", losses[number])
                 pl_module.log(f"clustering/{name}/changed", changed[number])
 

@@ -6,6 +6,7 @@ from lightning_ncmtl.clustering import KMeansResult, kmeans
 from lightning_ncmtl.compaction import compact, count_parameters, load, save
 from lightning_ncmtl.layers import ClusterLinear, TaskLinear
 from lightning_ncmtl.modules import ASPMTL, NCMTL, HardShare, SingleTask, SoftShare
+from lightning_ncmtl.task_module import TaskModule
 
 __version__ = version("lightning-ncmtl")
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "SingleTask",
     "SoftShare",
     "TaskLinear",
+    "TaskModule",
     "compact",
     "count_parameters",
     "kmeans",

@@ -19,6 +19,7 @@ from lightning_ncmtl.clustering import find_targets
 from lightning_ncmtl.clustering.targets import uncompiled
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import CompactLinear, TaskLinear, cluster_layers
+from lightning_ncmtl.task_module import CompactModule, TaskModule
 
 Module = TypeVar("Module", bound=nn.Module)
 _SETTINGS, _WEIGHTS = "settings.json", "model.safetensors"
@@ -28,13 +29,19 @@ def compact(module: Module, assignments: Mapping[str, Tensor] | None = None) -> 
     """Copy a trained module so that the tasks of a cluster truly share one set of weights.
 
     - A :class:`lightning_ncmtl.ClusterLinear` becomes a :class:`lightning_ncmtl.layers.CompactLinear`; its outputs are
-      the same up to the order in which a product is summed.
+      the same up to the order in which a product is summed. So does a :class:`lightning_ncmtl.TaskModule`.
     - In a ``ModuleList`` or ``ModuleDict`` the parameters of a cluster's tasks become one object. The modules, and so
       the outputs, stay as they are.
     - A parameter with the task as its first dimension is kept as K rows, from which the N are read
       (``torch.nn.utils.parametrize``).
 
     The copy is not compiled, whatever the module was.
+
+    It can be trained on, without the callback, with gradients and optimizer state for K sets instead of N (the state
+    starts anew). A cluster's gradient is then the sum of those of its tasks, while under the callback with frozen
+    clusters its weights move by the mean of its tasks' steps. So with SGD a cluster of n tasks learns as if the
+    learning rate were n times as large: lower it. For Adam, in whose steps the scale of gradients cancels out, that
+    hardly matters.
 
     Args:
         module: The module as training left it.
@@ -79,6 +86,11 @@ def count_parameters(module: nn.Module) -> dict[str, int]:
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()}
     parts = {name: number for name, number in parts.items() if number}
     return {**parts, "": sum(p.numel() for p in module.parameters())}
+
+
+def count_bytes(module: nn.Module) -> int:
+    """Bytes of the parameters and buffers of a module, tied ones once."""
+    return sum(value.numel() * value.element_size() for value in (*module.parameters(), *module.buffers()))
 
 
 def save(module: nn.Module, folder: str | Path, data: Mapping[str, Any] | None = None) -> None:
@@ -190,6 +202,15 @@ def _restructure(module: nn.Module, clusters: Mapping[str, Tensor]) -> None:
         if isinstance(layer, TaskLinear):
             setattr(module.get_submodule(path), attribute, CompactLinear.of(layer, assignment, first))
             continue
+        if isinstance(layer, TaskModule):
+            setattr(module.get_submodule(path), attribute, CompactModule(layer, assignment, first))
+            continue
+        for whole, part in module.named_modules():
+            if isinstance(part, TaskModule) and target.name.startswith(f"{whole}."):
+                raise InputError(
+                    f"{target.name} is a part of the TaskModule {whole}, which can be made compact as a whole alone: "
+                    f"train with the target {whole!r}"
+                )
         for name, _ in target.parameters[0]:
             path, _, attribute = name.rpartition(".")
             parametrize.register_parametrization(module.get_submodule(path), attribute, _Expand(assignment, first))

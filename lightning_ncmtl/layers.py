@@ -1,6 +1,6 @@
 """Layers with one set of weights per task, stacked in one parameter.
 
-Shapes: B batch, N tasks, P tasks present in the batch, K clusters.
+Shapes: B batch, N tasks, K clusters.
 """
 
 import math
@@ -9,8 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from lightning_ncmtl._grouped_linear import grouped_linear
 from lightning_ncmtl.clustering.targets import plain_name
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.routing import Routing, route
 
 
 class TaskLinear(nn.Module):
@@ -68,12 +70,13 @@ class TaskLinear(nn.Module):
             )
             parameter.copy_(start.uniform_(-bound, bound, generator=generator))
 
-    def forward(self, x: Tensor, task_ids: Tensor) -> Tensor:
+    def forward(self, x: Tensor, task_ids: Tensor | Routing) -> Tensor:
         """Apply to each row the weights of its task.
 
         Args:
             x: ``[B, in_features]``, in any order of tasks.
-            task_ids: ``[B]`` integers in ``0 .. num_tasks - 1``; tasks may be absent.
+            task_ids: ``[B]`` integers in ``0 .. num_tasks - 1``; tasks may be absent. Several layers share the work of
+                sorting them when they are given ``route(task_ids, num_tasks)`` instead.
 
         Returns:
             ``[B, out_features]``, row ``b`` computed with the weights of ``task_ids[b]``.
@@ -81,28 +84,13 @@ class TaskLinear(nn.Module):
         Raises:
             InputError: If a task id is out of range, or there is not one for each row.
         """
-        if task_ids.shape != x.shape[:-1]:
-            raise InputError(f"found {list(task_ids.shape)} task ids for an input of shape {list(x.shape)}")
-        if torch.compiler.is_exporting():  # shapes must not depend on values
-            out = torch.einsum("boi,bi->bo", self.weight[task_ids], x)
-            return out if self.bias is None else out + self.bias[task_ids]
-        if len(x) == 0:
-            return x.new_zeros(0, self.out_features)
-        # One batched product over the present tasks: rows are sorted by task and padded to the largest group, which
-        # reads each weight once. (Gathering `weight[task_ids]` per row is the slowest choice for large batches.)
-        present, group, counts = task_ids.unique(return_inverse=True, return_counts=True)
-        if present[0] < 0 or present[-1] >= self.num_tasks:
-            found = int(present[0] if present[0] < 0 else present[-1])
-            raise InputError(f"task id {found} is out of range: the layer has tasks 0 to {self.num_tasks - 1}")
-        order = group.argsort(stable=True)
-        starts = counts.cumsum(0) - counts
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device) - starts[group[order]]
-        rows = x.new_zeros(len(present), int(counts.max()), self.in_features)
-        rows[group, place] = x
-        weight = self.weight[present].transpose(1, 2)
-        out = rows @ weight if self.bias is None else torch.baddbmm(self.bias[present].unsqueeze(1), rows, weight)
-        return out[group, place]
+        ids = task_ids.task_ids if isinstance(task_ids, Routing) else task_ids
+        if x.ndim != 2 or ids.shape != x.shape[:1]:
+            raise InputError(f"found {list(ids.shape)} task ids for an input of shape {list(x.shape)}")
+        if torch.compiler.is_exporting():  # plain operations, which run without this package
+            out = torch.einsum("boi,bi->bo", self.weight[ids], x)
+            return out if self.bias is None else out + self.bias[ids]
+        return grouped_linear(x, self.weight, self.bias, route(task_ids, self.num_tasks))
 
     def extra_repr(self) -> str:
         return (
@@ -193,13 +181,10 @@ class CompactLinear(nn.Module):
             compact.clusters.bias.data.copy_(bias.detach()[first])
         return compact.train(layer.training)
 
-    def forward(self, x: Tensor, task_ids: Tensor) -> Tensor:
+    def forward(self, x: Tensor, task_ids: Tensor | Routing) -> Tensor:
         """As :meth:`TaskLinear.forward`: ``x [B, in_features]`` and ``task_ids [B]`` to ``[B, out_features]``."""
-        if not torch.compiler.is_exporting() and len(task_ids):
-            low, high = task_ids.aminmax()
-            if low < 0 or high >= len(self.assignment):
-                found = int(low if low < 0 else high)
-                raise InputError(
-                    f"task id {found} is out of range: the layer has tasks 0 to {len(self.assignment) - 1}"
-                )
-        return cast(Tensor, self.clusters(x, self.assignment[task_ids]))
+        task_ids = route(task_ids, len(self.assignment)).task_ids  # in range, or the error names what is not
+        clusters = self.assignment[task_ids]
+        if torch.compiler.is_compiling():  # where the sorting above is left out, as nothing takes its result
+            clusters = clusters.where(task_ids >= 0, -1)
+        return cast(Tensor, self.clusters(x, clusters))

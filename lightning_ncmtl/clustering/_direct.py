@@ -138,22 +138,22 @@ class Sums(NamedTuple):
     """What distances are made of, summed over blocks of columns."""
 
     norms: Tensor  # [N] squared norms of the points
-    cross: Tensor  # [N, K] inner products with the centres
+    cross: Tensor  # [K, N] inner products with the centres (the faster way round on a CPU)
     between: Tensor  # [K] squared norms of the centres, infinite for an empty cluster
 
     @classmethod
     def zeros(cls, x: Tensor, k: int) -> "Sums":
-        return cls(*(x.new_zeros(shape, dtype=torch.float64) for shape in ((len(x),), (len(x), k), (k,))))
+        return cls(*(x.new_zeros(shape, dtype=torch.float64) for shape in ((len(x),), (k, len(x)), (k,))))
 
     def add(self, block: Tensor, centers: Tensor) -> None:
-        self.norms.add_(torch.linalg.vecdot(block, block))
-        self.cross.addmm_(block, centers.T)
+        self.norms.add_(torch.linalg.vector_norm(block, dim=1).square_())
+        self.cross.addmm_(centers, block.T)
         self.between.add_(torch.linalg.vecdot(centers, centers))
 
     @property
     def distances(self) -> Tensor:
         """Squared distances less :attr:`norms`, ``[N, K]``."""
-        return torch.sub(self.between, self.cross, alpha=2)
+        return torch.sub(self.between.unsqueeze(1), self.cross, alpha=2).T
 
     @property
     def margin(self) -> Tensor:

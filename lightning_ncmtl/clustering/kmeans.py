@@ -78,9 +78,6 @@ def kmeans(
                 [5.0000]])
     """
     _check(x, k, backend, init, restarts, max_iterations, metric, group)
-    home = x.device
-    if home.type == "mps":  # which has no float64
-        x, init = x.cpu(), None if init is None else init.cpu()
     points = x if metric == "euclidean" else unit_rows(x, group)
     if k in (1, len(x)):
         found = _Found(torch.arange(len(x), device=x.device) % k, iterations=0)
@@ -97,7 +94,7 @@ def kmeans(
     waits = not (x.is_cuda and _is_assignment(init))
     if waits and not inertia.isfinite():
         raise InputError("k-means got values that are not finite (NaN or infinity)")
-    return KMeansResult(found.assignment.to(home), centers.to(home), inertia, found.iterations)
+    return KMeansResult(found.assignment, centers, inertia, found.iterations)
 
 
 @torch.no_grad()
@@ -251,6 +248,8 @@ def _check(
         raise InputError("FAISS needs whole points: choose backend='gram' where each rank has a slice of them")
     if metric not in get_args(Metric):
         raise InputError(f"unknown metric {metric!r}: choose one of {', '.join(get_args(Metric))}")
+    if x.device.type == "mps":
+        raise InputError("k-means needs float64, which MPS lacks: move the points to the CPU")
     if restarts < 1 or max_iterations < 1:
         raise InputError(f"restarts and max_iterations must be at least 1, found {restarts} and {max_iterations}")
     if init is None:

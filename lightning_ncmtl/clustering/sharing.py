@@ -86,7 +86,8 @@ def assign_tasks(
         if before is not None:
             found[layer] = align_labels(found[layer], before, k)
     if warm:
-        new = warm_assignments(*zip(*warm.values(), strict=True), WARM_ITERATIONS, group)
+        xs, ks, starts = zip(*warm.values(), strict=True)
+        new = warm_assignments(xs, ks, starts, WARM_ITERATIONS, group)
         found.update(zip(warm, new, strict=True))
     return [found[layer] for layer in range(len(own))]
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_ncmtl._lightning import LightningCLI, LightningModule, LRSchedulerCallable, OptimizerCallable
+from lightning_ncmtl.absent_tasks import keep_absent_tasks
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import UNLABELLED, TaskMetrics
 
@@ -40,6 +41,8 @@ class MultiTaskModule(LightningModule):
 
     Attributes:
         skips_absent_tasks: Whether tasks that are absent from a batch have no gradient.
+        update_absent_tasks: Whether momentum and weight decay go on to change the weights that such tasks have in
+            stacked layers, see :func:`lightning_ncmtl.absent_tasks.keep_absent_tasks`.
         class_mask: ``[N, C]``, 1 where a task has a class, else 0; ``None`` if all tasks have all classes.
 
     Raises:
@@ -47,6 +50,7 @@ class MultiTaskModule(LightningModule):
     """
 
     skips_absent_tasks = False
+    update_absent_tasks = True
     class_mask: Tensor | None
 
     def __init__(
@@ -153,6 +157,8 @@ class MultiTaskModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
+        if not self.update_absent_tasks:
+            keep_absent_tasks(optimizer, self)
         scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
         return LightningCLI.configure_optimizers(self, optimizer, scheduler)
 

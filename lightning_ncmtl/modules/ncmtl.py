@@ -11,6 +11,7 @@ from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import ClusterLinear, TaskLinear
 from lightning_ncmtl.modules._per_task import of_rows
 from lightning_ncmtl.modules.base import MultiTaskModule
+from lightning_ncmtl.routing import route
 
 
 class NCMTL(MultiTaskModule):
@@ -70,7 +71,8 @@ class NCMTL(MultiTaskModule):
 
     def logits(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:
         x = of_rows(self.encoder(inputs), rows)
+        routing = route(task_ids, self.num_tasks)  # once for all layers
         for layer in self.cluster_layers:
-            x = self.dropout(layer(x, task_ids).relu())
-        logits: Tensor = self.head(x, task_ids)
+            x = self.dropout(layer(x, routing).relu())
+        logits: Tensor = self.head(x, routing)
         return logits

@@ -14,6 +14,7 @@ from torch.export import Dim
 
 from lightning_ncmtl import NCMTL, ClusterLinear, compact, count_parameters, load, save
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
+from lightning_ncmtl.compaction import count_bytes
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.encoders import HAN
 from lightning_ncmtl.errors import InputError
@@ -75,6 +76,16 @@ def test_user_modules_give_bitwise_the_same_from_fewer_weights(
     loaded = load(tmp_path / "it", module=make())
     assert torch.equal(outputs(loaded), outputs(model))
     assert count_parameters(loaded) == count_parameters(small)
+
+
+def test_bytes_by_hand() -> None:
+    """Weights of 4 tasks, then of 2 clusters, with the assignment of each task; what is tied counts once."""
+    layer = ClusterLinear(4, 3, 2, num_clusters=2)
+    model = nn.ModuleDict({"layer": layer, "other": nn.Linear(5, 1, bias=False).half()})
+    assert count_bytes(model) == 4 * (4 * 3 * 2 + 4 * 2) + 2 * 5
+    small = compact(model, {"layer": torch.tensor([0, 1, 1, 0])})
+    assert count_bytes(small) == 4 * (2 * 3 * 2 + 2 * 2) + 8 * 4 + 2 * 5
+    assert count_bytes(nn.ModuleDict({"one": layer, "other": layer})) == count_bytes(layer)
 
 
 def test_a_compact_module_trains_on_with_shared_weights(make_trainer: MakeTrainer) -> None:

@@ -143,6 +143,15 @@ def test_ngram_equals_a_loop_over_runs(n: int) -> None:
         torch.testing.assert_close(row, torch.stack(vectors).sum(0) / len(vectors) ** 0.5)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_ngram_trains_all_that_it_uses(n: int) -> None:
+    """Which DDP asks for: with words alone, the vectors of runs are no part of the training."""
+    encoder = NGram(20, 6, n=n, num_buckets=7)
+    encoder(batch(DOCUMENTS)).sum().backward()
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in encoder.parameters())
+    assert encoder.runs.weight.requires_grad == (n == 2)
+
+
 @pytest.mark.parametrize("buckets", [1000, 4096, 200_000])
 def test_runs_spread_over_all_buckets(buckets: int) -> None:
     """Pairs of neighbouring ids, those of frequent words, fill the buckets like balls that are thrown at random."""

@@ -1,0 +1,201 @@
+"""Which rows of a batch belong to which task: found once per batch, for all layers of a stack.
+
+Shapes: B batch, N tasks.
+"""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_ncmtl.errors import InputError
+
+# What products cost, in the time that one more row takes, as measured by benchmarks/task_layers.py on a CPU (float32):
+_READING = 16  # a task's matrix, whose reading is most of the work where tasks have few rows
+_COPYING = 16  # a copy of it and of its gradient
+_CALLING = 2**17  # a call of torch, times the size of the matrix: 40 rows of 100 x 32, 2 of 256 x 256
+_LAUNCHING = 1024  # a call on a GPU, where a launch takes as long as very many rows: an estimate, not measured
+
+Integers: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
+
+
+class Plan(NamedTuple):
+    """How the rows of each task are multiplied by the matrix of their task.
+
+    Tasks with at most ``depth`` rows go together, in one batched product with ``depth`` places for each: of all N
+    matrices as they lie in memory or, where few tasks are present, of copies of theirs. Tasks with more rows, of which
+    there are few (or all, if ``depth`` is 0), have a product of their own. So padding stays bounded if one task has
+    most of the rows, and many small tasks need no call each.
+
+    Attributes:
+        depth: Places of each task in the batched product.
+        tasks: ``[M]``, the tasks in the batched product; ``None`` if it is of all, ``M = N``.
+        fill: ``[M * depth]``, the row of the batch at each place; B where there is none.
+        place: ``[B]``, the place of each row; that of another row if its task has a product of its own.
+        large: Of each task with more than ``depth`` rows: the task, and where its rows begin and end in ``rows``.
+        rows: The rows of these tasks, one task after the other.
+    """
+
+    depth: int
+    tasks: Tensor | None
+    fill: Tensor
+    place: Tensor
+    large: list[tuple[int, int, int]]
+    rows: Tensor
+
+
+class Routing:
+    """The rows of a batch by task; made by :func:`route`, and taken by layers in the place of task ids.
+
+    It stays on the host, where products are planned, whatever the device of the rows.
+
+    Attributes:
+        task_ids: ``[B]``, on any device.
+        num_tasks: Number of tasks N.
+    """
+
+    def __init__(self, task_ids: Tensor, num_tasks: int) -> None:
+        self.task_ids = task_ids
+        self.num_tasks = num_tasks
+        self._plans: dict[tuple[int, torch.device], Plan] = {}
+        self._sorted: tuple[Tensor, Tensor] | None = None
+        if torch.compiler.is_exporting():
+            return  # layers read the task ids alone
+        if torch.compiler.is_compiling():
+            self._sorted = _sort_op(task_ids, num_tasks)
+        else:
+            self._on_host = _checked(task_ids, num_tasks)
+
+    def sorted(self) -> tuple[Tensor, Tensor]:
+        """The rows by task, on the CPU; sorted at the first call, as layers with little to do never ask.
+
+        Returns:
+            ``order [B]``, the rows sorted by task, those of a task in their order; and ``counts [N]``, how many rows
+            each task has. Both int64.
+        """
+        if self._sorted is None:
+            if torch.compiler.is_compiling():
+                compiled: tuple[Tensor, Tensor] = _sort_op(self.task_ids, self.num_tasks)
+                return compiled
+            self._sorted = _sort(self._on_host, self.num_tasks)
+        return self._sorted
+
+    def plan(self, size: int, device: torch.device) -> Plan:
+        """How a layer multiplies whose matrices have ``size`` numbers; planned once for layers of the same size."""
+        key = (size if device.type == "cpu" else 0, device)
+        if key not in self._plans:
+            self._plans[key] = make_plan(*self.sorted(), size, device)
+        return self._plans[key]
+
+
+def route(task_ids: Tensor | Routing, num_tasks: int) -> Routing:
+    """Sort a batch by task.
+
+    Layers do it by themselves when they are given task ids. In a stack of layers, do it once and give them the result.
+    Done where batches are made, from task ids on the CPU, it spares a GPU that would have to be waited for.
+
+    Args:
+        task_ids: ``[B]`` integers in ``0 .. num_tasks - 1``, or what this function returned.
+        num_tasks: Number of tasks N.
+
+    Raises:
+        InputError: If a task id is out of range, or the routing is for another number of tasks.
+
+    Example:
+        >>> route(torch.tensor([2, 0, 2]), num_tasks=3).sorted()
+        (tensor([1, 0, 2]), tensor([1, 0, 2]))
+    """
+    if not isinstance(task_ids, Routing):
+        return Routing(task_ids, num_tasks)
+    if task_ids.num_tasks != num_tasks:
+        raise InputError(f"found a routing for {task_ids.num_tasks} tasks: the layer has {num_tasks}")
+    return task_ids
+
+
+def _checked(task_ids: Tensor, num_tasks: int) -> Integers:
+    """Task ids on the host, all in range."""
+    ids = _numpy(task_ids.cpu())  # the only time that a GPU is waited for
+    if len(ids) and not 0 <= (low := ids.min()) <= (high := ids.max()) < num_tasks:
+        found = low if low < 0 else high
+        raise InputError(f"task id {found} is out of range: the layer has tasks 0 to {num_tasks - 1}")
+    return ids
+
+
+def _sort(ids: Integers, num_tasks: int) -> tuple[Tensor, Tensor]:
+    # Integers of 16 bits are sorted in linear time.
+    order = ids.astype(np.min_scalar_type(num_tasks)).argsort(kind="stable")
+    return torch.from_numpy(order), torch.from_numpy(np.bincount(ids, minlength=num_tasks))
+
+
+def _numpy(integers: Tensor) -> Integers:
+    try:
+        return integers.numpy()
+    except RuntimeError:  # inside of torch.func
+        return np.array(integers.tolist(), dtype=np.int64)
+
+
+# torch.compile leaves the sorting to Python: one step for it, and an error for ids out of range.
+@torch.library.custom_op("lightning_ncmtl::sort_by_task", mutates_args=())
+def _sort_op(task_ids: Tensor, num_tasks: int) -> tuple[Tensor, Tensor]:
+    return _sort(_checked(task_ids, num_tasks), num_tasks)
+
+
+@_sort_op.register_fake
+def _(task_ids: Tensor, num_tasks: int) -> tuple[Tensor, Tensor]:
+    order = torch.empty_like(task_ids, dtype=torch.int64, device="cpu")
+    return order, order.new_empty(num_tasks)
+
+
+def make_plan(order: Tensor, counts: Tensor, size: int, device: torch.device) -> Plan:
+    """Choose how to multiply, by what it costs.
+
+    Args:
+        order: ``[B]``, as of :meth:`Routing.sorted`.
+        counts: ``[N]``, as of :meth:`Routing.sorted`.
+        size: Numbers in the matrix of a task.
+        device: Where the rows are.
+    """
+    number, rows = _numpy(counts), _numpy(order)
+    depth, copied = _choose(number, _CALLING // size if device.type == "cpu" else _LAUNCHING)
+    large = np.flatnonzero(number > depth)
+    ends = number[large].cumsum()
+    tasks, fill, place = None, rows[:0], rows[:0]
+    if depth:
+        first = number.cumsum() - number
+        task_of_row = np.repeat(np.arange(len(number)), number)
+        small = (number > 0) & (number <= depth) if copied else np.full(len(number), True)
+        slot = (small.cumsum() - 1).clip(0)[task_of_row]
+        if copied:
+            tasks = torch.from_numpy(np.flatnonzero(small)).to(device)
+        places = np.arange(depth)
+        members = np.where(places < number[small, None], first[small, None] + places, len(rows))
+        fill = np.append(rows, len(rows))[members.ravel()]
+        place = np.empty_like(rows)
+        place[rows] = slot * depth + np.minimum(np.arange(len(rows)) - first[task_of_row], depth - 1)
+        rows = rows[(number > depth)[task_of_row]]
+    return Plan(
+        depth,
+        tasks,
+        torch.from_numpy(fill).to(device),
+        torch.from_numpy(place).to(device),
+        list(zip(large.tolist(), (ends - number[large]).tolist(), ends.tolist(), strict=True)),
+        torch.from_numpy(rows).to(device),
+    )
+
+
+def _choose(counts: Integers, calling: int) -> tuple[int, bool]:
+    """The cheapest depth, out of 0 to the most rows of any task, and whether to copy the matrices of small tasks."""
+    tasks = np.bincount(counts)  # how many tasks have 0, 1, ... rows
+    depths = np.arange(len(tasks))
+    to_there = tasks.cumsum()
+    more = len(counts) - to_there  # how many have more rows than that
+    rows_of_more = np.dot(tasks, depths) - (tasks * depths).cumsum()
+    alone = np.where(more, 4 * calling + more * (_READING + calling) + rows_of_more, 0)
+    # Calls for preparing each of the two ways are counted as 4, and as 2 for copying.
+    in_place = len(counts) * (_READING + depths)
+    copied = 2 * calling + (to_there - tasks[0]) * (_READING + _COPYING + depths)
+    batched = np.minimum(in_place, copied) + 4 * calling
+    batched[0] = 0
+    depth = int((batched + alone).argmin())
+    return depth, bool(copied[depth] < in_place[depth])
