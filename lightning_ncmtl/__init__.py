@@ -2,10 +2,12 @@
 
 from importlib.metadata import version
 
+from lightning_ncmtl.absent_tasks import keep_absent_tasks
 from lightning_ncmtl.clustering import KMeansResult, kmeans
 from lightning_ncmtl.compaction import compact, count_parameters, load, save
 from lightning_ncmtl.layers import ClusterLinear, TaskLinear
 from lightning_ncmtl.modules import ASPMTL, NCMTL, HardShare, SingleTask, SoftShare
+from lightning_ncmtl.routing import Routing, route
 from lightning_ncmtl.task_module import TaskModule
 
 __version__ = version("lightning-ncmtl")
@@ -15,13 +17,16 @@ __all__ = [
     "ClusterLinear",
     "HardShare",
     "KMeansResult",
+    "Routing",
     "SingleTask",
     "SoftShare",
     "TaskLinear",
     "TaskModule",
     "compact",
     "count_parameters",
+    "keep_absent_tasks",
     "kmeans",
     "load",
+    "route",
     "save",
 ]

@@ -15,6 +15,7 @@ from lightning_ncmtl.errors import InputError
 _READING = 16  # a task's matrix, whose reading is most of the work where tasks have few rows
 _COPYING = 16  # a copy of it and of its gradient
 _CALLING = 2**17  # a call of torch, times the size of the matrix: 40 rows of 100 x 32, 2 of 256 x 256
+_MEETING = 2**21  # the same with several threads, which wait for each other in each call
 _LAUNCHING = 1024  # a call on a GPU, where a launch takes as long as very many rows: an estimate, not measured
 
 Integers: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
@@ -157,7 +158,8 @@ def make_plan(order: Tensor, counts: Tensor, size: int, device: torch.device) ->
         device: Where the rows are.
     """
     number, rows = _numpy(counts), _numpy(order)
-    depth, copied = _choose(number, _CALLING // size if device.type == "cpu" else _LAUNCHING)
+    calling = (_CALLING if torch.get_num_threads() == 1 else _MEETING) // size
+    depth, copied = _choose(number, calling if device.type == "cpu" else _LAUNCHING)
     large = np.flatnonzero(number > depth)
     ends = number[large].cumsum()
     tasks, fill, place = None, rows[:0], rows[:0]

@@ -8,6 +8,8 @@ the ranks along the others hold the same slice.
 A parameter is taken as ``[..., 1]``, so that there is a dimension to cut. One that is not sharded is one slice.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
@@ -50,7 +52,7 @@ def read(parameter: Tensor, dim: int) -> Tensor:
         return parameter.detach().unsqueeze(-1)
     if (cut := _cut(parameter.device_mesh, dim)) == parameter.placements:
         return parameter.to_local().detach().unsqueeze(-1)
-    return parameter.detach().unsqueeze(-1).redistribute(placements=cut).to_local()
+    return cast(DTensor, parameter.detach().unsqueeze(-1)).redistribute(placements=cut).to_local()
 
 
 def write(parameter: Tensor, values: Tensor, dim: int) -> None:

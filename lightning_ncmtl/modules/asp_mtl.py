@@ -37,6 +37,8 @@ class ASPMTL(MultiTaskModule):
         task_classes: The classes of each task, out of ``0 .. num_classes - 1``; all by default.
         optimizer: Makes the optimizer of the parameters.
         lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
+        update_absent_tasks: Whether momentum and weight decay go on to change the stacked weights of tasks that are
+            absent from a step, see :func:`lightning_ncmtl.absent_tasks.keep_absent_tasks`.
 
     Raises:
         InputError: If a weight is negative.
@@ -58,8 +60,10 @@ class ASPMTL(MultiTaskModule):
         task_classes: list[list[int]] | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
+        update_absent_tasks: bool = True,
     ) -> None:
         super().__init__(num_tasks, num_classes, task_names, task_classes, optimizer, lr_scheduler)
+        self.update_absent_tasks = update_absent_tasks
         if adversarial < 0 or orthogonality < 0:
             raise InputError(f"weights must be at least 0, found {adversarial=}, {orthogonality=}")
         self.adversarial = adversarial

@@ -34,6 +34,8 @@ class NCMTL(MultiTaskModule):
         task_classes: The classes of each task, out of ``0 .. num_classes - 1``; all by default.
         optimizer: Makes the optimizer of the parameters.
         lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
+        update_absent_tasks: Whether momentum and weight decay go on to change the stacked weights of tasks that are
+            absent from a step, see :func:`lightning_ncmtl.absent_tasks.keep_absent_tasks`.
 
     Raises:
         InputError: If a layer has more clusters than there are tasks, or the lists differ in length.
@@ -51,8 +53,10 @@ class NCMTL(MultiTaskModule):
         task_classes: list[list[int]] | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
+        update_absent_tasks: bool = True,
     ) -> None:
         super().__init__(num_tasks, num_classes, task_names, task_classes, optimizer, lr_scheduler)
+        self.update_absent_tasks = update_absent_tasks
         if len(cluster_features) != len(num_clusters):
             raise InputError(
                 f"cluster_features and num_clusters need one value per layer, found {list(cluster_features)} "

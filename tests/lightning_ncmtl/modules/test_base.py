@@ -19,11 +19,11 @@ from lightning_ncmtl.modules import MultiTaskModule
 
 SYSTEMS: list[Callable[..., Any]] = [NCMTL, SingleTask, SoftShare, HardShare, ASPMTL]
 SMALL: dict[Any, dict[str, Any]] = {  # no value is the default
-    NCMTL: {"cluster_features": (8,), "num_clusters": (2,), "dropout": 0.1},
+    NCMTL: {"cluster_features": (8,), "num_clusters": (2,), "dropout": 0.1, "update_absent_tasks": False},
     SingleTask: {"features": (8,), "dropout": 0.1},
     SoftShare: {"features": (8,), "strength": 0.5, "dropout": 0.1},
-    HardShare: {"features": (8,), "share_layers": True, "dropout": 0.1},
-    ASPMTL: {"adversarial": 0.5, "orthogonality": 0.25},
+    HardShare: {"features": (8,), "share_layers": True, "dropout": 0.1, "update_absent_tasks": False},
+    ASPMTL: {"adversarial": 0.5, "orthogonality": 0.25, "update_absent_tasks": False},
 }
 
 
