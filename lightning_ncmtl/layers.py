@@ -4,10 +4,11 @@ Shapes: B batch, N tasks, K clusters.
 """
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_ncmtl._grouped_linear import grouped_linear
 from lightning_ncmtl.clustering.targets import plain_name
@@ -64,11 +65,15 @@ class TaskLinear(nn.Module):
         """
         bound = 1 / math.sqrt(self.in_features)
         for parameter in self.parameters(recurse=False):
-            start = torch.empty_like(
-                parameter[0] if shared else parameter,
+            start = torch.empty(
+                parameter.shape[1:] if shared else parameter.shape,
+                dtype=parameter.dtype,
                 device=parameter.device if generator is None else generator.device,
             )
-            parameter.copy_(start.uniform_(-bound, bound, generator=generator))
+            start = start.uniform_(-bound, bound, generator=generator).expand(parameter.shape)
+            if isinstance(parameter, DTensor):  # sharded: as the first rank draws for all
+                start = distribute_tensor(start, parameter.device_mesh, parameter.placements)
+            parameter.copy_(start)
 
     def forward(self, x: Tensor, task_ids: Tensor | Routing) -> Tensor:
         """Apply to each row the weights of its task.
@@ -138,8 +143,9 @@ class ClusterLinear(TaskLinear):
     def get_extra_state(self) -> Tensor:
         return self.assignment
 
-    def set_extra_state(self, state: Tensor) -> None:
-        self.assignment = state.cpu()
+    def set_extra_state(self, state: Any) -> None:
+        if isinstance(state, Tensor):  # torch.distributed.checkpoint may have a placeholder
+            self.assignment = state.cpu()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_clusters={self.num_clusters}"
