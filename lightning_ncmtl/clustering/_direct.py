@@ -129,7 +129,7 @@ def inertia_of(x: Tensor, assignment: Tensor, centers: Tensor) -> Tensor:
 
 
 # Numbers up to which a product with zeros and ones is the fastest way to sums of rows
-SMALL = 2**15
+SMALL = 2**17
 # Points of which k-means++ takes all pairs, where it can't take those of all points
 SAMPLE = 1024
 

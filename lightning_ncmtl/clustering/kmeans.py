@@ -53,7 +53,7 @@ def kmeans(
         k: Number of clusters, ``1 <= k <= N``.
         backend: ``"gram"``, torch alone: exact in float64, on inner products of the points or on distances to the
             centres, whichever costs less; ``"faiss"``: FAISS in float32, on the GPU of ``x`` where the build of FAISS
-            supports it; or ``"auto"``, now always ``"gram"``: see ``results/kmeans.md`` for the measurements.
+            supports it; or ``"auto"``, now always ``"gram"``; ``benchmarks/kmeans.py`` compares them.
         init: Where to start: centres ``[k, D]``, or an assignment ``[N]`` of integers. A cluster keeps its number
             while its points stay. By default k-means++ chooses (Arthur & Vassilvitskii, 2007).
         restarts: Independent k-means++ starts, of which the best is kept; a given start is the only one.
