@@ -47,6 +47,8 @@ class LayerState:
             self._whole = False
             self.residual = None if self.residual is None else target.cut(self.residual)
             self.start = None if self.start is None else target.cut(self.start)
+        if self.assignment is not None:
+            self.assignment = self.assignment.to(target.device)
         if self.start is not None:
             self.start = self.start.to(target.device)
         if self.residual is None:
@@ -55,11 +57,17 @@ class LayerState:
         target.add_to(self.residual)
         return self.residual
 
+    def has(self, assignment: Tensor) -> bool:
+        """Whether this is the assignment that the layer has."""
+        return assignment is self.assignment or (
+            self.assignment is not None and torch.equal(assignment, self.assignment)
+        )
+
     def changed(self, assignment: Tensor) -> Tensor:
         """The share of tasks that an assignment moves to another cluster, 0-d float64."""
-        if self.assignment is None:
-            return torch.ones((), dtype=torch.float64, device=assignment.device)
-        return (assignment != self.assignment.to(assignment.device)).double().mean()
+        if self.assignment is None or assignment is self.assignment:
+            return torch.full((), float(self.assignment is None), dtype=torch.float64, device=assignment.device)
+        return (assignment != self.assignment).double().mean()
 
     def freeze(self, step: int) -> None:
         """Fix the clusters."""

@@ -1,19 +1,18 @@
 """Network clustering for any LightningModule with per-task modules."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from lightning_ncmtl._lightning import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_ncmtl.callbacks._averages import Averages
+from lightning_ncmtl.callbacks._decision import decide
 from lightning_ncmtl.callbacks._layer_state import LayerState
 from lightning_ncmtl.callbacks._num_clusters import NumClusters, clusters_per_target
 from lightning_ncmtl.callbacks._trace import record
-from lightning_ncmtl.clustering import Target, assign_tasks, check_backend, find_targets, share
+from lightning_ncmtl.clustering import Target, check_backend, find_targets, means, share
 from lightning_ncmtl.clustering.kmeans import Backend, Metric
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import TaskLinear, cluster_layers
@@ -262,34 +261,72 @@ class NetworkClusteringCallback(Callback):
         ]
         self._freeze_if_due(trainer, previous)
         if names:
-            self._share(trainer, pl_module, {name: self._states[name].own(self._targets[name]) for name in names}, step)
+            self._share(trainer, pl_module, names, step)
         self._averages.share(trainer, self.assignments)
 
-    def _share(self, trainer: Trainer, pl_module: LightningModule, own: dict[str, Tensor], step: int) -> None:
-        """The sharing step of some targets, given their own weights ``W + R``."""
-        assignments = self._assign(trainer, own)
+    def _share(self, trainer: Trainer, pl_module: LightningModule, names: list[str], step: int) -> None:
+        """The sharing step of some targets."""
+        states = {name: self._states[name] for name in names}
+        own = {name: state.own(self._targets[name]) for name, state in states.items()}
+        # Mostly the clusters stay, and then so do their means. A GPU is not asked whether they do.
+        centers = {
+            name: means(own[name], state.assignment, state.num_clusters)
+            for name, state in states.items()
+            if state.assignment is not None and state.num_clusters is not None and own[name].is_cpu
+        }
+        assignments = self._assign(trainer, states, own, centers)
         shared = {}
         for name, assignment in assignments.items():
-            state = self._states[name]
-            commitment = 1.0 if state.settled else self.commitment
+            state = states[name]
             k = self._choose(pl_module, name, assignment) if state.num_clusters is None else state.num_clusters
-            shared[name] = share(own[name], assignment, k, commitment, self._targets[name].dtype)
+            if name not in centers or not state.has(assignment):
+                centers[name] = means(own[name], assignment, k)
+            commitment = 1.0 if state.settled else self.commitment
+            shared[name] = share(own[name], assignment, centers[name], commitment, self._targets[name].dtype)
             state.residual = shared[name].residuals if commitment < 1 else None
         # One look at the device for all targets
-        losses = torch.stack([self._targets[name].total(result.loss) for name, result in shared.items()])
-        changed = torch.stack([self._states[name].changed(assignment) for name, assignment in assignments.items()])
-        for name, loss, change in zip(assignments, *torch.stack([losses, changed]).tolist(), strict=True):
+        losses = {name: self._targets[name].total(result.loss) for name, result in shared.items()}
+        changed = {name: states[name].changed(assignment) for name, assignment in assignments.items()}
+        seen = torch.stack([*losses.values(), *changed.values()]).tolist()
+        for name, loss, change in zip(names, seen[: len(names)], seen[len(names) :], strict=True):
             if not math.isfinite(loss):
                 raise InputError(self._why_not_finite(name, step))
             self._remember(pl_module, name, assignments[name], change, step)
-        for number, name in enumerate(shared):
+        for name in names:
             self._targets[name].write(shared[name].weights)
-            self.losses[name] = (step, losses[number])
+            self.losses[name] = (step, losses[name])
             # Where a logger takes them: Lightning needs longer to log a number than we to cluster 14 tasks.
             every = max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
             if trainer.is_last_batch or self._steps % every == 0:
-                pl_module.log(f"clustering/{name}/loss", losses[number])
-                pl_module.log(f"clustering/{name}/changed", changed[number])
+                pl_module.log(f"clustering/{name}/loss", losses[name])
+                pl_module.log(f"clustering/{name}/changed", changed[name])
+
+    def _assign(
+        self, trainer: Trainer, states: dict[str, LayerState], own: dict[str, Tensor], centers: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The assignments of this step, on the device."""
+        at_once, literal = self._steps % self.every_n_steps == 0, self.preset == "literal"
+        due = {
+            name: state
+            for name, state in states.items()
+            if state.assignment is None or (at_once and state.is_undecided(len(self._tasks)))
+        }
+        found = decide(
+            trainer,
+            due,
+            self._targets,
+            own,
+            centers,
+            max_clusters=self.max_clusters,
+            warm_start=not literal,
+            restarts=self.restarts,
+            seed=self.seed + self._last_step if literal else self.seed,
+            backend=self.backend,
+        )
+        return {
+            name: found[name] if state.assignment is None else found.get(name, state.assignment)
+            for name, state in states.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly; CPU tensors and plain values.
@@ -351,54 +388,6 @@ class NetworkClusteringCallback(Callback):
             layer.num_clusters = k
         rank_zero_info(f"{name}: {k} clusters chosen")
         return k
-
-    def _assign(self, trainer: Trainer, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The assignments of this step, on the device.
-
-        Rank 0 decides for all, so that ranks cannot disagree by a rounding error. (Where each has a slice of the
-        weights, it needs the others for that.)
-        """
-        found = {name: self._states[name].assignment for name in own}
-        tasks, at_once = len(self._tasks), self._steps % self.every_n_steps == 0
-        due = [
-            name
-            for name, state in self._states.items()
-            if name in own and (state.assignment is None or (at_once and state.is_undecided(tasks)))
-        ]
-        for group in dict.fromkeys(self._targets[name].group for name in due):
-            if trainer.is_global_zero or group is not None:
-                names = [name for name in due if self._targets[name].group == group]
-                found.update(zip(names, self._cluster({name: own[name] for name in names}, group), strict=True))
-        assignments = {
-            name: own[name].new_empty(len(self._tasks), dtype=torch.int64)
-            if known is None
-            else known.to(own[name].device)
-            for name, known in found.items()
-        }
-        if due and trainer.world_size > 1:
-            decided = torch.stack([assignments[name] for name in due])
-            decided = trainer.strategy.broadcast(decided)
-            assignments.update(zip(due, decided.to(own[due[0]].device), strict=True))
-        return assignments
-
-    def _cluster(self, own: Mapping[str, Tensor], group: dist.ProcessGroup | None) -> list[Tensor]:
-        states = [self._states[name] for name in own]
-        literal = self.preset == "literal"
-        return assign_tasks(
-            list(own.values()),
-            [state.num_clusters for state in states],
-            max_clusters=self.max_clusters,
-            previous=[
-                None if s.assignment is None else s.assignment.to(w.device)
-                for s, w in zip(states, own.values(), strict=True)
-            ],
-            origins=[s.start for s in states if s.start is not None] if self.metric == "cosine" else None,
-            warm_start=not literal,
-            restarts=self.restarts,
-            seed=self.seed + self._last_step if literal else self.seed,
-            backend=self.backend,
-            group=group,
-        )
 
     def _remember(self, pl_module: LightningModule, name: str, assignment: Tensor, changed: float, step: int) -> None:
         state = self._states[name]

@@ -44,12 +44,46 @@ def means(x: Tensor, assignment: Tensor, k: int) -> Tensor:
     return centers
 
 
+def still_nearest(x: Tensor, assignment: Tensor, centers: Tensor) -> bool:
+    """Whether every point surely is nearest to the centre that it has.
+
+    So it is at most steps of a training, and this costs one product of the points with the centres, in float32 where
+    there are many numbers. An answer of no may also mean that rounding leaves a doubt.
+
+    Args:
+        x: ``[N, D]``, on the CPU.
+        assignment: ``[N]``, the clusters.
+        centers: ``[K, D]``, their :func:`means`.
+    """
+    if not assignment.bincount(minlength=len(centers)).all():  # an empty cluster is to be filled
+        return False
+    exact = torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled("cpu")
+    dtype = torch.float32 if exact and x.dtype != torch.float64 else torch.float64
+    total: list[Tensor] = []
+    for columns in _gram.blocks(x):
+        center = centers[:, columns].to(dtype)
+        # From the first centre, as a large common offset would be rounded
+        block, gap = x[:, columns].to(dtype) - center[0], center - center[0]
+        norms = torch.linalg.vector_norm(block, dim=1).square_()
+        sums = [norms, torch.linalg.vecdot(gap, gap), gap @ block.T]
+        total = [a.double().add_(b) for a, b in zip(total, sums, strict=True)] if total else sums
+    norms, between, cross = total
+    distances, own = torch.sub(between.unsqueeze(1), cross, alpha=2), assignment.unsqueeze(0)
+    ahead = distances.scatter(0, own, math.inf).amin(0) - distances.gather(0, own)
+    # A product of W numbers is wrong by at most W / 2 eps times the norms, of which the largest is that of a point. The
+    # means were rounded to the type of x.
+    norm = math.sqrt(norms.amax())
+    rounding = torch.finfo(dtype).eps * (block.shape[1] + 8) * norm
+    rounding += torch.finfo(x.dtype).eps * (norm + float(torch.linalg.vector_norm(centers[0], dtype=dtype)))
+    return bool(ahead.amin() > 8 * norm * rounding)
+
+
 def distances_to(x: Tensor, centers: Tensor) -> "Sums":
     """How far the points are from given centres ``[K, D]``."""
     sums = Sums.zeros(x, len(centers))
     for columns in _gram.blocks(x):
         block = x[:, columns].double()
-        offset = block.mean(0)
+        offset = block[0]
         sums.add(block - offset, centers[:, columns].double() - offset)
     return sums
 
@@ -61,7 +95,7 @@ def distances_to_means(x: Tensor, assignment: Tensor, k: int) -> tuple["Sums", T
     sums = Sums.zeros(x, k)
     for columns in _gram.blocks(x):
         block = x[:, columns].double()
-        offset = block.mean(0)  # distances cancel under a large common offset
+        offset = block[0].clone()  # distances cancel under a large common offset
         block -= offset
         center = _mean(block, groups)
         sums.add(block, center)
@@ -123,8 +157,8 @@ def inertia_of(x: Tensor, assignment: Tensor, centers: Tensor) -> Tensor:
     """Sum of squared distances to the own centres, 0-d float64."""
     total = x.new_zeros((), dtype=torch.float64)
     for columns in _gram.blocks(x):
-        gap = x[:, columns].double() - centers[:, columns][assignment]
-        total += torch.linalg.vector_norm(gap).square()
+        gap = x[:, columns] - centers[:, columns].contiguous().index_select(0, assignment)
+        total += torch.linalg.vector_norm(gap, dim=1).double().square().sum()
     return total
 
 

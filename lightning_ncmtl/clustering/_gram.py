@@ -30,14 +30,14 @@ def blocks(x: Tensor) -> list[slice]:
 
 
 def gram(x: Tensor) -> Tensor:
-    """Inner products ``[N, N]`` of the rows of ``x`` [N, D] less their mean, accumulated in float64.
+    """Inner products ``[N, N]`` of the rows of ``x`` [N, D] less the first of them, accumulated in float64.
 
-    Without the mean, distances would cancel under a large common offset.
+    So distances do not cancel under a large common offset.
     """
     products = x.new_zeros(len(x), len(x), dtype=torch.float64)
     for columns in blocks(x):
         block = x[:, columns].double()
-        block -= block.mean(0)
+        block -= block[:1].clone()
         products.addmm_(block, block.T)
     return products
 

@@ -104,6 +104,7 @@ def warm_assignments(
     assignments: Sequence[Tensor],
     max_iterations: int,
     group: dist.ProcessGroup | None = None,
+    centers: Sequence[Tensor | None] | None = None,
 ) -> list[Tensor]:
     """Continue the clustering of several layers with the same N points each, with few calls for all of them together.
 
@@ -113,12 +114,17 @@ def warm_assignments(
         assignments: ``[N]`` of each layer, where to start.
         max_iterations: As in :func:`kmeans`.
         group: As in :func:`kmeans`.
+        centers: The means of these clusters ``[K, D]`` of each layer, where they are known.
 
     Returns:
-        ``[N]`` of each layer: what :func:`kmeans` with the backend ``gram`` finds for it alone.
+        ``[N]`` of each layer: what :func:`kmeans` with the backend ``gram`` finds for it alone; where nothing
+        changes on a CPU, the same tensor.
     """
     found = list(assignments)
-    together = [layer for layer, k in enumerate(clusters) if group is not None or _by_products(len(points[layer]), k)]
+    known = [None] * len(found) if centers is None else centers
+    layers = zip(points, clusters, assignments, known, strict=True)
+    moving = [layer for layer, given in enumerate(layers) if _settled(*given, group) is None]
+    together = [layer for layer in moving if group is not None or _by_products(len(points[layer]), clusters[layer])]
     if together:
         products = torch.stack([_gram.gram(points[layer]) for layer in together])
         products = summed(products, group)
@@ -127,8 +133,9 @@ def warm_assignments(
         new, _ = _gram.lloyd(products, start, ks, max_iterations, wait=not products.is_cuda)
         for layer, assignment in zip(together, new[:, 0], strict=True):
             found[layer] = assignment
-    for layer in set(range(len(found))) - set(together):
-        found[layer] = _warm(points[layer], clusters[layer], assignments[layer], max_iterations, group).assignment
+    for layer in set(moving) - set(together):
+        x, k = points[layer], clusters[layer]
+        found[layer], *_ = _direct.lloyd(x, assignments[layer], k, max_iterations, wait=not x.is_cuda)
     return found
 
 
@@ -180,11 +187,23 @@ def _cold(
     return _Found(assignment, iterations=iterations)
 
 
+def _settled(
+    points: Tensor, k: int, assignment: Tensor, centers: Tensor | None, group: dist.ProcessGroup | None
+) -> Tensor | None:
+    """The centres, if no point would leave its cluster. Only a CPU is asked, which need not be waited for."""
+    if group is not None or not points.is_cpu:
+        return None
+    centers = _direct.means(points, assignment, k) if centers is None else centers
+    return centers if _direct.still_nearest(points, assignment, centers) else None
+
+
 def _warm(points: Tensor, k: int, init: Tensor, max_iterations: int, group: dist.ProcessGroup | None) -> _Found:
     wait = not points.is_cuda
     if not _is_assignment(init):
         wait = True
         init = summed(_direct.distances_to(points, init).distances, group).argmin(1)
+    elif (centers := _settled(points, k, init, None, group)) is not None:
+        return _Found(init.clone(), centers, iterations=1)
     if group is None and not _by_products(len(points), k):
         return _Found(*_direct.lloyd(points, init, k, max_iterations, wait))
     products = summed(_gram.gram(points), group)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import zip_longest
 from typing import Any
 
@@ -50,7 +50,7 @@ class Target:
             rows += self.read()
             return
         for part, (_, p) in zip(rows.split(self._sizes, dim=1), self.parameters[0], strict=True):
-            part += _slices.read(p, dim=1).flatten(1)
+            part.add_(_slices.read(p, dim=1).flatten(1))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,7 +103,7 @@ class Target:
         """This rank's slice of whole rows ``[..., D]``."""
         return rows if self.group is None else rows[..., self._columns(rows.device)]
 
-    @property
+    @cached_property
     def _sizes(self) -> list[int]:
         """How many numbers of a row this rank has from each parameter."""
         dim = int(self.stacked)

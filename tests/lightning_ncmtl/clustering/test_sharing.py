@@ -3,18 +3,23 @@ import torch
 from torch import Tensor
 
 from lightning_ncmtl.clustering import align_labels, assign_tasks, means, share
+from lightning_ncmtl.clustering.sharing import Shared
+
+
+def shared(own: Tensor, assignment: Tensor, k: int, commitment: float, dtype: torch.dtype | None = None) -> Shared:
+    return share(own, assignment, means(own, assignment, k), commitment, dtype)
 
 
 def test_two_steps_by_hand() -> None:
     weights = torch.tensor([[0.0], [2.0], [10.0]])
     assignment = torch.tensor([0, 0, 1])
-    first = share(weights, assignment, 2, commitment=0.25)
+    first = shared(weights, assignment, 2, commitment=0.25)
     assert first.weights.tolist() == [[1.0], [1.0], [10.0]]
     assert first.residuals.tolist() == [[-0.75], [0.75], [0.0]]
     assert float(first.loss) == pytest.approx(2.0)  # 1 + 1 + 0
 
     # The optimizer moves task 0 by +1 and task 1 by -1: own weights 2 - 0.75 and 0 + 0.75.
-    second = share(first.weights + torch.tensor([[1.0], [-1.0], [0.0]]) + first.residuals, assignment, 2, 0.25)
+    second = shared(first.weights + torch.tensor([[1.0], [-1.0], [0.0]]) + first.residuals, assignment, 2, 0.25)
     assert second.weights.tolist() == [[1.0], [1.0], [10.0]]
     assert second.residuals.tolist() == [[0.1875], [-0.1875], [0.0]]
     assert float(second.loss) == pytest.approx(0.125)  # 2 * 0.25 ** 2
@@ -29,8 +34,8 @@ def random_case(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("commitment", [0.0, 0.01, 0.5, 1.0])
 def test_shared_weights_do_not_depend_on_the_commitment(commitment: float) -> None:
     weights, residuals, assignment = random_case(0)
-    result = share(weights + residuals, assignment, 3, commitment)
-    torch.testing.assert_close(result.weights, share(weights + residuals, assignment, 3, 0.3).weights)
+    result = shared(weights + residuals, assignment, 3, commitment)
+    torch.testing.assert_close(result.weights, shared(weights + residuals, assignment, 3, 0.3).weights)
     for cluster in range(3):
         members = assignment == cluster
         assert result.weights[members].eq(result.weights[members][0]).all()  # bitwise equal
@@ -39,13 +44,13 @@ def test_shared_weights_do_not_depend_on_the_commitment(commitment: float) -> No
 
 def test_no_commitment_forgets_nothing() -> None:
     weights, residuals, assignment = random_case(1)
-    result = share(weights + residuals, assignment, 3, commitment=0.0)
+    result = shared(weights + residuals, assignment, 3, commitment=0.0)
     torch.testing.assert_close(result.weights + result.residuals, weights + residuals)
 
 
 def test_full_commitment_is_the_papers_replacement() -> None:
     weights, _, assignment = random_case(2)
-    result = share(weights.clone(), assignment, 3, commitment=1.0)
+    result = shared(weights.clone(), assignment, 3, commitment=1.0)
     assert result.residuals.eq(0).all()
     torch.testing.assert_close(result.weights, means(weights, assignment, 3)[assignment])
 
@@ -53,7 +58,7 @@ def test_full_commitment_is_the_papers_replacement() -> None:
 def test_half_precision_weights_lose_nothing() -> None:
     weights, residuals, assignment = random_case(3)
     half = weights.bfloat16()
-    result = share(half + residuals, assignment, 3, commitment=0.0, dtype=half.dtype)
+    result = shared(half + residuals, assignment, 3, commitment=0.0, dtype=half.dtype)
     assert result.weights.dtype == torch.bfloat16
     assert result.residuals.dtype == torch.float32
     torch.testing.assert_close(result.weights.float() + result.residuals, half.float() + residuals)
@@ -67,7 +72,7 @@ def test_a_task_moves_once_its_own_weights_are_nearer_to_another_cluster() -> No
     for _ in range(9):  # task 2 is pulled towards the other cluster at every step
         weights = weights + torch.tensor([[0.0], [0.0], [1.0], [0.0], [0.0]])
         assignment = assign_tasks([weights + residuals], [2], [assignment])[0]
-        weights, residuals, _ = share(weights + residuals, assignment, 2, commitment=0.01)
+        weights, residuals, _ = shared(weights + residuals, assignment, 2, commitment=0.01)
         history.append(assignment.tolist())
     assert history[0] == [0, 0, 0, 1, 1]
     assert history[-1] == [0, 0, 1, 1, 1]
@@ -79,7 +84,7 @@ def test_without_memory_the_task_stays() -> None:
     for _ in range(9):
         weights = weights + torch.tensor([[0.0], [0.0], [1.0], [0.0], [0.0]])
         assignment = assign_tasks([weights], [2], [assignment])[0]
-        weights, _, _ = share(weights, assignment, 2, commitment=1.0)
+        weights, _, _ = shared(weights, assignment, 2, commitment=1.0)
     assert assignment.tolist() == [0, 0, 0, 1, 1]
 
 
