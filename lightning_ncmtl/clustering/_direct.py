@@ -140,7 +140,7 @@ def cold_start(x: Tensor, k: int, restarts: int, max_iterations: int, generator:
     """
     best, best_inertia, longest = None, math.inf, 0
     for _ in range(restarts):
-        sample = torch.randperm(len(x), generator=generator)[: max(SAMPLE, 8 * k)].to(x.device)
+        sample = torch.randperm(len(x), generator=generator)[: _gram.sample_size(len(x), k)].to(x.device)
         found, iterations = _gram.cold_start(_gram.gram(x[sample]), k, 1, max_iterations, generator)
         nearest = distances_to(x, means(x[sample], found, k)).distances.argmin(1)
         assignment, _, inertia, more = lloyd(x, nearest, k, max_iterations, wait=True)
@@ -164,8 +164,6 @@ def inertia_of(x: Tensor, assignment: Tensor, centers: Tensor) -> Tensor:
 
 # Numbers up to which a product with zeros and ones is the fastest way to sums of rows
 SMALL = 2**17
-# Points of which k-means++ takes all pairs, where it can't take those of all points
-SAMPLE = 1024
 
 
 class Sums(NamedTuple):

@@ -19,6 +19,8 @@ from torch import Tensor
 
 # Elements of a block of columns: small enough for the cache of a CPU, large enough to keep a GPU busy
 BLOCK = {"cpu": 2**19, "cuda": 2**25}
+# Rows and columns of a part of the matrix of products
+ROWS = 256
 # Rounding of distances in float64, relative to the largest squared norm
 EPSILON = 1e-14
 
@@ -38,8 +40,14 @@ def gram(x: Tensor) -> Tensor:
     for columns in blocks(x):
         block = x[:, columns].double()
         block -= block[:1].clone()
-        products.addmm_(block, block.T)
-    return products
+        for start in range(0, len(x), ROWS):  # the lower triangle alone
+            products[start:, start : start + ROWS].addmm_(block[start:], block[start : start + ROWS].T)
+    return products.tril_().add_(products.tril(-1).T) if len(x) > ROWS else products
+
+
+def sample_size(points: int, k: int) -> int:
+    """Of how many points a cold start takes the products of all pairs: of all, unless they are very many."""
+    return min(points, max(2048, 8 * k))
 
 
 def scores(products: Tensor, assignment: Tensor, k: int) -> tuple[Tensor, Tensor]:

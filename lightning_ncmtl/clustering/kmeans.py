@@ -163,10 +163,6 @@ class _Found(NamedTuple):
     iterations: int = 0
 
 
-# Up to here a cold start takes the inner products of all pairs of points
-MAX_PRODUCTS = 2048
-
-
 def _by_products(n: int, k: int) -> bool:
     """Whether, from a given start, the products of all pairs cost less than distances to the centres.
 
@@ -179,7 +175,7 @@ def _cold(
     points: Tensor, k: int, restarts: int, max_iterations: int, seed: int, group: dist.ProcessGroup | None
 ) -> _Found:
     generator = torch.Generator().manual_seed(seed)
-    if group is None and len(points) > MAX_PRODUCTS:
+    if group is None and _gram.sample_size(len(points), k) < len(points):
         assignment, iterations = _direct.cold_start(points, k, restarts, max_iterations, generator)
         return _Found(assignment, iterations=iterations)
     products = summed(_gram.gram(points), group)
@@ -220,9 +216,7 @@ def _faiss(points: Tensor, k: int, init: Tensor | None, restarts: int, max_itera
     points = (points - mean).float()
     if init is None:
         generator = torch.Generator().manual_seed(seed)
-        sample = torch.arange(len(points))
-        if len(points) > MAX_PRODUCTS:
-            sample = torch.randperm(len(points), generator=generator)[:MAX_PRODUCTS]
+        sample = torch.randperm(len(points), generator=generator)[: _gram.sample_size(len(points), k)]
         some = points[sample.to(points.device)]
         starts = some[_gram.plus_plus(_gram.gram(some), k, restarts, generator)]
     elif _is_assignment(init):
