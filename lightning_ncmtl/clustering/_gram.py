@@ -222,6 +222,7 @@ def refine(products: Tensor, assignment: Tensor, k: int, max_moves: int) -> Tens
     """Move single points while that helps (Hartigan's criterion), from where Lloyd's iterations stopped.
 
     Moving a point also moves the two centres, which Lloyd's criterion neglects: its optima need not be optima here.
+    What the points are to all other clusters stays the same, so a move costs two columns.
 
     Args:
         products: ``[N, N]``.
@@ -234,24 +235,55 @@ def refine(products: Tensor, assignment: Tensor, k: int, max_moves: int) -> Tens
     """
     norms = products.diagonal()
     margin = EPSILON * norms.amax() * len(products)
+    members = products.new_zeros(*assignment.shape, k).scatter_(2, assignment.unsqueeze(2), 1)
+    sums, counts = products @ members, members.sum(1)
+    within = (members * sums).sum(1)
+    joins, leaves = _costs(norms, sums, counts, within, members.bool())
+    leaves, assignment = leaves.sum(2), assignment.clone()
+    found, restarts = assignment, torch.arange(len(assignment), device=assignment.device)
+    sign = torch.tensor([-1.0, 1.0], device=products.device, dtype=products.dtype)
     for _ in range(max_moves):
-        distances, counts = (t[0] for t in scores(products.unsqueeze(0), assignment.unsqueeze(0), k))
-        distances = distances + norms.unsqueeze(1)
-        own = assignment.unsqueeze(2)
-        size = counts.gather(1, assignment)
-        loses = distances.gather(2, own).squeeze(2) * size / (size - 1)  # a single point has distance 0: no move
-        loses = torch.where(size > 1, loses, 0.0)
-        # An empty cluster costs nothing to join: there the distance is infinite and the count 0.
-        costs = torch.where(counts.unsqueeze(1) > 0, distances * (counts / (counts + 1)).unsqueeze(1), 0.0)
-        gain = (loses.unsqueeze(2) - costs).scatter(2, own, -math.inf).flatten(1)
-        best, where = gain.max(1)
-        moves = best > margin
-        if not moves.any():
-            break
-        point, cluster = where // k, where % k
-        rows = moves.nonzero().squeeze(1)
-        assignment = assignment.index_put((rows, point[rows]), cluster[rows])
-    return assignment
+        least, cluster = joins.min(2)
+        gain, point = (leaves - least).max(1, keepdim=True)
+        moves = (gain > margin).squeeze(1)
+        if not moves.all():
+            found = found.index_copy(0, restarts, assignment)
+            state = (restarts, assignment, sums, counts, within, joins, leaves, cluster, point)
+            restarts, assignment, sums, counts, within, joins, leaves, cluster, point = (t[moves] for t in state)
+            if not len(restarts):
+                return found
+        goal = cluster.gather(1, point)
+        changed = torch.cat([assignment.gather(1, point), goal], 1)  # [R, 2]
+        assignment.scatter_(1, point, goal)
+        columns = changed.unsqueeze(1).expand(-1, len(products), -1)
+        part, row = sums.gather(2, columns), products[point.squeeze(1)].unsqueeze(2)
+        at_point = part.gather(1, point.unsqueeze(2).expand(-1, -1, 2)).squeeze(1)
+        within.scatter_add_(1, changed, 2 * sign * at_point + norms[point])
+        counts.scatter_add_(1, changed, sign.expand_as(changed))
+        part = torch.addcmul(part, row, sign)
+        sums.scatter_(2, columns, part)
+        own = assignment.unsqueeze(2) == columns
+        join, leave = _costs(norms, part, counts.gather(1, changed), within.gather(1, changed), own)
+        joins.scatter_(2, columns, join)
+        leaves = torch.where(own.any(2), leave.sum(2), leaves)
+    return found.index_copy(0, restarts, assignment)
+
+
+def _costs(norms: Tensor, sums: Tensor, counts: Tensor, within: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """What it adds to the inertia to join a cluster, infinite for one's own; and what it saves to leave that, else 0.
+
+    Args:
+        norms: ``[N]``.
+        sums: ``[R, N, C]``, of the products with a cluster's points.
+        counts: ``[R, C]``.
+        within: ``[R, C]``, sums of the products between a cluster's points.
+        own: ``[R, N, C]``, whether a point is in a cluster.
+    """
+    size = counts.clamp(min=1).unsqueeze(1)
+    distances = norms.unsqueeze(1) + (within.unsqueeze(1) / size - 2 * sums) / size
+    counts = counts.unsqueeze(1)
+    joins = (distances * (counts / (counts + 1))).masked_fill_(own, math.inf)  # an empty cluster costs nothing to join
+    return joins, distances.mul_(own * (counts > 1) * size / (size - 1).clamp_(min=1))  # a single point does not leave
 
 
 def cold_start(
