@@ -27,7 +27,7 @@ class SyntheticAssays(Source):
 
     Args:
         num_assays: Number of assays.
-        num_groups: Number of planted groups; assay ``i`` is in group ``i % num_groups``.
+        assay_groups: Number of planted groups; assay ``i`` is in group ``i % assay_groups``.
         train_molecules: Number of training molecules.
         test_molecules: Number of test molecules.
         labels: Assays in which a molecule was measured, on average. They are drawn at random.
@@ -35,15 +35,17 @@ class SyntheticAssays(Source):
         similarity: Correlation of the scores of two assays of a group.
         active: Share of molecules that are active in an assay.
         mistakes: Probability that a label is wrong.
-        imbalance: Labels of the largest assay, as a multiple of the smallest. Sizes between are spaced evenly in the
-            logarithm, and fall to the assays at random.
+        assay_imbalance: Labels of the largest assay, as a multiple of the smallest. Sizes between are spaced evenly in
+            the logarithm, and fall to the assays at random.
         seed: Seed of everything.
     """
 
+    # Not num_groups and imbalance: where only the class path changes, the command line keeps the values that Synthetic
+    # has for arguments of the same names.
     def __init__(
         self,
         num_assays: int = 1000,
-        num_groups: int = 20,
+        assay_groups: int = 20,
         train_molecules: int = 20_000,
         test_molecules: int = 4_000,
         labels: float = 10.0,
@@ -51,12 +53,12 @@ class SyntheticAssays(Source):
         similarity: float = 0.9,
         active: float = 0.5,
         mistakes: float = 0.05,
-        imbalance: float = 4.0,
+        assay_imbalance: float = 4.0,
         seed: int = 0,
     ) -> None:
         self._settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        if not 1 <= num_groups <= num_assays:
-            raise InputError(f"num_groups must be between 1 and num_assays {num_assays}, found {num_groups}")
+        if not 1 <= assay_groups <= num_assays:
+            raise InputError(f"assay_groups must be between 1 and num_assays {num_assays}, found {assay_groups}")
         if min(train_molecules, test_molecules, substructures) < 1:
             raise InputError(f"sizes must be at least 1, found {train_molecules=}, {test_molecules=}, {substructures=}")
         for name, value, low, high in (("similarity", similarity, 0, 1), ("mistakes", mistakes, 0, 0.5)):
@@ -64,10 +66,10 @@ class SyntheticAssays(Source):
                 raise InputError(f"{name} must be between {low} and {high}, found {value}")
         if not 0 < active < 1:
             raise InputError(f"active must be a share between 0 and 1, found {active}")
-        if not 1 <= imbalance < np.inf:
-            raise InputError(f"imbalance must be a number of at least 1, found {imbalance}")
+        if not 1 <= assay_imbalance < np.inf:
+            raise InputError(f"assay_imbalance must be a number of at least 1, found {assay_imbalance}")
         rng = np.random.default_rng(seed)
-        shares = rng.permutation(np.geomspace(1, imbalance, num_assays))
+        shares = rng.permutation(np.geomspace(1, assay_imbalance, num_assays))
         shares /= shares.mean()
         if not 0 < labels <= num_assays / shares.max():
             raise InputError(
@@ -75,12 +77,12 @@ class SyntheticAssays(Source):
                 f"has one of each molecule, found {labels}"
             )
         self.shares = labels / num_assays * shares  # [assays], of the molecules that have a label
-        self.num_groups = num_groups
+        self.assay_groups = assay_groups
         self.sizes: dict[Split, int] = {"train": train_molecules, "test": test_molecules}
         self.frequencies = rng.permutation(np.geomspace(0.5, 0.02, substructures))
-        directions = [rng.standard_normal((count, substructures)) for count in (num_groups, num_assays)]
+        directions = [rng.standard_normal((count, substructures)) for count in (assay_groups, num_assays)]
         group, own = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in directions)
-        group = group[np.arange(num_assays) % num_groups]
+        group = group[np.arange(num_assays) % assay_groups]
         self.weights = np.sqrt(similarity) * group + np.sqrt(1 - similarity) * own  # [assays, substructures]
         self.threshold = NormalDist().inv_cdf(1 - active)  # the sum of many small parts is nearly normal
         self.mistakes = mistakes
@@ -88,7 +90,7 @@ class SyntheticAssays(Source):
 
     @property
     def planted_groups(self) -> dict[str, int]:
-        return {assay: index % self.num_groups for index, assay in enumerate(self.domains())}
+        return {assay: index % self.assay_groups for index, assay in enumerate(self.domains())}
 
     @property
     def multi_label(self) -> bool:

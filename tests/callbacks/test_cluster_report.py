@@ -276,7 +276,7 @@ def test_of_few_tasks_or_in_a_trial_run_there_is_no_file(make_trainer: Callable[
 def test_the_file_tells_the_planted_group(
     make_trainer: Callable[..., Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = SyntheticAssays(num_assays=51, num_groups=3, train_molecules=80, test_molecules=20, imbalance=1)
+    source = SyntheticAssays(num_assays=51, assay_groups=3, train_molecules=80, test_molecules=20, assay_imbalance=1)
     data = MultiDomainDataModule(source, batch_size=40, validation_size=20, vocab_size=200, min_frequency=1)
     encoder = NGram(200, 8, n=1, num_buckets=1)
     model = NCMTL(encoder, 51, cluster_features=(4,), num_clusters=(3,), task_names=data.domains)

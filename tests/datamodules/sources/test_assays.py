@@ -1,4 +1,5 @@
 import hashlib
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -8,18 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from pytorch_lightning import Trainer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
 
-from lightning_ncmtl import NCMTL
+from lightning_ncmtl import NCMTL, cli
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
-from lightning_ncmtl.datamodules import MultiDomainDataModule
+from lightning_ncmtl.datamodules import MultiDomainDataModule, sources
 from lightning_ncmtl.datamodules.sources import Document, Split, SyntheticAssays
 from lightning_ncmtl.encoders import NGram
 from lightning_ncmtl.errors import InputError
 
-SMALL: dict[str, Any] = {"num_assays": 30, "num_groups": 3, "train_molecules": 700, "test_molecules": 300}
+SMALL: dict[str, Any] = {"num_assays": 30, "assay_groups": 3, "train_molecules": 700, "test_molecules": 300}
 
 
 def table(source: SyntheticAssays, documents: list[Document]) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +53,7 @@ def test_the_benchmark_stays_the_same() -> None:
 
 def test_shares_are_as_asked_for() -> None:
     """Of labels known, of active ones, of substructures; and a test split like the training split."""
-    source = SyntheticAssays(num_assays=200, num_groups=4, train_molecules=3000, labels=8, active=0.2, mistakes=0.1)
+    source = SyntheticAssays(num_assays=200, assay_groups=4, train_molecules=3000, labels=8, active=0.2, mistakes=0.1)
     bits, labels = table(source, list(source.read("train")))
     known = labels >= 0
     assert known.mean() == pytest.approx(8 / 200, rel=0.03)
@@ -66,18 +68,18 @@ def test_shares_are_as_asked_for() -> None:
 
 
 def test_sizes_of_assays_differ_by_the_imbalance() -> None:
-    source = SyntheticAssays(**SMALL | {"train_molecules": 20_000}, labels=6, imbalance=9)
+    source = SyntheticAssays(**SMALL | {"train_molecules": 20_000}, labels=6, assay_imbalance=9)
     _, labels = table(source, list(source.read("train")))
     expected = np.sort(np.geomspace(1, 9, 30) / np.geomspace(1, 9, 30).mean() * 20_000 * 6 / 30)
     np.testing.assert_allclose(np.sort((labels >= 0).sum(0)), expected, rtol=0.1)
-    even = SyntheticAssays(**SMALL, imbalance=1)
+    even = SyntheticAssays(**SMALL, assay_imbalance=1)
     assert np.ptp(even.shares) == pytest.approx(0)
 
 
 @pytest.mark.parametrize("similarity", [0.5, 0.9])
 def test_groups_agree_as_stated_and_others_by_chance(similarity: float) -> None:
     """All labels known and none mistaken: two of a group agree on a share 1 - arccos(similarity) / pi."""
-    settings = SMALL | {"train_molecules": 4000, "labels": 30, "imbalance": 1, "substructures": 400}
+    settings = SMALL | {"train_molecules": 4000, "labels": 30, "assay_imbalance": 1, "substructures": 400}
     source = SyntheticAssays(**settings, similarity=similarity, mistakes=0)
     assert list(source.planted_groups.values()) == [place % 3 for place in range(30)]
     assert list(source.planted_groups) == source.domains()
@@ -95,7 +97,9 @@ def test_groups_agree_as_stated_and_others_by_chance(similarity: float) -> None:
 
 def test_an_assay_can_be_learned_and_its_group_helps() -> None:
     """The property that the benchmark is made for, checked with a linear model from outside."""
-    source = SyntheticAssays(**SMALL | {"train_molecules": 3000, "test_molecules": 3000, "imbalance": 1}, labels=1)
+    source = SyntheticAssays(
+        **SMALL | {"train_molecules": 3000, "test_molecules": 3000, "assay_imbalance": 1}, labels=1
+    )
     bits, labels = table(source, list(source.read("train")))
     new_bits, new_labels = table(source, list(source.read("test")))
     alone, together, everyone = [], [], []
@@ -123,11 +127,35 @@ def test_some_assays_alone_have_the_same_labels() -> None:
 
 
 def test_the_fingerprint_changes_with_the_settings() -> None:
-    settings = [{}, {"num_groups": 2}, {"labels": 3}, {"similarity": 0.8}, {"active": 0.4}, {"mistakes": 0.1}]
-    settings += [{"imbalance": 1}, {"seed": 3}, {"substructures": 50}, {"test_molecules": 3}]
+    settings = [{}, {"assay_groups": 2}, {"labels": 3}, {"similarity": 0.8}, {"active": 0.4}, {"mistakes": 0.1}]
+    settings += [{"assay_imbalance": 1}, {"seed": 3}, {"substructures": 50}, {"test_molecules": 3}]
     prints = [SyntheticAssays(**SMALL | more).fingerprint() for more in settings]
     assert len(set(prints)) == len(settings)
     assert SyntheticAssays(**SMALL).fingerprint() == prints[0]
+
+
+def test_on_the_command_line_it_has_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the class path is given; jsonargparse keeps what the source before it has under the same names."""
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--data.source", "lightning_ncmtl.datamodules.sources.SyntheticAssays", "--print_config"])
+    found = yaml.safe_load(capsys.readouterr().out)["data"]["source"]["init_args"]
+    assert found == {
+        name: parameter.default for name, parameter in inspect.signature(SyntheticAssays).parameters.items()
+    }
+    # As docs/data.md says
+    assert (found["num_assays"], found["assay_groups"], found["labels"], found["assay_imbalance"]) == (1000, 20, 10, 4)
+
+
+def test_no_two_sources_have_one_setting_with_two_defaults() -> None:
+    """It would keep the default of the source before."""
+    defaults: dict[str, set[str]] = {}
+    for name in sources.__all__:
+        if isinstance(source := getattr(sources, name), type) and issubclass(source, sources.Source):
+            for setting, parameter in inspect.signature(source).parameters.items():
+                if parameter.default is not parameter.empty:
+                    defaults.setdefault(setting, set()).add(repr(parameter.default))
+    assert {"assay_groups", "num_groups", "text", "seed"} <= defaults.keys()
+    assert {setting: values for setting, values in defaults.items() if len(values) > 1} == {}
 
 
 def test_batches_have_an_entry_for_each_label(tmp_path: Path) -> None:
@@ -151,7 +179,7 @@ def test_batches_have_an_entry_for_each_label(tmp_path: Path) -> None:
 def test_its_groups_are_found(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     """As configs/mmtl.yaml does, with fewer assays."""
     torch.manual_seed(0)
-    settings = {"num_assays": 60, "num_groups": 3, "train_molecules": 2000, "test_molecules": 1}
+    settings = {"num_assays": 60, "assay_groups": 3, "train_molecules": 2000, "test_molecules": 1}
     source = SyntheticAssays(**settings, labels=6, substructures=40)
     data = MultiDomainDataModule(source, batch_size=64, validation_size=200, vocab_size=42, cache_dir=str(tmp_path))
     optimizer = partial(torch.optim.Adam, lr=0.003)
@@ -166,14 +194,14 @@ def test_its_groups_are_found(make_trainer: Callable[..., Trainer], tmp_path: Pa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_groups": 31}, "num_groups must be between 1 and num_assays 30, found 31"),
+        ({"assay_groups": 31}, "assay_groups must be between 1 and num_assays 30, found 31"),
         ({"substructures": 0}, "sizes must be at least 1, found .* substructures=0"),
         ({"similarity": 1.1}, "similarity must be between 0 and 1, found 1.1"),
         ({"mistakes": 0.6}, "mistakes must be between 0 and 0.5, found 0.6"),
         ({"active": 1.0}, "active must be a share between 0 and 1, found 1.0"),
-        ({"imbalance": float("nan")}, "imbalance must be a number of at least 1, found nan"),
+        ({"assay_imbalance": float("nan")}, "assay_imbalance must be a number of at least 1, found nan"),
         ({"labels": 0}, "labels must be more than 0 and at most .*, found 0"),
-        ({"labels": 31, "imbalance": 1}, "labels must be more than 0 and at most 30, .*, found 31"),
+        ({"labels": 31, "assay_imbalance": 1}, "labels must be more than 0 and at most 30, .*, found 31"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, float], message: str) -> None:
