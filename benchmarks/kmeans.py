@@ -5,7 +5,8 @@
 prints Markdown; ``--quick`` takes the small shapes only, ``--device cuda`` a GPU. The largest shape has 4 GB, of which
 a contender may hold copies. Points lie in planted clusters around a common offset, as wide as they are apart. *Cold* is
 k-means++ with three restarts (or what a contender has instead), *warm* one start from the clusters of the step before,
-after a move as small as that of an optimizer step; ``gram`` gets the assignment, others the centres.
+after a move as small as that of an optimizer step. For that, ours is what a step of training runs, which gets the
+assignment; others get the centres.
 
 Others are our backend ``faiss``; FAISS as a user would call it; scikit-learn; and, if installed, fast-pytorch-kmeans
 (with psutil, which it needs) and, on a GPU, flash-kmeans. On a GPU, those that compute on the CPU copy the points.
@@ -40,7 +41,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from lightning_ncmtl.clustering import kmeans
+from lightning_ncmtl.clustering import assign_tasks, kmeans
 
 SMALL = [(14, 1_000, 5), (14, 3_000, 10), (128, 1_000, 10)]  # (N, D, K)
 LARGE = [(128, 64_000, 16), (1024, 64_000, 32), (1024, 1_000_000, 32), (64, 10_000_000, 8)]
@@ -53,8 +54,9 @@ Start = tuple[Tensor, Tensor]  # assignment and centres of the step before
 
 
 def ours(x: Tensor, k: int, start: Start | None, seed: int, backend: Literal["gram", "faiss"]) -> Tensor:
-    init = None if start is None else start[0 if backend == "gram" else 1]
-    return kmeans(x, k, backend=backend, init=init, restarts=RESTARTS, seed=seed).assignment
+    if start is None:
+        return kmeans(x, k, backend=backend, restarts=RESTARTS, seed=seed).assignment
+    return assign_tasks([x], [k], [start[0]], backend=backend)[0]
 
 
 def plain_faiss(x: Tensor, k: int, start: Start | None, seed: int) -> Tensor:
