@@ -1,6 +1,6 @@
-"""Which cluster each task belongs to after a step, the same on all ranks."""
+"""Which cluster each task belongs to after a step, the same on all ranks; and which tasks cannot be clustered."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,3 +55,13 @@ def decide(
         decided = trainer.strategy.broadcast(torch.stack(list(found.values())))
         found = {name: row.to(own[name].device) for name, row in zip(found, decided, strict=True)}
     return found
+
+
+def why_not_finite(target: Target, tasks: Sequence[str], step: int) -> str:
+    """The message for weights that a step has broken."""
+    broken = target.total((~target.read().isfinite()).sum(1))
+    names = [tasks[task] for task in broken.nonzero().flatten().tolist()]
+    return (
+        f"{target.name} has weights that are not finite (NaN or infinity) after step {step}, of the tasks "
+        f"{', '.join(names)}: a lower learning rate or gradient clipping may help"
+    )

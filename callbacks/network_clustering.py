@@ -1,21 +1,25 @@
 """Network clustering for any LightningModule with per-task modules."""
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lightning_ncmtl._clusters import PerTask
 from lightning_ncmtl._lightning import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_ncmtl.callbacks._averages import Averages
-from lightning_ncmtl.callbacks._decision import decide
+from lightning_ncmtl.callbacks._decision import decide, why_not_finite
 from lightning_ncmtl.callbacks._layer_state import LayerState
 from lightning_ncmtl.callbacks._num_clusters import NumClusters, clusters_per_target
+from lightning_ncmtl.callbacks._settings import check_settings
+from lightning_ncmtl.callbacks._start import start_alike, start_apart
 from lightning_ncmtl.callbacks._trace import record
 from lightning_ncmtl.clustering import Target, check_backend, find_targets, means, share
 from lightning_ncmtl.clustering.kmeans import Backend, Metric
+from lightning_ncmtl.clustering.targets import plain_name
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import TaskLinear, cluster_layers
+from lightning_ncmtl.layers import cluster_layers
 
 _SHARDED = {"FSDPStrategy", "XLAFSDPStrategy", "DeepSpeedStrategy"}
 
@@ -90,30 +94,19 @@ class NetworkClusteringCallback(Callback):
     ) -> None:
         if preset == "literal":
             warmup_epochs, warmup_steps, commitment, restarts, shared_start = 0, None, 1.0, 1, False
-        elif preset is not None:
-            raise InputError(f"unknown preset {preset!r}: choose 'literal' or none")
-        if every_n_steps < 1 or restarts < 1 or warmup_epochs < 0 or (warmup_steps or 0) < 0:
-            raise InputError(
-                f"every_n_steps and restarts must be at least 1 and the warm-up at least 0, found {every_n_steps=}, "
-                f"{restarts=}, {warmup_epochs=}, {warmup_steps=}"
-            )
-        if not 0 <= commitment <= 1:
-            raise InputError(f"commitment must be between 0 and 1, found {commitment}")
-        if metric not in get_args(Metric):
-            raise InputError(f"unknown metric {metric!r}: choose one of {', '.join(get_args(Metric))}")
-        if metric == "cosine" and not shared_start:
-            raise InputError("the metric cosine compares ways from a shared start: leave shared_start and preset alone")
-        if max_clusters < 2:
-            raise InputError(f"max_clusters must be at least 2, found {max_clusters}")
-        if task_names is not None and not (
-            isinstance(task_names, list) and all(isinstance(name, str) for name in task_names)
-        ):
-            raise InputError(f"task_names must be a list of strings, found {task_names!r}")
-        if freeze_after_epochs is not None and warmup_steps is None and freeze_after_epochs <= warmup_epochs:
-            raise InputError(
-                f"freeze_after_epochs {freeze_after_epochs} leaves no time to cluster after warmup_epochs "
-                f"{warmup_epochs}: make it greater, or none at all (None, in YAML null)"
-            )
+        check_settings(
+            preset=preset,
+            every_n_steps=every_n_steps,
+            restarts=restarts,
+            warmup_epochs=warmup_epochs,
+            warmup_steps=warmup_steps,
+            freeze_after_epochs=freeze_after_epochs,
+            commitment=commitment,
+            metric=metric,
+            shared_start=shared_start,
+            max_clusters=max_clusters,
+            task_names=task_names,
+        )
         self.num_clusters = num_clusters
         self.targets = [targets] if isinstance(targets, str) else targets
         self.task_names = task_names
@@ -131,6 +124,7 @@ class NetworkClusteringCallback(Callback):
         self.preset = preset
         self._targets: dict[str, Target] = {}
         self._averages = Averages({})
+        self._layers: dict[str, PerTask] = {}  # those of the targets that are layers of ours
         self._states: dict[str, LayerState] = {}
         self._tasks: list[str] = []
         self.losses: dict[str, tuple[int, Tensor]] = {}
@@ -191,6 +185,9 @@ class NetworkClusteringCallback(Callback):
                 "per-task modules in targets"
             )
         targets = find_targets(pl_module, names)
+        stacked = {plain_name(path): layer for path, layer in pl_module.named_modules() if isinstance(layer, PerTask)}
+        self._layers = {name: stacked[name] for name in names if name in stacked}
+        self._unfreeze_layers()
         self._targets = dict(zip(names, targets, strict=True))
         self._averages = Averages(self._targets)
         theirs = self._tasks if self._states else None
@@ -215,6 +212,8 @@ class NetworkClusteringCallback(Callback):
                 )
             for name, layer in cluster_layers(pl_module).items():  # not all strategies restore what is no parameter
                 layer.assignment = self.assignments.get(name, layer.assignment).cpu()
+            for name in self._states:
+                self._freeze_layer(name)
             return
         self._states = {name: LayerState(k) for name, k in clusters.items()}
         for name, target in self._targets.items():
@@ -223,7 +222,13 @@ class NetworkClusteringCallback(Callback):
                 f"{clusters[name] or 'as yet unknown'} clusters"
             )
         if self._fresh:
-            self._start(pl_module)
+            if self.preset == "literal":
+                start_apart(pl_module, self.seed)
+            if self.shared_start:
+                start_alike(self._targets, self._tasks[0])
+            if self.metric == "cosine":
+                for name, target in self._targets.items():
+                    self._states[name].start = target.read()[:1].clone()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored:  # strategies that shard restore a checkpoint after on_fit_start
@@ -245,8 +250,7 @@ class NetworkClusteringCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        if step == self._last_step:  # gradients are being accumulated
+        if (step := trainer.global_step) == self._last_step:  # gradients are being accumulated
             return
         previous, self._last_step = self._last_step, step
         self._steps += 1
@@ -290,10 +294,12 @@ class NetworkClusteringCallback(Callback):
         seen = torch.stack([*losses.values(), *changed.values()]).tolist()
         for name, loss, change in zip(names, seen[: len(names)], seen[len(names) :], strict=True):
             if not math.isfinite(loss):
-                raise InputError(self._why_not_finite(name, step))
+                # Training stops before a broken task spreads to its cluster; on all ranks, with the same weights.
+                raise InputError(why_not_finite(self._targets[name], self._tasks, step))
             self._remember(pl_module, name, assignments[name], change, step)
         for name in names:
             self._targets[name].write(shared[name].weights)
+            self._freeze_layer(name)
             self.losses[name] = (step, losses[name])
             # Where a logger takes them: Lightning needs longer to log a number than we to cluster 14 tasks.
             every = max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
@@ -347,23 +353,6 @@ class NetworkClusteringCallback(Callback):
         if len(self._tasks) != len(found) or len(set(self._tasks)) < len(found):
             raise InputError(f"task_names must be {len(found)} different names, one per task, found {self.task_names}")
 
-    def _start(self, pl_module: LightningModule) -> None:
-        """How the tasks of a fresh training start: from the same weights, or, literally, from independent ones."""
-        if self.preset == "literal":
-            generator = torch.Generator().manual_seed(self.seed)
-            for module in pl_module.modules():
-                if isinstance(module, TaskLinear):
-                    module.reset_parameters(generator=generator)
-        if not self.shared_start:
-            return
-        for name, target in self._targets.items():
-            rows = target.read()
-            if target.total(rows.ne(rows[0]).sum()):
-                target.write(rows[0].expand_as(rows))
-                rank_zero_info(f"shared start: all tasks of {name} start from the weights of {self._tasks[0]!r}")
-            if self.metric == "cosine":
-                self._states[name].start = rows[:1].clone()
-
     def _in_warmup(self, trainer: Trainer) -> bool:
         if self.warmup_steps is not None:
             return self._steps <= self.warmup_steps
@@ -381,6 +370,20 @@ class NetworkClusteringCallback(Callback):
                     )
                 state.freeze(trainer.global_step)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._unfreeze_layers()
+
+    def _unfreeze_layers(self) -> None:
+        """Who trains on without this callback trains tasks apart."""
+        for layer in self._layers.values():
+            layer.freeze_clusters(None)
+
+    def _freeze_layer(self, name: str) -> None:
+        """Let a layer of ours, whose tasks share for good, compute by clusters; its weights must be shared by now."""
+        state, layer = self._states[name], self._layers.get(name)
+        if layer is not None and layer.frozen_clusters is None and state.settled and state.assignment is not None:
+            layer.freeze_clusters(state.assignment)
+
     def _choose(self, pl_module: LightningModule, name: str, assignment: Tensor) -> int:
         """Keep the number of clusters that was chosen with the first assignment."""
         self._states[name].num_clusters = k = int(assignment.max()) + 1
@@ -396,13 +399,3 @@ class NetworkClusteringCallback(Callback):
             if (layer := cluster_layers(pl_module).get(name)) is not None:
                 layer.assignment = assignment.cpu()
         state.assignment = assignment
-
-    def _why_not_finite(self, name: str, step: int) -> str:
-        """Training stops before a broken task spreads to its cluster; on all ranks, which hold the same weights."""
-        target = self._targets[name]
-        broken = target.total((~target.read().isfinite()).sum(1))
-        tasks = [self._tasks[task] for task in broken.nonzero().flatten().tolist()]
-        return (
-            f"{name} has weights that are not finite (NaN or infinity) after step {step}, of the tasks "
-            f"{', '.join(tasks)}: a lower learning rate or gradient clipping may help"
-        )

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_ncmtl._clusters import PerTask
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import CompactLinear, TaskLinear
-from lightning_ncmtl.task_module import CompactModule, TaskModule
+from lightning_ncmtl.layers import CompactLinear
+from lightning_ncmtl.task_module import CompactModule
 
 
 def keep_absent_tasks(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
@@ -30,6 +31,10 @@ def keep_absent_tasks(optimizer: torch.optim.Optimizer, module: nn.Module) -> No
     their weights: an absent task moves with its cluster, but adds nothing to its move. So with Adam a cluster moves the
     less, the fewer of its tasks are there, while momentum would have moved the others, too.
 
+    Where clusters are frozen, their tasks have one gradient, and so a cluster is absent from its layer as a whole, if
+    all of its tasks are: as in a compact model. For plain SGD that makes no difference. Momentum and weight decay now
+    move a cluster as much, however many of its tasks are there.
+
     It costs a look at the gradients, and for the time of a step a copy of the weights and state of absent tasks (on a
     GPU of all tasks, as it is not waited for).
 
@@ -41,13 +46,13 @@ def keep_absent_tasks(optimizer: torch.optim.Optimizer, module: nn.Module) -> No
     Raises:
         InputError: If the parameters of a layer are sharded, so that no rank sees all of a task.
     """
-    stacks = _stacks(module)
+    layers = _layers(module)
     kept: list[tuple[nn.Parameter, Tensor, Tensor, dict[str, Tensor]]] = []
 
     @torch.no_grad()
     def keep() -> None:
         kept.clear()
-        for stack in stacks:
+        for stack in _stacks(layers):
             learning = [(p, p.grad) for p in stack if p.grad is not None]
             if learning:
                 absent = ~torch.stack([grad.reshape(len(grad), -1).any(1) for _, grad in learning]).any(0)
@@ -75,19 +80,26 @@ def keep_absent_tasks(optimizer: torch.optim.Optimizer, module: nn.Module) -> No
     optimizer.register_step_post_hook(after)
 
 
-def _stacks(module: nn.Module) -> list[list[nn.Parameter]]:
-    """Parameters whose rows are the same tasks: those of all layers; or of one, if compact, whose rows are clusters."""
+def _layers(module: nn.Module) -> dict[PerTask, bool]:
+    """The stacked layers; and whether they are compact, so that their rows are clusters."""
     compact = {layer.clusters for layer in module.modules() if isinstance(layer, (CompactLinear, CompactModule))}
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, PerTask)}
+    for name, layer in layers.items():
+        parameters = layer.parameters()
+        if any(p.ndim == 0 or p.shape[0] != layer.num_tasks or hasattr(p, "device_mesh") for p in parameters):
+            raise InputError(
+                f"the parameters of {name} are sharded, so that absent tasks cannot be told: leave "
+                "update_absent_tasks at True, or choose the strategy 'ddp'"
+            )
+    return {layer: layer in compact for layer in layers.values()}
+
+
+def _stacks(layers: dict[PerTask, bool]) -> list[list[nn.Parameter]]:
+    """Parameters that are absent together: those of all layers whose rows are tasks, and of each with clusters."""
     stacks: dict[Hashable, list[nn.Parameter]] = {}
-    for name, layer in module.named_modules():
-        if isinstance(layer, (TaskLinear, TaskModule)):
-            parameters = list(layer.parameters())
-            if any(p.ndim == 0 or p.shape[0] != layer.num_tasks or hasattr(p, "device_mesh") for p in parameters):
-                raise InputError(
-                    f"the parameters of {name} are sharded, so that absent tasks cannot be told: leave "
-                    "update_absent_tasks at True, or choose the strategy 'ddp'"
-                )
-            stacks.setdefault(layer if layer in compact else layer.num_tasks, []).extend(parameters)
+    for layer, compact in layers.items():
+        alone = compact or layer.frozen_clusters is not None
+        stacks.setdefault(layer if alone else layer.num_tasks, []).extend(layer.parameters())
     return list(stacks.values())
 
 

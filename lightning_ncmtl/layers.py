@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lightning_ncmtl._clusters import PerTask, of_clusters
 from lightning_ncmtl._grouped_linear import grouped_linear
 from lightning_ncmtl.clustering.targets import plain_name
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.routing import Routing, route
 
 
-class TaskLinear(nn.Module):
+class TaskLinear(PerTask):
     """A linear layer of its own for every task: a *specific* layer.
 
     A task that is absent from a batch has zero gradients, not none. So an optimizer with momentum (Adam) or weight
@@ -63,6 +64,7 @@ class TaskLinear(nn.Module):
             shared: Draw once and give every task the same weights (the *shared start*).
             generator: Source of random numbers; the global one by default.
         """
+        self.freeze_clusters(None)
         bound = 1 / math.sqrt(self.in_features)
         for parameter in self.parameters(recurse=False):
             start = torch.empty(
@@ -95,7 +97,11 @@ class TaskLinear(nn.Module):
         if torch.compiler.is_exporting():  # plain operations, which run without this package
             out = torch.einsum("boi,bi->bo", self.weight[ids], x)
             return out if self.bias is None else out + self.bias[ids]
-        return grouped_linear(x, self.weight, self.bias, route(task_ids, self.num_tasks))
+        routing, clusters = route(task_ids, self.num_tasks), self.frozen_clusters
+        if clusters is None:
+            return grouped_linear(x, self.weight, self.bias, routing)
+        weight, *bias = of_clusters(clusters, self.weight, *([] if self.bias is None else [self.bias]))
+        return grouped_linear(x, weight, bias[0] if bias else None, routing.by(clusters))
 
     def extra_repr(self) -> str:
         return (
@@ -109,6 +115,7 @@ class ClusterLinear(TaskLinear):
 
     The layer only computes. Which tasks share weights is decided by
     :class:`lightning_ncmtl.callbacks.NetworkClusteringCallback`, which writes equal weights to all tasks of a cluster.
+    Once these are frozen, the layer computes with K sets of weights (:meth:`freeze_clusters`).
 
     All tasks start with the same weights (the shared start), so that weights differ only by what tasks learned.
     This departs from the paper, whose independent random start decides the clusters for good.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_ncmtl._clusters import Clusters
 from lightning_ncmtl.errors import InputError
 
 # What products cost, in the time that one more row takes, as measured by benchmarks/task_layers.py on a CPU (float32):
@@ -56,17 +57,19 @@ class Routing:
         num_tasks: Number of tasks N.
     """
 
-    def __init__(self, task_ids: Tensor, num_tasks: int) -> None:
+    def __init__(self, task_ids: Tensor, num_tasks: int, rows: tuple[Tensor, Tensor] | None = None) -> None:
         self.task_ids = task_ids
         self.num_tasks = num_tasks
         self._plans: dict[tuple[int, torch.device], Plan] = {}
-        self._sorted: tuple[Tensor, Tensor] | None = None
-        if torch.compiler.is_exporting():
-            return  # layers read the task ids alone
+        self._by: dict[bytes, Routing] = {}
+        self._on_host: Integers | None = None
+        self._sorted = rows  # as of sorted(), where that is known
+        if rows is not None or torch.compiler.is_exporting():
+            return  # when exported, layers read the task ids alone
         if torch.compiler.is_compiling():
             self._sorted = _sort_op(task_ids, num_tasks)
         else:
-            self._on_host = _checked(task_ids, num_tasks)
+            self._ids()
 
     def sorted(self) -> tuple[Tensor, Tensor]:
         """The rows by task, on the CPU; sorted at the first call, as layers with little to do never ask.
@@ -79,8 +82,20 @@ class Routing:
             if torch.compiler.is_compiling():
                 compiled: tuple[Tensor, Tensor] = _sort_op(self.task_ids, self.num_tasks)
                 return compiled
-            self._sorted = _sort(self._on_host, self.num_tasks)
+            self._sorted = _sort(self._ids(), self.num_tasks)
         return self._sorted
+
+    def by(self, clusters: Clusters) -> "Routing":
+        """The same rows by cluster, as if each was a task; found once for layers with the same clusters."""
+        num_clusters = len(clusters.first)
+        if torch.compiler.is_compiling():
+            rows = _sort_op(self.task_ids, self.num_tasks, clusters.on_host, num_clusters)
+            return Routing(self.task_ids, num_clusters, rows)
+        of_task = _numpy(clusters.on_host)
+        key = of_task.tobytes()
+        if key not in self._by:
+            self._by[key] = Routing(torch.from_numpy(of_task[self._ids()]), num_clusters)
+        return self._by[key]
 
     def plan(self, size: int, device: torch.device) -> Plan:
         """How a layer multiplies whose matrices have ``size`` numbers; planned once for layers of the same size."""
@@ -88,6 +103,12 @@ class Routing:
         if key not in self._plans:
             self._plans[key] = make_plan(*self.sorted(), size, device)
         return self._plans[key]
+
+    def _ids(self) -> Integers:
+        """On the host, all in range."""
+        if self._on_host is None:
+            self._on_host = _checked(self.task_ids, self.num_tasks)
+        return self._on_host
 
 
 def route(task_ids: Tensor | Routing, num_tasks: int) -> Routing:
@@ -138,14 +159,21 @@ def _numpy(integers: Tensor) -> Integers:
 
 # torch.compile leaves the sorting to Python: one step for it, and an error for ids out of range.
 @torch.library.custom_op("lightning_ncmtl::sort_by_task", mutates_args=())
-def _sort_op(task_ids: Tensor, num_tasks: int) -> tuple[Tensor, Tensor]:
-    return _sort(_checked(task_ids, num_tasks), num_tasks)
+def _sort_op(
+    task_ids: Tensor, num_tasks: int, cluster_of_task: Tensor | None = None, num_clusters: int = 0
+) -> tuple[Tensor, Tensor]:
+    ids = _checked(task_ids, num_tasks)
+    if cluster_of_task is None:
+        return _sort(ids, num_tasks)
+    return _sort(_numpy(cluster_of_task)[ids], num_clusters)
 
 
 @_sort_op.register_fake
-def _(task_ids: Tensor, num_tasks: int) -> tuple[Tensor, Tensor]:
+def _(
+    task_ids: Tensor, num_tasks: int, cluster_of_task: Tensor | None = None, num_clusters: int = 0
+) -> tuple[Tensor, Tensor]:
     order = torch.empty_like(task_ids, dtype=torch.int64, device="cpu")
-    return order, order.new_empty(num_tasks)
+    return order, order.new_empty(num_tasks if cluster_of_task is None else num_clusters)
 
 
 def make_plan(order: Tensor, counts: Tensor, size: int, device: torch.device) -> Plan:

@@ -16,11 +16,12 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map  # what vmap knows as inputs and outputs
 
 from lightning_ncmtl._cells import PlainCells
+from lightning_ncmtl._clusters import Clusters, PerTask, of_clusters
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.routing import Routing, route
 
 
-class TaskModule(nn.Module):
+class TaskModule(PerTask):
     """A module of its own for every task: an MLP, a LayerNorm and a Linear, a GRU cell.
 
     All tasks start with the weights of the given module (the *shared start*). They compute what a copy for each task
@@ -100,7 +101,10 @@ class TaskModule(nn.Module):
             weights = {name: values[ids] for name, values in weights.items()}
             out = self._batched(weights, tree_map(lambda values: values.unsqueeze(1), arguments))
             return tree_map(lambda values: values.squeeze(1), out)
-        tasks, groups, place = _groups(task_ids, self.num_tasks, ids.device)
+        clusters = self.frozen_clusters
+        tasks, groups, place = _groups(task_ids, self.num_tasks, clusters, ids.device)
+        if clusters is not None:
+            weights = dict(zip(weights, of_clusters(clusters, *weights.values()), strict=True))
         if len(groups) > 1 or len(tasks) < self.num_tasks:  # else these are all, in order
             weights = {name: values.index_select(0, tasks) for name, values in weights.items()}
         parts = {name: values.split([len(rows) for rows in groups]) for name, values in weights.items()}
@@ -148,6 +152,7 @@ class CompactModule(nn.Module):
         super().__init__()
         self.register_buffer("assignment", assignment)
         self.clusters = copy.deepcopy(layer)
+        self.clusters.freeze_clusters(None)
         self.clusters.num_tasks = len(first)
         for part in self.clusters.module.modules():
             part.num_tasks = len(first)  # type: ignore[assignment]
@@ -188,8 +193,10 @@ def _check(module: nn.Module) -> None:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _groups(task_ids: Tensor | Routing, num_tasks: int, device: torch.device) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Lay out the rows of a batch by task.
+def _groups(
+    task_ids: Tensor | Routing, num_tasks: int, clusters: Clusters | None, device: torch.device
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Lay out the rows of a batch by task, or by cluster in the place of task.
 
     Tasks go together whose numbers of rows differ less than eightfold, and are filled up to the same number. So there
     are few groups, and padding stays bounded if one task has most of the rows.
@@ -200,7 +207,8 @@ def _groups(task_ids: Tensor | Routing, num_tasks: int, device: torch.device) ->
           where the module gives no other numbers (such as NaN of zeros) than it gives anyway.
         - ``[B]``, the place of each row in the groups, flattened one after the other.
     """
-    order, counts = (values.numpy() for values in route(task_ids, num_tasks).sorted())
+    routing = route(task_ids, num_tasks)
+    order, counts = (values.numpy() for values in (routing if clusters is None else routing.by(clusters)).sorted())
     present = np.flatnonzero(counts)
     if not len(present):  # no rows, but the shape of the output and gradients of zero: as if task 0 had none
         none = torch.zeros(0, dtype=torch.int64, device=device)

@@ -203,6 +203,85 @@ def test_clusters_of_a_compact_model_are_absent_each_by_its_layer() -> None:
     assert moved == {"a.clusters.weight": [True, False], "b.clusters.weight": [False, True]}
 
 
+CLUSTERS = torch.tensor([0, 1, 0, 1])  # of all tasks but 2, each is there without the other of its cluster
+
+
+def freeze(model: Two) -> Two:
+    """The first stacked layer; its tasks have equal weights from the start."""
+    model.first.freeze_clusters(CLUSTERS)
+    return model.double()
+
+
+@torch.no_grad()
+def share(model: Two) -> None:
+    """As the callback does after each step."""
+    for p in model.first.parameters():
+        p.copy_(torch.stack([p[cluster == CLUSTERS].mean(0) for cluster in CLUSTERS]))
+
+
+def test_frozen_clusters_take_the_same_plain_steps() -> None:
+    """Which are those of the tasks that are there, whoever of a cluster that is."""
+    torch.manual_seed(0)
+    frozen = freeze(Two())
+    plain = copy.deepcopy(frozen)
+    plain.first.freeze_clusters(None)
+    start = copy.deepcopy(frozen.state_dict())
+    for model in (frozen, plain):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        keep_absent_tasks(optimizer, model)
+        for x, task_ids in batches():
+            optimizer.zero_grad()
+            backward(model, (x.double(), task_ids))
+            optimizer.step()
+            share(model)
+    for name, value in frozen.named_parameters():
+        torch.testing.assert_close(value, plain.get_parameter(name), rtol=1e-10, atol=1e-12)
+        if name in stacked(frozen):  # task 2 has learned from its cluster alone
+            moved = (value != start[name]).flatten(1).any(1).tolist()
+            assert moved == [True, True, name.startswith("first"), True]
+
+
+def test_frozen_clusters_are_absent_as_those_of_a_compact_model() -> None:
+    """A cluster as a whole, with its momentum. The sum of two gradients at half the rate is their mean."""
+    torch.manual_seed(0)
+    frozen = freeze(Two())
+    small = compact(frozen, {"first": CLUSTERS})
+    for model in (frozen, small):
+        halves = 1.0 if model is frozen else 2.0
+        groups: list[dict[str, Any]] = [
+            {"params": list(model.shared.parameters()) + list(model.second.parameters())},
+            {"params": list(model.first.parameters()), "lr": 0.1 / halves, "weight_decay": 0.1 * halves},
+        ]
+        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.1)
+        keep_absent_tasks(optimizer, model)
+        for x, task_ids in batches():
+            optimizer.zero_grad()
+            backward(model, (x.double(), task_ids))
+            optimizer.step()
+    theirs = dict(small.named_parameters())
+    for name, p in frozen.named_parameters():
+        if name.startswith("first"):
+            found = theirs[name.replace("first", "first.clusters")]
+            torch.testing.assert_close(p, found[CLUSTERS], rtol=1e-10, atol=1e-12)
+        else:  # with a head for each task, of which it is still known whether it is there
+            torch.testing.assert_close(p, theirs[name], rtol=1e-10, atol=1e-12)
+
+
+def test_tasks_of_a_frozen_cluster_that_is_there_are_absent_elsewhere() -> None:
+    """Clusters that freeze after the optimizer was made."""
+    model = Two()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    keep_absent_tasks(optimizer, model)
+    freeze(model)
+    before = copy.deepcopy(model.state_dict())
+    x = torch.randn(3, 3, dtype=torch.float64)
+    backward(model, (x, torch.tensor([3, 3, 3])))
+    optimizer.step()
+    for n, p in stacked(model).items():
+        expected = [False, True] * 2 if n.startswith("first") else [False] * 3 + [True]
+        assert (p != before[n]).flatten(1).any(1).tolist() == expected, n
+
+
 def test_sharded_parameters_are_refused() -> None:
     model = Two()
     model.second.bias = nn.Parameter(torch.zeros(3))
