@@ -47,7 +47,7 @@ class NetworkClusteringCallback(Callback):
         warmup_steps: The same in optimizer steps; overrides ``warmup_epochs``.
         every_n_steps: Run k-means every this many optimizer steps (the paper: 1). Sharing runs after each.
         freeze_after_epochs: Keep the clusters as they are after this many epochs of training (the paper: 4); ``None``
-            never.
+            never. Layers of ours then compute with one set of weights per cluster.
         commitment: Fraction in [0, 1] of its distance to the centre that a task gives up per step.
         restarts: k-means++ starts of the first clustering.
         backend: The k-means to use, see :func:`lightning_ncmtl.kmeans`.
@@ -174,6 +174,8 @@ class NetworkClusteringCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the targets: now all layers exist, and a checkpoint has been restored."""
         self._restored = False
+        if hasattr(pl_module, "_compact_clusters"):
+            raise InputError("the model is compact, its tasks share for good: train it without this callback")
         names = self.targets
         if names is None:
             names = list(cluster_layers(pl_module))

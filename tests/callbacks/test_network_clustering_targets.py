@@ -14,7 +14,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from lightning_ncmtl import ClusterLinear
+from lightning_ncmtl import ClusterLinear, compact
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
 from lightning_ncmtl.errors import InputError
 
@@ -269,3 +269,13 @@ def test_strategies_that_shard_are_refused(package: str, name: str) -> None:
     trainer = SimpleNamespace(strategy=strategy.__new__(strategy), global_step=0)  # they need devices that tests lack
     with pytest.raises(InputError, match=f"does not support {name}, .*: use ModelParallelStrategy"):
         NetworkClusteringCallback(2, "heads").setup(trainer, Heads(), "fit")  # type: ignore[arg-type]
+
+
+def test_a_compact_model_is_refused() -> None:
+    model = Heads()
+    with torch.no_grad():
+        for head in model.heads.values():
+            head.load_state_dict(model.heads["ant"].state_dict())
+    small = compact(model, {"heads": torch.zeros(6, dtype=torch.int64)})
+    with pytest.raises(InputError, match="the model is compact, its tasks share for good"):
+        NetworkClusteringCallback(2, "heads").on_fit_start(Trainer(logger=False), small)
