@@ -155,11 +155,17 @@ def cold_start(x: Tensor, k: int, restarts: int, max_iterations: int, generator:
 
 def inertia_of(x: Tensor, assignment: Tensor, centers: Tensor) -> Tensor:
     """Sum of squared distances to the own centres, 0-d float64."""
-    total = x.new_zeros((), dtype=torch.float64)
-    for columns in _gram.blocks(x):
-        gap = x[:, columns] - centers[:, columns].contiguous().index_select(0, assignment)
-        total += torch.linalg.vector_norm(gap, dim=1).double().square().sum()
-    return total
+    parts = [
+        sum_of_squares(x[:, columns] - centers[:, columns].contiguous().index_select(0, assignment))
+        for columns in _gram.blocks(x)
+    ]
+    return torch.stack(parts).sum() if parts else x.new_zeros((), dtype=torch.float64)
+
+
+def sum_of_squares(x: Tensor) -> Tensor:
+    """0-d float64, of ``x`` [N, D]; only short parts of rows are summed in its type, as a copy would take longer."""
+    parts = [torch.linalg.vector_norm(x[:, columns], dim=1).double() for columns in _gram.blocks(x)]
+    return torch.stack(parts).square_().sum() if parts else x.new_zeros((), dtype=torch.float64)
 
 
 # Numbers up to which a product with zeros and ones is the fastest way to sums of rows

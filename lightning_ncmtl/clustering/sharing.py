@@ -21,6 +21,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch import distributed as dist
 
+from lightning_ncmtl.clustering._direct import sum_of_squares
 from lightning_ncmtl.clustering.choice import choose_num_clusters
 from lightning_ncmtl.clustering.kmeans import Backend, kmeans, unit_rows, warm_assignments
 
@@ -114,7 +115,7 @@ def share(
     """
     shared = centers.index_select(0, assignment)  # several times as fast as an index in brackets
     gap = own.sub_(shared)
-    loss = torch.linalg.vector_norm(gap, dtype=torch.float64).square()
+    loss = sum_of_squares(gap)
     residuals = gap.mul_(1 - commitment)
     weights = shared if dtype is None else shared.to(dtype)
     if weights.dtype != own.dtype:
