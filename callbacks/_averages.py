@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_ncmtl._lightning import Trainer
-from lightning_ncmtl.clustering import Target, means
+from lightning_ncmtl.clustering import Target
 from lightning_ncmtl.layers import ClusterLinear, cluster_layers
 
 
@@ -35,10 +35,7 @@ class Averages:
                 self._copies[id(average)] = (targets, cluster_layers(average))
             targets, layers = self._copies[id(average)]
             for name, assignment in assignments.items():
-                target = targets[name]
-                rows = target.read()
-                groups = assignment.to(rows.device)
-                target.write(means(rows, groups, int(groups.max()) + 1)[groups])
+                targets[name].share(assignment)
                 if name in layers:
                     layers[name].assignment = assignment.cpu()
 

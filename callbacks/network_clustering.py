@@ -1,6 +1,7 @@
 """Network clustering for any LightningModule with per-task modules."""
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -188,8 +189,8 @@ class NetworkClusteringCallback(Callback):
             )
         targets = find_targets(pl_module, names)
         stacked = {plain_name(path): layer for path, layer in pl_module.named_modules() if isinstance(layer, PerTask)}
+        self._unfreeze_layers(stacked.values())
         self._layers = {name: stacked[name] for name in names if name in stacked}
-        self._unfreeze_layers()
         self._targets = dict(zip(names, targets, strict=True))
         self._averages = Averages(self._targets)
         theirs = self._tasks if self._states else None
@@ -214,7 +215,11 @@ class NetworkClusteringCallback(Callback):
                 )
             for name, layer in cluster_layers(pl_module).items():  # not all strategies restore what is no parameter
                 layer.assignment = self.assignments.get(name, layer.assignment).cpu()
-            for name in self._states:
+            for name, state in self._states.items():
+                if self.metric != "cosine":
+                    state.start = None
+                if state.settled and state.assignment is not None:  # a checkpoint may lie before the sharing of a step
+                    self._targets[name].share(state.assignment)
                 self._freeze_layer(name)
             return
         self._states = {name: LayerState(k) for name, k in clusters.items()}
@@ -373,11 +378,15 @@ class NetworkClusteringCallback(Callback):
                 state.freeze(trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._unfreeze_layers()
+        self._unfreeze_layers(self._layers.values())
 
-    def _unfreeze_layers(self) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._unfreeze_layers(self._layers.values())
+
+    @staticmethod
+    def _unfreeze_layers(layers: Iterable[PerTask]) -> None:
         """Who trains on without this callback trains tasks apart."""
-        for layer in self._layers.values():
+        for layer in layers:
             layer.freeze_clusters(None)
 
     def _freeze_layer(self, name: str) -> None:

@@ -48,8 +48,9 @@ class PerTask(nn.Module):
         the mean of their weights after each step.
 
         The gradient of a task is then the mean over its cluster, where it was its own. For SGD, with momentum and
-        weight decay, the mean of the steps stays the same. With Adam it does not: the tasks of a cluster now move as
-        one set of weights would that they share, and moved by the mean of their steps before.
+        weight decay, the mean of the steps stays the same, unless gradients are clipped. With Adam it does not: the
+        tasks of a cluster now move as one set of weights would that they share, and moved by the mean of their steps
+        before.
 
         It ends when a state dict is loaded, of which it is no part, as that may be from before the clustering.
 

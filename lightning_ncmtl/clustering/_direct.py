@@ -1,6 +1,7 @@
 """K-means on the points themselves, a block of columns at a time: where the products of all pairs would cost more.
 
-Everything is summed in float64, and nothing but :func:`lloyd` (where it may, ``wait``) asks the device for a number.
+Sums are in float64, but for those whose rounding is known (:func:`still_nearest`) or does not matter. A warm start
+(:func:`lloyd`, unless it may ``wait``) asks the device for nothing.
 
 Shapes: N points, D dimensions, K clusters.
 """
@@ -57,8 +58,7 @@ def still_nearest(x: Tensor, assignment: Tensor, centers: Tensor) -> bool:
     """
     if not assignment.bincount(minlength=len(centers)).all():  # an empty cluster is to be filled
         return False
-    exact = torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled("cpu")
-    dtype = torch.float32 if exact and x.dtype != torch.float64 else torch.float64
+    dtype = torch.float64 if x.dtype == torch.float64 or _float32_is_rounded() else torch.float32
     total: list[Tensor] = []
     for columns in _gram.blocks(x):
         center = centers[:, columns].to(dtype)
@@ -67,15 +67,26 @@ def still_nearest(x: Tensor, assignment: Tensor, centers: Tensor) -> bool:
         norms = torch.linalg.vector_norm(block, dim=1).square_()
         sums = [norms, torch.linalg.vecdot(gap, gap), gap @ block.T]
         total = [a.double().add_(b) for a, b in zip(total, sums, strict=True)] if total else sums
+    if not total:  # points without dimensions
+        return False
     norms, between, cross = total
     distances, own = torch.sub(between.unsqueeze(1), cross, alpha=2), assignment.unsqueeze(0)
     ahead = distances.scatter(0, own, math.inf).amin(0) - distances.gather(0, own)
     # A product of W numbers is wrong by at most W / 2 eps times the norms, of which the largest is that of a point. The
     # means were rounded to the type of x.
     norm = math.sqrt(norms.amax())
-    rounding = torch.finfo(dtype).eps * (block.shape[1] + 8) * norm
+    width = x[:, _gram.blocks(x)[0]].shape[1]
+    rounding = torch.finfo(dtype).eps * (width + 8) * norm
     rounding += torch.finfo(x.dtype).eps * (norm + float(torch.linalg.vector_norm(centers[0], dtype=dtype)))
     return bool(ahead.amin() > 8 * norm * rounding)
+
+
+def _float32_is_rounded() -> bool:
+    """Whether products of float32 on the CPU may be computed from fewer digits."""
+    try:
+        return torch.is_autocast_enabled("cpu") or torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # set separately for each device and operation
+        return True
 
 
 def distances_to(x: Tensor, centers: Tensor) -> "Sums":
@@ -94,7 +105,7 @@ def distances_to_means(x: Tensor, assignment: Tensor, k: int) -> tuple["Sums", T
     centers = x.new_empty(k, x.shape[1])
     sums = Sums.zeros(x, k)
     for columns in _gram.blocks(x):
-        block = x[:, columns].double()
+        block = x[:, columns].to(torch.float64, copy=True)
         offset = block[0].clone()  # distances cancel under a large common offset
         block -= offset
         center = _mean(block, groups)
@@ -140,7 +151,7 @@ def cold_start(x: Tensor, k: int, restarts: int, max_iterations: int, generator:
     """
     best, best_inertia, longest = None, math.inf, 0
     for _ in range(restarts):
-        sample = torch.randperm(len(x), generator=generator)[: _gram.sample_size(len(x), k)].to(x.device)
+        sample = torch.randperm(len(x), generator=generator)[: _gram.sample_size(k)].to(x.device)
         found, iterations = _gram.cold_start(_gram.gram(x[sample]), k, 1, max_iterations, generator)
         nearest = distances_to(x, means(x[sample], found, k)).distances.argmin(1)
         assignment, _, inertia, more = lloyd(x, nearest, k, max_iterations, wait=True)
@@ -155,15 +166,16 @@ def cold_start(x: Tensor, k: int, restarts: int, max_iterations: int, generator:
 
 def inertia_of(x: Tensor, assignment: Tensor, centers: Tensor) -> Tensor:
     """Sum of squared distances to the own centres, 0-d float64."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
     parts = [
-        sum_of_squares(x[:, columns] - centers[:, columns].contiguous().index_select(0, assignment))
+        sum_of_squares(x[:, columns].to(dtype) - centers[:, columns].to(dtype).contiguous().index_select(0, assignment))
         for columns in _gram.blocks(x)
     ]
     return torch.stack(parts).sum() if parts else x.new_zeros((), dtype=torch.float64)
 
 
 def sum_of_squares(x: Tensor) -> Tensor:
-    """0-d float64, of ``x`` [N, D]; only short parts of rows are summed in its type, as a copy would take longer."""
+    """0-d float64, of ``x`` [N, D], of float32 at least; short parts of rows are summed in its type."""
     parts = [torch.linalg.vector_norm(x[:, columns], dim=1).double() for columns in _gram.blocks(x)]
     return torch.stack(parts).square_().sum() if parts else x.new_zeros((), dtype=torch.float64)
 

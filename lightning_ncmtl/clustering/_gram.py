@@ -5,8 +5,7 @@ A centre is a mean of points, so every distance of Lloyd's algorithm is a sum of
     ||x_j - c_k||^2 = G_jj - 2 mean_m G_jm + mean_mn G_mn        m, n: members of cluster k
 
 Once the matrix ``G`` [N, N] is known, k-means++, any number of restarts and all iterations cost nothing per dimension.
-Nothing here asks the device for a result, but :func:`lloyd` where it may (``wait``), so warm starts never make the
-host wait for a GPU.
+A warm start (:func:`lloyd`, unless it may ``wait``) asks the device for nothing, so the host never waits for a GPU.
 
 Shapes: L layers, R restarts, N points, K clusters.
 """
@@ -21,6 +20,8 @@ from torch import Tensor
 BLOCK = {"cpu": 2**19, "cuda": 2**25}
 # Rows and columns of a part of the matrix of products
 ROWS = 256
+# Points up to which a cold start takes the products of all pairs, for all restarts at once
+MANY = 2048
 # Rounding of distances in float64, relative to the largest squared norm
 EPSILON = 1e-14
 
@@ -38,16 +39,16 @@ def gram(x: Tensor) -> Tensor:
     """
     products = x.new_zeros(len(x), len(x), dtype=torch.float64)
     for columns in blocks(x):
-        block = x[:, columns].double()
+        block = x[:, columns].to(torch.float64, copy=True)
         block -= block[:1].clone()
         for start in range(0, len(x), ROWS):  # the lower triangle alone
             products[start:, start : start + ROWS].addmm_(block[start:], block[start : start + ROWS].T)
     return products.tril_().add_(products.tril(-1).T) if len(x) > ROWS else products
 
 
-def sample_size(points: int, k: int) -> int:
-    """Of how many points a cold start takes the products of all pairs: of all, unless they are very many."""
-    return min(points, max(2048, 8 * k))
+def sample_size(k: int) -> int:
+    """Of how many points a cold start takes the products of all pairs where there are more than :data:`MANY`."""
+    return max(MANY, 8 * k)
 
 
 def scores(products: Tensor, assignment: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,7 @@ def silhouettes(products: Tensor, assignment: Tensor, k: int) -> Tensor:
     """The silhouette of each point: how much farther the nearest other cluster is than its own, from -1 to 1.
 
     Args:
-        products: Inner products ``[N, N]`` of centred points.
+        products: Inner products ``[N, N]`` of the points, from any origin.
         assignment: ``[N]``.
         k: Number of clusters, at least 2.
 

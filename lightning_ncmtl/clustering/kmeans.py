@@ -177,7 +177,7 @@ def _cold(
     points: Tensor, k: int, restarts: int, max_iterations: int, seed: int, group: dist.ProcessGroup | None
 ) -> _Found:
     generator = torch.Generator().manual_seed(seed)
-    if group is None and _gram.sample_size(len(points), k) < len(points):
+    if group is None and len(points) > _gram.MANY:
         assignment, iterations = _direct.cold_start(points, k, restarts, max_iterations, generator)
         return _Found(assignment, iterations=iterations)
     products = summed(_gram.gram(points), group)
@@ -214,11 +214,11 @@ def _faiss(points: Tensor, k: int, init: Tensor | None, restarts: int, max_itera
     if not points.isfinite().all():
         raise InputError("k-means got values that are not finite (NaN or infinity)")
     # Weights lie close together around a large common offset, in which float32 distances would cancel.
-    origin = points[:1].to(torch.promote_types(points.dtype, torch.float32))
+    origin = points.mean(0, dtype=torch.promote_types(points.dtype, torch.float32))
     points = (points - origin).float()
     if init is None:
         generator = torch.Generator().manual_seed(seed)
-        sample = torch.randperm(len(points), generator=generator)[: _gram.sample_size(len(points), k)]
+        sample = torch.randperm(len(points), generator=generator)[: _gram.sample_size(k)]
         some = points[sample.to(points.device)]
         starts = some[_gram.plus_plus(_gram.gram(some), k, restarts, generator)]
     elif _is_assignment(init):

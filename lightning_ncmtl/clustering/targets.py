@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from lightning_ncmtl.clustering import _slices
+from lightning_ncmtl.clustering._direct import means
 from lightning_ncmtl.errors import InputError
 
 Named = list[tuple[str, nn.Parameter]]
@@ -74,6 +75,11 @@ class Target:
         for named, values in zip(self.parameters, [rows] if self.stacked else rows, strict=True):
             for (_, parameter), part in zip(named, values.split(sizes, dim=-1), strict=True):
                 _slices.write(parameter, part, dim=int(self.stacked))
+
+    def share(self, assignment: Tensor) -> None:
+        """Give the tasks of each cluster ``[N]`` the mean of their parameters; equal ones stay as they are."""
+        rows, clusters = self.read(), assignment.to(self.device)
+        self.write(means(rows, clusters, int(clusters.max()) + 1).index_select(0, clusters))
 
     @property
     def group(self) -> dist.ProcessGroup | None:

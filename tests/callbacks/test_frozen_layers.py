@@ -88,3 +88,18 @@ def test_resume_is_exact(
         found.append(weights(model))
     assert groups.seen[0] == ([2, 3] if epochs == 3 else [4, 4])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_after_an_error_tasks_train_apart_again(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+) -> None:
+    class Fails(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 2:
+                assert all(layer.frozen_clusters for layer in pl_module.cluster_layers)
+                raise ValueError("broken")
+
+    model, callback = make_model(), NetworkClusteringCallback(warmup_epochs=1, freeze_after_epochs=2)
+    with pytest.raises(ValueError, match="broken"):
+        make_trainer(max_epochs=4, callbacks=[callback, Fails()]).fit(model, datamodule=datamodule)
+    assert all(layer.frozen_clusters is None for layer in model.cluster_layers)

@@ -96,6 +96,10 @@ def test_cosine_measures_from_the_start_also_after_a_resume(tmp_path: Path) -> N
     assert start[0, :39].min() > 99  # as drawn, before any step
 
     euclidean = NetworkClusteringCallback(3, warmup_steps=2, freeze_after_epochs=None)
+    fit(euclidean, UNEQUAL, max_steps=6, ckpt_path=tmp_path / "it.ckpt")
+    assert euclidean.state_dict()["layers"]["tasks"]["start"] is None  # nor does it measure from there
+
+    euclidean = NetworkClusteringCallback(3, warmup_steps=2, freeze_after_epochs=None)
     fit(euclidean, EQUAL, max_steps=5, save=tmp_path / "euclidean.ckpt")
     with pytest.raises(InputError, match="the start of tasks, from which the metric cosine measures, is not known"):
         fit(callback(), EQUAL, ckpt_path=tmp_path / "euclidean.ckpt")

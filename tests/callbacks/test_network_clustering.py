@@ -154,8 +154,10 @@ def test_precision(
     assert residual.abs().sum() > 0
 
 
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+@pytest.mark.parametrize("move", [0.0, 5.0])
 def test_equals_the_formulas_by_hand(
-    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, precision: Any, move: float
 ) -> None:
     """Two steps of plain SGD, whose updates are known, with the assignments that the callback found."""
 
@@ -166,12 +168,15 @@ def test_equals_the_formulas_by_hand(
             self.rows: list[Tensor] = []
 
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            pl_module.cluster_layers[0].weight.data[trainer.global_step % 4] += move  # so that tasks change cluster
             self.rows.append(rows(pl_module.cluster_layers[0]))
 
     before, watch = Before(), Watch()
     callback = NetworkClusteringCallback(warmup_epochs=0, commitment=0.25)
     model = make_model(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5))
-    make_trainer(callbacks=[before, callback, watch], max_steps=4).fit(model, datamodule=datamodule)
+    trainer = make_trainer(callbacks=[before, callback, watch], max_steps=4, precision=precision)
+    trainer.fit(model, datamodule=datamodule)
+    assert (len(callback.summary()["cluster_layers.0"]["trace"]) > 1) == bool(move)
     residual = torch.zeros_like(before.rows[0])
     for optimized, shared, assignment in zip(before.rows, watch.rows, watch.assignments, strict=True):
         own = optimized + residual

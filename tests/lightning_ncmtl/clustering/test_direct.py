@@ -40,11 +40,12 @@ def test_a_yes_is_right_and_a_doubt_is_rare(offset: float, block: int, monkeypat
     assert affirmed >= right - 5 or offset > 1
 
 
-@pytest.mark.parametrize("offset", [0.0, 10.0])
-def test_a_point_that_just_left_is_found(offset: float) -> None:
+@pytest.mark.parametrize(("offset", "d"), [(0.0, 300), (10.0, 300), (0.0, 257)])
+def test_a_point_that_just_left_is_found(offset: float, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A point between two centres, nearer to the other one by less than float32 can tell."""
+    monkeypatch.setitem(_gram.BLOCK, "cpu", 12 * 300 if d == 300 else 12 * 128)
     for seed in range(30):
-        x, assignment = points(12, 300, 2, seed, offset)
+        x, assignment = points(12, d, 2, seed, offset)
         start, goal = x[0].clone(), x[1]
         low, high = 0.0, 1.0
         for _ in range(40):
@@ -72,6 +73,15 @@ def test_a_point_that_is_not_finite_is_not_affirmed() -> None:
     x, assignment = points(12, 50, 3, seed=0, noise=0.1)
     x[4, 7] = torch.nan
     assert not still_nearest(x, assignment, means(x, assignment, 3))
+
+
+def test_a_precision_that_torch_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> str:
+        raise RuntimeError("PyTorch is checking the matmul precision without a specific backend name")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuse)
+    x, assignment = points(12, 50, 3, seed=0, noise=0.1)
+    assert still_nearest(x, assignment, means(x, assignment, 3))
 
 
 def test_nobody_rounds_the_products_more_than_we_think(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -349,3 +349,28 @@ def test_without_faiss_only_its_backend_is_missing(monkeypatch: pytest.MonkeyPat
 def test_faiss_needs_whole_points() -> None:
     with pytest.raises(InputError, match="choose backend='gram' where each rank has a slice"):
         kmeans(points(6, 2), 2, backend="faiss", group="a group")  # type: ignore[arg-type]
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [12, 200])
+def test_points_stay_as_they_are(n: int, dtype: torch.dtype, backend: Backend) -> None:
+    """From no start, from one that stays, from one that moves, and from centres."""
+    x = (planted(n, 5, 3) + 7).to(dtype)
+    before, right = x.clone(), torch.arange(n) % 3
+    for init in (None, right, right.roll(1) * (torch.arange(n) > 5), before[:3]):
+        found = kmeans(x, 3, backend=backend, init=init)
+        assert torch.equal(x, before)
+        means = torch.stack([x[found.assignment == k].double().mean(0) for k in range(3)])
+        torch.testing.assert_close(found.centers.double(), means, atol=0, rtol=torch.finfo(dtype).eps * 4)
+
+
+def test_small_types_do_not_overflow() -> None:
+    x = torch.cat([torch.full((2, 3000), -900.0), torch.full((2, 3000), 1100.0)]).half()
+    x[::2] -= 1000
+    found = kmeans(x, 2, init=torch.tensor([0, 0, 1, 1]))
+    assert float(found.inertia) == pytest.approx(inertia(x, found.assignment), rel=1e-3)
+
+
+def test_points_without_dimensions() -> None:
+    assert kmeans(torch.zeros(5, 0), 2, init=torch.tensor([0, 0, 1, 1, 1])).inertia == 0
