@@ -175,13 +175,13 @@ class NetworkClusteringCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the targets: now all layers exist, and a checkpoint has been restored."""
         self._restored = False
-        if hasattr(pl_module, "_compact_clusters"):
-            raise InputError("the model is compact, its tasks share for good: train it without this callback")
         names = self.targets
         if names is None:
             names = list(cluster_layers(pl_module))
         if len(set(names)) < len(names):
             raise InputError(f"targets must differ, found {names}")
+        if not names and hasattr(pl_module, "_compact_clusters"):
+            raise InputError("the model is compact, its tasks share for good: train it without this callback")
         if not names:
             raise InputError(
                 f"{type(pl_module).__name__} has no ClusterLinear layer for NetworkClusteringCallback: name its "

@@ -277,5 +277,6 @@ def test_a_compact_model_is_refused() -> None:
         for head in model.heads.values():
             head.load_state_dict(model.heads["ant"].state_dict())
     small = compact(model, {"heads": torch.zeros(6, dtype=torch.int64)})
-    with pytest.raises(InputError, match="the model is compact, its tasks share for good"):
-        NetworkClusteringCallback(2, "heads").on_fit_start(Trainer(logger=False), small)
+    for targets, message in ((None, "the model is compact, its tasks share for good"), ("heads", "one and the same")):
+        with pytest.raises(InputError, match=message):
+            NetworkClusteringCallback(2, targets).on_fit_start(Trainer(logger=False), small)

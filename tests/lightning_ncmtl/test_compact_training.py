@@ -123,7 +123,10 @@ def test_ncmtl_trains_on(
 
 def test_there_is_nothing_left_to_cluster(make_trainer: MakeTrainer) -> None:
     _, small = both()
-    for targets, message in ((None, "the model is compact, its tasks share for good"), ("out", "the target 'out' names nothing")):
+    for targets, message in (
+        (None, "the model is compact, its tasks share"),
+        ("out", "the target 'out' names nothing"),
+    ):
         trainer = make_trainer(max_epochs=1, callbacks=[NetworkClusteringCallback(2, targets, warmup_epochs=0)])
         with pytest.raises(InputError, match=message):
             trainer.fit(copy.deepcopy(small))
