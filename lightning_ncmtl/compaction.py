@@ -39,9 +39,9 @@ def compact(module: Module, assignments: Mapping[str, Tensor] | None = None) -> 
 
     It can be trained on, without the callback, with gradients and optimizer state for K sets instead of N (the state
     starts anew). A cluster's gradient is then the sum of those of its tasks, while under the callback with frozen
-    clusters it is their mean (where modules are not layers of ours, the mean of the tasks' steps counts). So with SGD a
-    cluster of n tasks learns as if the learning rate were n times as large: lower it. For Adam, in whose steps the scale
-    of gradients cancels out, that hardly matters.
+    clusters it is their mean (where modules are not layers of ours, the mean of the tasks' steps counts). So with SGD
+    a cluster of n tasks learns as if the learning rate were n times as large: lower it. For Adam, in whose steps the
+    scale of gradients cancels out, that hardly matters.
 
     Args:
         module: The module as training left it.
