@@ -48,8 +48,8 @@ def means(x: Tensor, assignment: Tensor, k: int) -> Tensor:
 def still_nearest(x: Tensor, assignment: Tensor, centers: Tensor) -> bool:
     """Whether every point surely is nearest to the centre that it has.
 
-    So it is at most steps of a training, and this costs one product of the points with the centres, in float32 where
-    there are many numbers. An answer of no may also mean that rounding leaves a doubt.
+    So it is at most steps of a training, and this costs one product of the points with the centres, in float32 unless
+    the points are in float64. An answer of no may also mean that rounding leaves a doubt.
 
     Args:
         x: ``[N, D]``, on the CPU.
