@@ -31,9 +31,9 @@ from typing import Any
 import datasets
 import torch
 
-from lightning_ncmtl._lightning import Callback, LightningModule, Trainer
 from lightning_ncmtl.callbacks import NetworkClusteringCallback, StepSeed
 from lightning_ncmtl.cli import NCMTLCLI, make_cli
+from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer
 
 REAL = Path(__file__).parent.parent / "configs" / "fdu_mtl.yaml"
 ARMS = ("with", "without")

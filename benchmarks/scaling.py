@@ -45,8 +45,8 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from lightning_ncmtl import NCMTL
-from lightning_ncmtl._lightning import Callback, LightningModule, Trainer
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
+from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer
 from lightning_ncmtl.modules import MultiTaskModule
 
 WIDTHS = (64, 32, 2)

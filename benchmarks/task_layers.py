@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lightning_ncmtl import TaskLinear
 from lightning_ncmtl.layers import CompactLinear
-from lightning_ncmtl.routing import Routing, route
+from lightning_ncmtl.layers.routing import Routing, route
 
 CLUSTERS = 10
 OURS = ("ours", "ours, routed", f"K = {CLUSTERS}")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_ncmtl._lightning import Trainer
 from lightning_ncmtl.clustering import Target
+from lightning_ncmtl.compatibility import Trainer
 from lightning_ncmtl.layers import ClusterLinear, cluster_layers
 
 

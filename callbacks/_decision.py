@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ncmtl._lightning import Trainer
 from lightning_ncmtl.callbacks._layer_state import LayerState
 from lightning_ncmtl.clustering import Target, assign_tasks
+from lightning_ncmtl.compatibility import Trainer
 
 
 def decide(

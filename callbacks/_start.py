@@ -5,10 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from lightning_ncmtl._lightning import rank_zero_info, rank_zero_warn
 from lightning_ncmtl.clustering import Target
-from lightning_ncmtl.layers import TaskLinear
-from lightning_ncmtl.task_module import TaskModule
+from lightning_ncmtl.compatibility import rank_zero_info, rank_zero_warn
+from lightning_ncmtl.layers import TaskLinear, TaskModule
 
 
 def start_apart(module: nn.Module, seed: int) -> None:

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from torchmetrics.functional.clustering import adjusted_rand_score
 
-from lightning_ncmtl._lightning import Callback, LightningModule, Trainer
 from lightning_ncmtl.callbacks._tables import accuracy_table, cluster_table, write_task_table
 from lightning_ncmtl.callbacks.cluster_pictures import draw_coclustering, draw_flow, draw_history
 from lightning_ncmtl.callbacks.network_clustering import NetworkClusteringCallback
+from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import TaskMetrics
 

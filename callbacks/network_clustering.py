@@ -7,8 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_ncmtl._clusters import PerTask
-from lightning_ncmtl._lightning import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_ncmtl.callbacks._averages import Averages
 from lightning_ncmtl.callbacks._decision import decide, why_not_finite
 from lightning_ncmtl.callbacks._layer_state import LayerState
@@ -18,9 +16,9 @@ from lightning_ncmtl.callbacks._start import start_alike, start_apart
 from lightning_ncmtl.callbacks._trace import record
 from lightning_ncmtl.clustering import Target, check_backend, find_targets, means, share
 from lightning_ncmtl.clustering.kmeans import Backend, Metric
-from lightning_ncmtl.clustering.targets import plain_name
+from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import cluster_layers
+from lightning_ncmtl.layers import PerTask, cluster_layers, plain_name
 
 _SHARDED = {"FSDPStrategy", "XLAFSDPStrategy", "DeepSpeedStrategy"}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lightning_ncmtl._lightning import Callback, LightningModule, Trainer
+from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer
 
 
 class PredictionWriter(Callback):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning_ncmtl._lightning import LightningModule, ModelCheckpoint, Trainer
+from lightning_ncmtl.compatibility import LightningModule, ModelCheckpoint, Trainer
 
 
 class ResumableCheckpoint(ModelCheckpoint):

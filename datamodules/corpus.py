@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset
 from datasets.utils import tqdm
 
-from lightning_ncmtl._lightning import rank_zero_info
+from lightning_ncmtl.compatibility import rank_zero_info
 from lightning_ncmtl.datamodules.cache import Cache, key_of
 from lightning_ncmtl.datamodules.document_table import Facts, classes_of, integers, sort_labels, write_documents
 from lightning_ncmtl.datamodules.sources import Label, Source, Split

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from lightning_ncmtl._lightning import rank_zero_info
+from lightning_ncmtl.compatibility import rank_zero_info
 from lightning_ncmtl.datamodules.cache import key_of
 from lightning_ncmtl.datamodules.copies import (
     MANY,

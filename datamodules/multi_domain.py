@@ -11,7 +11,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from lightning_ncmtl._lightning import LightningDataModule, rank_zero_info
+from lightning_ncmtl.compatibility import LightningDataModule, rank_zero_info
 from lightning_ncmtl.datamodules.batches import Documents
 from lightning_ncmtl.datamodules.cache import Cache, key_of
 from lightning_ncmtl.datamodules.copies import Flags, Integers, repeats

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ncmtl._lightning import rank_zero_info
+from lightning_ncmtl.compatibility import rank_zero_info
 from lightning_ncmtl.errors import InputError
 
 

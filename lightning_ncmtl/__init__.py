@@ -5,10 +5,8 @@ from importlib.metadata import version
 from lightning_ncmtl.absent_tasks import keep_absent_tasks
 from lightning_ncmtl.clustering import KMeansResult, kmeans
 from lightning_ncmtl.compaction import compact, count_parameters, load, save
-from lightning_ncmtl.layers import ClusterLinear, TaskLinear
+from lightning_ncmtl.layers import ClusterLinear, Routing, TaskLinear, TaskModule, route
 from lightning_ncmtl.modules import ASPMTL, NCMTL, HardShare, SingleTask, SoftShare
-from lightning_ncmtl.routing import Routing, route
-from lightning_ncmtl.task_module import TaskModule
 
 __version__ = version("lightning-ncmtl")
 __all__ = [

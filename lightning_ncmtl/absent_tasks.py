@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ncmtl._clusters import PerTask
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import CompactLinear
-from lightning_ncmtl.task_module import CompactModule
+from lightning_ncmtl.layers import CompactLinear, CompactModule, PerTask
 
 
 def keep_absent_tasks(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:

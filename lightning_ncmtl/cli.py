@@ -14,7 +14,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lightning_ncmtl._lightning import (
+from lightning_ncmtl.callbacks import (
+    ClusterReport,
+    NetworkClusteringCallback,
+    PredictionWriter,
+    ResumableCheckpoint,
+    StepSeed,
+)
+from lightning_ncmtl.compaction import compact, count_bytes, count_parameters, save
+from lightning_ncmtl.compatibility import (
     ArgsType,
     Callback,
     CSVLogger,
@@ -29,14 +37,6 @@ from lightning_ncmtl._lightning import (
     rank_zero_info,
     rank_zero_only,
 )
-from lightning_ncmtl.callbacks import (
-    ClusterReport,
-    NetworkClusteringCallback,
-    PredictionWriter,
-    ResumableCheckpoint,
-    StepSeed,
-)
-from lightning_ncmtl.compaction import compact, count_bytes, count_parameters, save
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import cluster_layers

@@ -14,12 +14,10 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_ncmtl._lightning import instantiate_module
 from lightning_ncmtl.clustering import find_targets
-from lightning_ncmtl.clustering.targets import uncompiled
+from lightning_ncmtl.compatibility import instantiate_module
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import CompactLinear, TaskLinear, cluster_layers
-from lightning_ncmtl.task_module import CompactModule, TaskModule
+from lightning_ncmtl.layers import CompactLinear, CompactModule, TaskLinear, TaskModule, cluster_layers, uncompiled
 
 Module = TypeVar("Module", bound=nn.Module)
 _SETTINGS, _WEIGHTS = "settings.json", "model.safetensors"

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from lightning_ncmtl.clustering import _slices
 from lightning_ncmtl.clustering._direct import means
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.layers import plain_name, uncompiled
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -231,16 +232,6 @@ def _named(part: nn.Module | nn.Parameter, prefix: str) -> Named:
         if is_lazy(parameter):
             raise InputError(f"{name} has no shape yet (a lazy module): run one batch through the module before")
     return named
-
-
-def uncompiled(module: Any) -> Any:
-    """What ``torch.compile`` wrapped, if it did."""
-    return getattr(module, "_orig_mod", module)
-
-
-def plain_name(name: str) -> str:
-    """A dotted name without the wrappers of ``torch.compile``, which answer to the names of what they wrap."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _check_alike(tasks: list[str], parts: list[Any], parameters: list[Named], prefixes: list[str], name: str) -> None:

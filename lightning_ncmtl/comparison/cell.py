@@ -17,12 +17,12 @@ import pandas as pd
 import torch
 import yaml
 
-from lightning_ncmtl._lightning import Callback, LightningModule, Trainer, WeightAveraging
 from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
 from lightning_ncmtl.cli import NCMTLCLI, RUN_DIR, make_cli, message_of
 from lightning_ncmtl.compaction import compact
 from lightning_ncmtl.comparison.plan import OUTCOMES, RESULT, Cell
 from lightning_ncmtl.comparison.tfidf import TFIDF
+from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer, WeightAveraging
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import UNLABELLED, TaskMetrics

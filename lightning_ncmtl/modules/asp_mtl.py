@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_ncmtl._lightning import LRSchedulerCallable, OptimizerCallable
+from lightning_ncmtl.compatibility import LRSchedulerCallable, OptimizerCallable
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import TaskLinear
 from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, of_rows, rows_of_tasks, word_tables

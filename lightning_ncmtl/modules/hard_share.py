@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ncmtl._lightning import LRSchedulerCallable, OptimizerCallable
+from lightning_ncmtl.compatibility import LRSchedulerCallable, OptimizerCallable
 from lightning_ncmtl.layers import TaskLinear
 from lightning_ncmtl.modules._per_task import of_rows
 from lightning_ncmtl.modules.base import MultiTaskModule

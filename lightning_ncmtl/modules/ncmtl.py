@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ncmtl._lightning import LRSchedulerCallable, OptimizerCallable
+from lightning_ncmtl.compatibility import LRSchedulerCallable, OptimizerCallable
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import ClusterLinear, TaskLinear
+from lightning_ncmtl.layers import ClusterLinear, TaskLinear, route
 from lightning_ncmtl.modules._per_task import of_rows
 from lightning_ncmtl.modules.base import MultiTaskModule
-from lightning_ncmtl.routing import route
 
 
 class NCMTL(MultiTaskModule):

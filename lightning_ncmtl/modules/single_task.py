@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ncmtl._lightning import LRSchedulerCallable, OptimizerCallable
+from lightning_ncmtl.compatibility import LRSchedulerCallable, OptimizerCallable
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, rows_of_tasks, word_tables
 from lightning_ncmtl.modules.base import MultiTaskModule, cross_entropy

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ncmtl._lightning import LRSchedulerCallable, OptimizerCallable
+from lightning_ncmtl.compatibility import LRSchedulerCallable, OptimizerCallable
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.modules.single_task import SingleTask
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.func import functional_call
 
-from lightning_ncmtl import ClusterLinear, TaskLinear, TaskModule, _grouped_linear, compact, routing, task_module
-from lightning_ncmtl._clusters import PerTask
+from lightning_ncmtl import ClusterLinear, TaskLinear, TaskModule, compact
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.routing import Routing, route
+from lightning_ncmtl.layers import _grouped_linear, routing, task_module
+from lightning_ncmtl.layers.per_task import PerTask
+from lightning_ncmtl.layers.routing import Routing, route
 
 CLUSTERS = torch.tensor([5, 0, 5, 2, 0, 5, 2, 7])  # of 8 tasks: the first is not the lowest, and 1, 3, 4, 6 are empty
 BATCHES = {

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_ncmtl import NCMTL, ClusterLinear, TaskLinear, _grouped_linear, routing
+from lightning_ncmtl import NCMTL, ClusterLinear, TaskLinear
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import CompactLinear
-from lightning_ncmtl.routing import Routing, route
+from lightning_ncmtl.layers import CompactLinear, _grouped_linear, routing
+from lightning_ncmtl.layers.routing import Routing, route
 
 
 def loop(layer: TaskLinear, x: torch.Tensor, task_ids: torch.Tensor) -> torch.Tensor:

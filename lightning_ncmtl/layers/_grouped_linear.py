@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_ncmtl.routing import Plan, Routing, make_plan
+from lightning_ncmtl.layers.routing import Plan, Routing, make_plan
 
 # Numbers in copies of the matrix for each row, up to which that takes less time than planning, as measured by
 # benchmarks/task_layers.py on a CPU. On a GPU the sum of their gradients would not have the same bits every time.

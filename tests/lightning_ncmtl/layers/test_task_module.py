@@ -13,7 +13,7 @@ from torch.export import Dim
 from lightning_ncmtl import TaskLinear, TaskModule, compact, count_parameters, load, save
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.routing import route
+from lightning_ncmtl.layers.routing import route
 
 MakeTrainer = Callable[..., Trainer]
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ncmtl._clusters import Clusters
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.layers.per_task import Clusters
 
 # What products cost, in the time that one more row takes, as measured by benchmarks/task_layers.py on a CPU (float32):
 _READING = 16  # a task's matrix, whose reading is most of the work where tasks have few rows

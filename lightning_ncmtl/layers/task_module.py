@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map  # what vmap knows as inputs and outputs
 
-from lightning_ncmtl._cells import PlainCells
-from lightning_ncmtl._clusters import Clusters, PerTask, of_clusters
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.routing import Routing, route
+from lightning_ncmtl.layers._cells import PlainCells
+from lightning_ncmtl.layers.per_task import Clusters, PerTask, of_clusters
+from lightning_ncmtl.layers.routing import Routing, route
 
 
 class TaskModule(PerTask):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lightning_ncmtl._clusters import PerTask, of_clusters
-from lightning_ncmtl._grouped_linear import grouped_linear
-from lightning_ncmtl.clustering.targets import plain_name
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.routing import Routing, route
+from lightning_ncmtl.layers._grouped_linear import grouped_linear
+from lightning_ncmtl.layers.names import plain_name
+from lightning_ncmtl.layers.per_task import PerTask, of_clusters
+from lightning_ncmtl.layers.routing import Routing, route
 
 
 class TaskLinear(PerTask):

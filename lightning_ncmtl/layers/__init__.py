@@ -1,0 +1,21 @@
+"""Layers with one set of weights per task, for rows of any tasks in any order."""
+
+from lightning_ncmtl.layers.linear import ClusterLinear, CompactLinear, TaskLinear, cluster_layers
+from lightning_ncmtl.layers.names import plain_name, uncompiled
+from lightning_ncmtl.layers.per_task import PerTask
+from lightning_ncmtl.layers.routing import Routing, route
+from lightning_ncmtl.layers.task_module import CompactModule, TaskModule
+
+__all__ = [
+    "ClusterLinear",
+    "CompactLinear",
+    "CompactModule",
+    "PerTask",
+    "Routing",
+    "TaskLinear",
+    "TaskModule",
+    "cluster_layers",
+    "plain_name",
+    "route",
+    "uncompiled",
+]
