@@ -70,7 +70,7 @@ class ClusterReport(Callback):
         """Keep the clustering loss, as often as it is logged; of a long training fewer and fewer points."""
         every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         clustering = _clustering(trainer)
-        for name, (step, loss) in ({} if clustering is None else clustering.losses).items():
+        for name, (step, loss) in ({} if clustering is None else clustering.clusters.losses).items():
             points = self._losses.setdefault(name, [])
             if step % every or (points and points[-1][0] == step):
                 continue
@@ -174,7 +174,7 @@ class ClusterReport(Callback):
     def report(self, trainer: Trainer) -> dict[str, Any]:
         """The content of ``clusters.json``."""
         clustering = _clustering(trainer)
-        layers = {} if clustering is None else clustering.summary()
+        layers = {} if clustering is None else clustering.clusters.summarize()
         for layer in layers.values():
             layer["assignment"] = dict(zip(_tasks(trainer), layer["assignment"], strict=False))  # empty before any
         planted = getattr(trainer.datamodule, "planted_groups", None)  # type: ignore[attr-defined]

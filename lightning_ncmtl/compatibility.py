@@ -5,8 +5,12 @@ only its own. A callback of ours belongs to both (where both are installed), and
 data modules and the command line are those of ``pytorch_lightning``, or of ``lightning.pytorch`` where it is alone.
 """
 
+import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 if TYPE_CHECKING or find_spec("pytorch_lightning"):
     from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -70,8 +74,27 @@ __all__ = [
     "TensorBoardLogger",
     "Trainer",
     "WeightAveraging",
+    "find_averages",
     "instantiate_module",
     "rank_zero_info",
     "rank_zero_only",
     "rank_zero_warn",
 ]
+
+
+def find_averages(trainer: Trainer) -> list[nn.Module]:
+    """The averaged copies of the module that ``WeightAveraging`` and ``StochasticWeightAveraging`` keep."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    found = [getattr(callback, "_average_model", None) for callback in callbacks]
+    return [copy.module if isinstance(copy, AveragedModel) else copy for copy in found if copy is not None]
+
+
+def _log_where_lightning_does() -> None:
+    """Let the messages of this package appear where those of Lightning do: by default on the screen."""
+    ours = logging.getLogger("lightning_ncmtl")
+    theirs = logging.getLogger(LightningModule.__module__.partition(".core.")[0])
+    ours.setLevel(theirs.level)
+    ours.handlers, ours.propagate = theirs.handlers, theirs.propagate
+
+
+_log_where_lightning_does()

@@ -1,13 +1,15 @@
-"""K-means over few points in many dimensions, and the sharing step of network clustering, without Lightning."""
+"""Network clustering without Lightning: targets, k-means on few points in many dimensions, the sharing step."""
 
 from lightning_ncmtl.clustering._direct import means
 from lightning_ncmtl.clustering.choice import choose_num_clusters
 from lightning_ncmtl.clustering.kmeans import KMeansResult, check_backend, kmeans
+from lightning_ncmtl.clustering.network_clustering import NetworkClustering
 from lightning_ncmtl.clustering.sharing import align_labels, assign_tasks, share
 from lightning_ncmtl.clustering.targets import Target, find_targets
 
 __all__ = [
     "KMeansResult",
+    "NetworkClustering",
     "Target",
     "align_labels",
     "assign_tasks",

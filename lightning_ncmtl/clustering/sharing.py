@@ -23,7 +23,8 @@ from torch import distributed as dist
 
 from lightning_ncmtl.clustering._direct import sum_of_squares
 from lightning_ncmtl.clustering.choice import choose_num_clusters
-from lightning_ncmtl.clustering.kmeans import Backend, kmeans, unit_rows, warm_assignments
+from lightning_ncmtl.clustering.kmeans import Backend, Metric, kmeans, unit_rows, warm_assignments
+from lightning_ncmtl.errors import InputError
 
 # Lloyd iterations of one step from the assignment of the step before: what they leave open, the next step settles
 WARM_ITERATIONS = 4
@@ -43,8 +44,9 @@ def assign_tasks(
     previous: Sequence[Tensor | None],
     *,
     centers: Sequence[Tensor | None] | None = None,
+    metric: Metric = "euclidean",
+    origins: Sequence[Tensor | None] | None = None,
     max_clusters: int = 20,
-    origins: Sequence[Tensor] | None = None,
     warm_start: bool = True,
     restarts: int = 10,
     seed: int = 0,
@@ -59,9 +61,10 @@ def assign_tasks(
         previous: The previous assignment of each layer, ``[N]``; its clusters keep their numbers. ``None`` at the
             first clustering.
         centers: The :func:`means` of the previous clusters of each layer, ``[K, D]``, where they are known already.
+        metric: Group tasks whose weights are near (``"euclidean"``), or that went in the same direction from their
+            origin, however far (``"cosine"``).
+        origins: For the metric cosine, the weights ``[D]`` of each layer with which all tasks started.
         max_clusters: Upper bound where the number is chosen.
-        origins: Per layer the weights ``[D]`` with which all tasks started. If given, tasks are grouped by the
-            direction of their way from there (cosine), whatever its length.
         warm_start: Start from the centres of ``previous``, rather than from k-means++.
         restarts: k-means++ starts where there is no warm start.
         seed: Seed of k-means++.
@@ -71,7 +74,7 @@ def assign_tasks(
     Returns:
         The assignment ``[N]`` of each layer, int64; the previous tensor where a CPU finds that nothing changes.
     """
-    points = list(own) if origins is None else [unit_rows(w - o, group) for w, o in zip(own, origins, strict=True)]
+    points = list(own) if metric == "euclidean" else _directions(own, origins, group)
     found: dict[int, Tensor] = {}
     warm: dict[int, tuple[Tensor, int, Tensor, Tensor | None]] = {}
     for layer, before in enumerate(previous):
@@ -82,7 +85,7 @@ def assign_tasks(
             if backend == "faiss":
                 found[layer] = kmeans(x, k, backend=backend, init=before, max_iterations=WARM_ITERATIONS).assignment
             else:
-                known = None if centers is None or origins is not None else centers[layer]
+                known = None if centers is None or metric == "cosine" else centers[layer]
                 warm[layer] = (x, k, before, known)
             continue
         found[layer] = kmeans(x, k, backend=backend, restarts=restarts, seed=seed, group=group).assignment
@@ -93,6 +96,16 @@ def assign_tasks(
         new = warm_assignments(xs, ks, starts, WARM_ITERATIONS, group, known_centers)
         found.update(zip(warm, new, strict=True))
     return [found[layer] for layer in range(len(own))]
+
+
+def _directions(
+    own: Sequence[Tensor], origins: Sequence[Tensor | None] | None, group: dist.ProcessGroup | None
+) -> list[Tensor]:
+    """Each task's way from the origin of its layer, with length one."""
+    ways = [weights - origin for weights, origin in zip(own, origins or (), strict=False) if origin is not None]
+    if len(ways) < len(own):
+        raise InputError("the metric cosine needs the origin of every layer, from which it measures")
+    return [unit_rows(way, group) for way in ways]
 
 
 def share(

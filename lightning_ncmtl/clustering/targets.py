@@ -110,6 +110,16 @@ class Target:
         """This rank's slice of whole rows ``[..., D]``."""
         return rows if self.group is None else rows[..., self._columns(rows.device)]
 
+    def is_alike(self) -> bool:
+        """Whether all tasks have the same parameters."""
+        rows = self.read()
+        return not self.total(rows.ne(rows[0]).sum())
+
+    def find_broken(self) -> list[int]:
+        """The tasks with parameters that are not finite."""
+        broken = self.total((~self.read().isfinite()).sum(1))
+        return broken.nonzero().flatten().tolist()
+
     @cached_property
     def _sizes(self) -> list[int]:
         """How many numbers of a row this rank has from each parameter."""
@@ -125,7 +135,7 @@ class Target:
             columns.append(torch.arange(start, end, device=device).reshape(shape)[_slices.stretch(p, dim)].flatten())
         return torch.cat(columns)
 
-    def of(self, copy: nn.Module) -> "Target":
+    def find_in(self, copy: nn.Module) -> "Target":
         """The same parameters of a copy of the module."""
         named = [[(name, copy.get_parameter(name)) for name, _ in task] for task in self.parameters]
         return Target(self.name, self.tasks, named, self.stacked)

@@ -109,18 +109,18 @@ def test_cosine_measures_from_the_start_also_after_a_resume(tmp_path: Path) -> N
 def test_the_planted_number_is_chosen_after_the_warm_up(number: Any, tmp_path: Path) -> None:
     callback = NetworkClusteringCallback(number, warmup_steps=3, freeze_after_epochs=None)
     fit(callback, EQUAL, max_steps=2, save=tmp_path / "warm.ckpt")
-    assert callback.summary()["tasks"]["num_clusters"] is None
+    assert callback.clusters.summarize()["tasks"]["num_clusters"] is None
     assert callback.assignments == {}
     for ckpt_path in (None, tmp_path / "warm.ckpt"):
         callback = NetworkClusteringCallback(number, warmup_steps=3, freeze_after_epochs=None)
         module = fit(callback, EQUAL, ckpt_path=ckpt_path, save=tmp_path / "it.ckpt")
-        assert callback.summary()["tasks"]["num_clusters"] == 3
+        assert callback.clusters.summarize()["tasks"]["num_clusters"] == 3
         assert module.tasks.num_clusters == 3
         assert groups(callback.assignments["tasks"])
-        assert callback.losses["tasks"][0] == 8
+        assert callback.clusters.losses["tasks"][0] == 8
     resumed = NetworkClusteringCallback(number, warmup_steps=3, freeze_after_epochs=None)
     assert fit(resumed, EQUAL, max_steps=9, ckpt_path=tmp_path / "it.ckpt").tasks.num_clusters == 3
-    assert resumed.summary()["tasks"]["num_clusters"] == 3
+    assert resumed.clusters.summarize()["tasks"]["num_clusters"] == 3
     with pytest.raises(InputError, match="the checkpoint is of another model"):
         fit(NetworkClusteringCallback(2, warmup_steps=3), EQUAL, max_steps=9, ckpt_path=tmp_path / "it.ckpt")
 
@@ -128,7 +128,7 @@ def test_the_planted_number_is_chosen_after_the_warm_up(number: Any, tmp_path: P
 def test_bounds_of_the_choice() -> None:
     callback = NetworkClusteringCallback("auto", warmup_steps=2, freeze_after_epochs=None, max_clusters=2)
     fit(callback, EQUAL)
-    assert callback.summary()["tasks"]["num_clusters"] == 2
+    assert callback.clusters.summarize()["tasks"]["num_clusters"] == 2
 
 
 @pytest.mark.parametrize(

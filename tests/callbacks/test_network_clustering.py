@@ -79,7 +79,7 @@ def test_tasks_of_a_cluster_share_weights_after_every_step(
     for number, layer in enumerate(model.cluster_layers):
         assert layer.assignment.unique().tolist() == list(range(layer.num_clusters))
         assert torch.equal(callback.assignments[f"cluster_layers.{number}"], layer.assignment)
-    summary = callback.summary()["cluster_layers.0"]
+    summary = callback.clusters.summarize()["cluster_layers.0"]
     assert summary["frozen_at_step"] == 3 * per_epoch + 1
     assert summary["trace"][0][0] == per_epoch + 1
     assert all(step <= 3 * per_epoch for step, _ in summary["trace"])
@@ -98,7 +98,7 @@ def test_one_cluster_is_a_hard_layer_that_shares_from_the_first_step(
             assert rows(pl_module.cluster_layers[0]).unique(dim=0).shape[0] == 1
 
     make_trainer(max_epochs=2, callbacks=[callback, Hard()]).fit(model, datamodule=datamodule)
-    assert callback.summary()["cluster_layers.0"]["trace"] == [[1, [0] * 4]]
+    assert callback.clusters.summarize()["cluster_layers.0"]["trace"] == [[1, [0] * 4]]
 
 
 def test_assignments_stay_after_training(
@@ -132,7 +132,7 @@ def test_gradient_accumulation_clusters_once_per_optimizer_step(
         calls.append(None)
         return assign_tasks(*args, **settings)
 
-    monkeypatch.setattr("lightning_ncmtl.callbacks._decision.assign_tasks", counting)
+    monkeypatch.setattr("lightning_ncmtl.clustering.network_clustering.assign_tasks", counting)
     callback = NetworkClusteringCallback(warmup_epochs=0)
     watch = fit(callback, make_model(), datamodule, make_trainer, max_epochs=2, accumulate_grad_batches=3)
     steps = 2 * -(-len(datamodule.train_dataloader()) // 3)
@@ -176,7 +176,7 @@ def test_equals_the_formulas_by_hand(
     model = make_model(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5))
     trainer = make_trainer(callbacks=[before, callback, watch], max_steps=4, precision=precision)
     trainer.fit(model, datamodule=datamodule)
-    assert (len(callback.summary()["cluster_layers.0"]["trace"]) > 1) == bool(move)
+    assert (len(callback.clusters.summarize()["cluster_layers.0"]["trace"]) > 1) == bool(move)
     residual = torch.zeros_like(before.rows[0])
     for optimized, shared, assignment in zip(before.rows, watch.rows, watch.assignments, strict=True):
         own = optimized + residual
@@ -193,7 +193,7 @@ def test_every_n_steps_clusters_less_often_but_always_shares(
     callback = NetworkClusteringCallback(warmup_epochs=0, every_n_steps=4, freeze_after_epochs=None, commitment=0)
     watch = fit(callback, make_model(), datamodule, make_trainer, max_epochs=3)
     assert all(watch.shared)
-    changes = [step for step, _ in callback.summary()["cluster_layers.0"]["trace"]]
+    changes = [step for step, _ in callback.clusters.summarize()["cluster_layers.0"]["trace"]]
     assert changes[0] == 1
     assert all(step % 4 == 0 for step in changes[1:])
 
@@ -313,9 +313,9 @@ def test_weights_that_are_not_finite_stop_training_before_they_spread(
     ("settings", "message"),
     [
         ({"commitment": 1.5}, "between 0 and 1, found 1.5"),
-        ({"every_n_steps": 0}, "found every_n_steps=0"),
-        ({"restarts": 0}, "restarts=0"),
-        ({"warmup_epochs": -1}, "warmup_epochs=-1"),
+        ({"every_n_steps": 0}, "every_n_steps must be at least 1, found 0"),
+        ({"restarts": 0}, "restarts must be at least 1, found 0"),
+        ({"warmup_epochs": -1}, "warmup_epochs must be at least 0, found -1"),
         ({"warmup_epochs": 4}, "freeze_after_epochs 4 leaves no time to cluster after warmup_epochs 4"),
         ({"preset": "magic"}, "unknown preset 'magic'"),
     ],

@@ -120,7 +120,7 @@ def test_layers_that_are_made_late(make_trainer: MakeTrainer, tmp_path: Path) ->
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     _, resumed, model = run(4, tmp_path / "half.ckpt")
     _, whole, expected = run(4)
-    assert resumed.summary() == whole.summary()
+    assert resumed.clusters.summarize() == whole.clusters.summarize()
     assert resumed.tasks == ["ant", "bee", "cat", "dog", "eel", "fox"]
     for name, value in model.state_dict().items():
         assert torch.equal(value, expected.state_dict()[name]), name
@@ -205,9 +205,9 @@ def test_tasks_in_another_order_are_refused(make_trainer: MakeTrainer, tmp_path:
 def test_freezing_right_after_the_first_clustering_warns(make_trainer: MakeTrainer) -> None:
     """The warm-up in steps may outlast the epochs after which clusters are frozen."""
     callback = NetworkClusteringCallback(2, "heads", warmup_steps=13, freeze_after_epochs=1)
-    with pytest.warns(UserWarning, match="heads is frozen right after its first clustering, since 2 epochs are over"):
+    with pytest.warns(UserWarning, match="heads is frozen right after its first clustering: freeze clusters later"):
         make_trainer(max_epochs=3, callbacks=[callback]).fit(Heads())
-    assert callback.summary()["heads"]["frozen_at_step"] == 15
+    assert callback.clusters.summarize()["heads"]["frozen_at_step"] == 15
 
 
 def test_not_finite_weights_stop_the_training_and_leave_the_last_good_checkpoint(

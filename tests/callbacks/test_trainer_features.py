@@ -204,7 +204,7 @@ def test_lr_find_and_scale_batch_size_leave_no_trace(model: Heads, make_trainer:
     assert torch.equal(rows_of(model), before)
     assert callback.assignments == {}
     trainer.fit(model)
-    assert callback.summary()["heads"]["trace"][0][0] == 3  # the warm-up was not used up
+    assert callback.clusters.summarize()["heads"]["trace"][0][0] == 3  # the warm-up was not used up
     assert unshared(rows_of(model), callback.assignments["heads"]) == 0
 
 
@@ -218,7 +218,7 @@ def test_learning_rate_finder_before_the_training(model: Heads, train: Train) ->
     _, callback, steps = train(model, LearningRateFinder(num_training_steps=10), Start())
     assert starts == [1]  # it does not keep tasks from their shared start
     assert steps == list(range(3, 13))
-    assert callback.summary()["heads"]["trace"][0][0] == 3
+    assert callback.clusters.summarize()["heads"]["trace"][0][0] == 3
 
 
 def test_fast_dev_run(model: Heads, make_trainer: MakeTrainer) -> None:
@@ -279,11 +279,11 @@ def test_training_on_with_the_same_trainer_keeps_the_clusters(model: Heads, make
     callback = clustering()
     trainer = make_trainer(callbacks=[callback], max_epochs=2)
     trainer.fit(model)
-    trace = list(callback.summary()["heads"]["trace"])
+    trace = list(callback.clusters.summarize()["heads"]["trace"])
     trainer.fit_loop.max_epochs = 3
     trainer.fit(model)
     assert trainer.global_step == 3 * STEPS
-    assert callback.summary()["heads"]["trace"][: len(trace)] == trace
+    assert callback.clusters.summarize()["heads"]["trace"][: len(trace)] == trace
     assert callback.state_dict()["steps"] == 3 * STEPS
 
 

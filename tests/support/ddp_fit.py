@@ -53,7 +53,7 @@ class CompareRanks(Callback):
             "steps": self.steps,
             "unequal": self.unequal,
             "unshared": self.unshared,
-            "clusters": self.clustering.summary(),
+            "clusters": self.clustering.clusters.summarize(),
         }
         (self.folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(result))
 

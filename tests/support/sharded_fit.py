@@ -117,7 +117,7 @@ class History(Callback):
         self.steps[trainer.global_step] = {
             "weights": {name: whole(p) for name, p in pl_module.named_parameters()},
             "layers": self.clustering.state_dict()["layers"],
-            "losses": {name: loss for name, (_, loss) in self.clustering.losses.items()},
+            "losses": {name: loss for name, (_, loss) in self.clustering.clusters.losses.items()},
             "assignments": [m.assignment for m in pl_module.modules() if isinstance(m, ClusterLinear)],
         }
 

@@ -133,8 +133,8 @@ def test_directions_from_the_start_do_not_see_how_far_tasks_went() -> None:
     start = torch.tensor([5.0, 5.0])
     ways = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [0.1, 1.0]])
     own = start + ways * torch.tensor([[0.1], [0.1], [9.0], [9.0]])
-    (by_way,) = assign_tasks([own], [2], [None], origins=[start])
+    (by_way,) = assign_tasks([own], [2], [None], metric="cosine", origins=[start])
     assert by_way.tolist() in ([0, 1, 0, 1], [1, 0, 1, 0])
     (by_place,) = assign_tasks([own], [2], [None])
     assert by_place[0] == by_place[1]
-    assert assign_tasks([own], [2], [by_way], origins=[start])[0].tolist() == by_way.tolist()
+    assert assign_tasks([own], [2], [by_way], metric="cosine", origins=[start])[0].tolist() == by_way.tolist()

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from lightning_ncmtl import TaskLinear, TaskModule
-from lightning_ncmtl.callbacks._start import start_alike, start_apart
 from lightning_ncmtl.clustering import find_targets
+from lightning_ncmtl.clustering.start import start_alike, start_apart
 
 
 def test_apart_and_alike() -> None:

@@ -1,0 +1,156 @@
+"""One cluster layer in training: its own weights ``W + R``, its clusters, and what a checkpoint keeps of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ncmtl.clustering.targets import Target
+from lightning_ncmtl.layers import ClusterLinear, PerTask
+
+# Cluster numbers that a trace holds: a few MiB, and as much in clusters.json and checkpoints
+MAX_TRACE = 500_000
+_SLICED = ("residual", "start")
+
+
+@dataclass
+class LayerState:
+    """What network clustering knows of N tasks with D numbers each, of which this rank may have a slice.
+
+    Attributes:
+        num_clusters: K; ``None`` until it is chosen.
+        assignment: ``[N]``; ``None`` before the first clustering.
+        residual: ``[N, D]``, where each task wanted to go; ``None`` before the first clustering and once frozen.
+        start: ``[1, D]`` with which all tasks started, for the metric cosine.
+        frozen_at_step: The first step with fixed clusters.
+        trace: ``[step, [N cluster numbers]]`` whenever they changed.
+    """
+
+    num_clusters: int | None
+    assignment: Tensor | None = None
+    residual: Tensor | None = None
+    start: Tensor | None = None
+    frozen_at_step: int | None = None
+    trace: list[list[Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._target: Target | None = None  # as long as there is none, tensors are whole
+        self._layer: PerTask | None = None
+
+    @property
+    def target(self) -> Target:
+        """The parameters, of which there must be some by now."""
+        assert self._target is not None, "attach a target first"
+        return self._target
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing more to find out, and so no reason to remember."""
+        return self.frozen_at_step is not None or self.num_clusters == 1
+
+    def is_undecided(self, num_tasks: int) -> bool:
+        """Whether k-means has anything to decide."""
+        return self.frozen_at_step is None and (self.num_clusters is None or 1 < self.num_clusters < num_tasks)
+
+    def attach(self, target: Target, layer: PerTask | None) -> None:
+        """Take the parameters of a module, and bring the layer of this package that holds them in line, if one does."""
+        if self._target is None:
+            for name in _SLICED:
+                if (value := getattr(self, name)) is not None:
+                    setattr(self, name, target.cut(value))
+        self._target, self._layer = target, layer
+        if isinstance(layer, ClusterLinear):  # not all ways to restore a layer restore what is no parameter
+            layer.num_clusters = self.num_clusters or layer.num_clusters
+            layer.assignment = layer.assignment if self.assignment is None else self.assignment.cpu()
+        if self.is_settled and self.assignment is not None:  # a checkpoint may lie before the sharing of a step
+            target.share(self.assignment)
+        self.freeze_layer()
+
+    def read_own(self) -> Tensor:
+        """What each task would have by itself, ``W + R`` [N, D]: in the place of ``R``, if there is any."""
+        target = self.target
+        for name in ("assignment", *_SLICED):
+            if (value := getattr(self, name)) is not None:
+                setattr(self, name, value.to(target.device))
+        if self.residual is None:
+            return target.read().to(torch.promote_types(target.dtype, torch.float32))
+        target.add_to(self.residual)
+        return self.residual
+
+    def has(self, assignment: Tensor) -> bool:
+        """Whether this is the assignment that the layer has."""
+        return assignment is self.assignment or (
+            self.assignment is not None and torch.equal(assignment, self.assignment)
+        )
+
+    def measure_change(self, assignment: Tensor) -> Tensor:
+        """The share of tasks that an assignment moves to another cluster, 0-d float64."""
+        if self.assignment is None or assignment is self.assignment:
+            return torch.full((), float(self.assignment is None), dtype=torch.float64, device=assignment.device)
+        return (assignment != self.assignment).double().mean()
+
+    def count_clusters(self, assignment: Tensor) -> int:
+        """K; if it was to be chosen, that of the first assignment, from now on."""
+        if self.num_clusters is None:
+            self.num_clusters = int(assignment.max()) + 1
+            if isinstance(self._layer, ClusterLinear):
+                self._layer.num_clusters = self.num_clusters
+        return self.num_clusters
+
+    def remember(self, assignment: Tensor, changed: bool, step: int) -> None:
+        """Take an assignment ``[N]``."""
+        self.assignment = assignment
+        if changed:
+            self.record(step, assignment.tolist())
+            if isinstance(self._layer, ClusterLinear):
+                self._layer.assignment = assignment.cpu()
+
+    def record(self, step: int, assignment: Sequence[int]) -> None:
+        """Append an assignment ``[N]``, which began at a step, to the trace.
+
+        A long trace forgets every second entry between its first and its last. So it has gaps, of which the largest is
+        at most a few times the average.
+        """
+        self.trace.append([step, list(assignment)])
+        if len(self.trace) > max(3, MAX_TRACE // len(assignment)):
+            del self.trace[1:-1:2]
+
+    def freeze(self, step: int) -> None:
+        """Fix the clusters."""
+        self.frozen_at_step = step
+        self.residual = None
+
+    def freeze_layer(self) -> None:
+        """Let a layer of this package, whose tasks share for good by now, compute by clusters."""
+        layer = self._layer
+        if layer is not None and layer.frozen_clusters is None and self.is_settled and self.assignment is not None:
+            layer.freeze_clusters(self.assignment)
+
+    def summarize(self) -> dict[str, Any]:
+        """Plain values for reports; the assignment is empty if there is none."""
+        return {
+            "num_clusters": self.num_clusters,
+            "assignment": [] if self.assignment is None else self.assignment.tolist(),
+            "frozen_at_step": self.frozen_at_step,
+            "trace": self.trace,
+        }
+
+    def save(self) -> dict[str, Any]:
+        """CPU tensors and plain values; where parameters are sharded, all ranks must call it at once."""
+        saved: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        saved["trace"] = list(self.trace)
+        for name in ("assignment", *_SLICED):
+            if (value := saved[name]) is not None:
+                if self._target is not None and name in _SLICED:
+                    value = self._target.whole(value)
+                saved[name] = value.to("cpu", copy=True)  # the next steps change residuals in place
+        return saved
+
+    @classmethod
+    def load(cls, saved: dict[str, Any]) -> "LayerState":
+        """What :meth:`save` returned, with any number of ranks."""
+        state = cls(**{**saved, "trace": list(saved["trace"])})
+        state.residual = None if state.residual is None else state.residual.clone()  # it changes in place
+        return state

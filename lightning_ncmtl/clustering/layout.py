@@ -1,0 +1,76 @@
+"""What there is to cluster in a module: the targets, their tasks, and how many clusters each shall have."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from torch import nn
+
+from lightning_ncmtl.clustering.targets import Target, find_targets
+from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.layers import cluster_layers
+
+NumClusters: TypeAlias = int | Literal["auto"] | list[int | Literal["auto"]] | None
+
+
+class Layout(NamedTuple):
+    """The targets by name, the names of the tasks, and the number of clusters of each target (``None``: to choose)."""
+
+    targets: dict[str, Target]
+    tasks: list[str]
+    num_clusters: dict[str, int | None]
+
+
+def find_layout(
+    module: nn.Module, targets: list[str] | None, num_clusters: NumClusters, task_names: list[str] | None
+) -> Layout:
+    """Find what there is to cluster.
+
+    Args:
+        module: The module.
+        targets: Names of the targets; ``None`` for all :class:`lightning_ncmtl.ClusterLinear` layers.
+        num_clusters: One number or ``"auto"`` for all targets, one for each, or ``None`` for those of the layers.
+        task_names: Names of the tasks; ``None`` for the keys of a ``ModuleDict``, or indices.
+
+    Raises:
+        InputError: If there is nothing to cluster, a target cannot be clustered, or numbers and names do not fit.
+    """
+    layers = cluster_layers(module)
+    names = list(layers) if targets is None else targets
+    if len(set(names)) < len(names):
+        raise InputError(f"targets must differ, found {names}")
+    if not names and hasattr(module, "_compact_clusters"):
+        raise InputError("the model is compact, its tasks share for good: train it without network clustering")
+    if not names:
+        raise InputError(
+            f"{type(module).__name__} has no ClusterLinear layer for network clustering: name its per-task modules in "
+            "targets"
+        )
+    found = dict(zip(names, find_targets(module, names), strict=True))
+    tasks = _name_tasks(list(found.values()), task_names)
+    wanted: list[Any]
+    if num_clusters is None:
+        wanted = [layers[name].num_clusters if name in layers else None for name in names]
+    else:
+        wanted = num_clusters if isinstance(num_clusters, list) else [num_clusters] * len(names)
+    return Layout(found, tasks, _check_numbers(wanted, names, len(tasks)))
+
+
+def _name_tasks(targets: Sequence[Target], task_names: list[str] | None) -> list[str]:
+    found = next((target.tasks for target in targets if target.named), targets[0].tasks)
+    tasks = found if task_names is None else task_names
+    if len(tasks) != len(found) or len(set(tasks)) < len(found):
+        raise InputError(f"task_names must be {len(found)} different names, one per task, found {task_names}")
+    return list(tasks)
+
+
+def _check_numbers(wanted: Sequence[Any], names: Sequence[str], num_tasks: int) -> dict[str, int | None]:
+    if len(wanted) != len(names):
+        raise InputError(
+            f"num_clusters {wanted} must have one value for each of the {len(names)} targets {', '.join(names)}"
+        )
+    for name, k in zip(names, wanted, strict=True):
+        if k is None:
+            raise InputError(f"num_clusters is needed for the target {name}: a number, or 'auto'")
+        if k != "auto" and not (isinstance(k, int) and 1 <= k <= num_tasks):
+            raise InputError(f"num_clusters of {name} must be 'auto' or in 1 .. {num_tasks} tasks, found {k}")
+    return {name: None if k == "auto" else k for name, k in zip(names, wanted, strict=True)}

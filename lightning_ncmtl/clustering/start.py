@@ -1,0 +1,43 @@
+"""How the tasks of a fresh training start: from the same weights, or, as in the paper, from independent ones."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from lightning_ncmtl.clustering._ranks import say, warn
+from lightning_ncmtl.clustering.targets import Target
+from lightning_ncmtl.layers import TaskLinear, TaskModule
+
+
+def start_alike(targets: Mapping[str, Target], first: str) -> list[str]:
+    """Give all tasks of each target the weights of the first.
+
+    Args:
+        targets: By name.
+        first: The name of the first task, for the message.
+
+    Returns:
+        The names of the targets in which that changed anything.
+    """
+    changed = []
+    for name, target in targets.items():
+        if not target.is_alike():
+            rows = target.read()
+            target.write(rows[0].expand_as(rows))
+            say(f"shared start: all tasks of {name} start from the weights of {first!r}")
+            changed.append(name)
+    return changed
+
+
+def start_apart(module: nn.Module, seed: int) -> None:
+    """Draw weights of its own for every task of every layer of this package, heads included."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, layer in module.named_modules():
+        if isinstance(layer, TaskLinear):
+            layer.reset_parameters(generator=generator)
+        elif isinstance(layer, TaskModule):
+            warn(
+                f"preset 'literal' draws no weights for {name}, a TaskModule, whose tasks start as they are: draw them "
+                "before training, if they should start apart"
+            )

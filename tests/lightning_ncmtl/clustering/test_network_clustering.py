@@ -1,0 +1,182 @@
+"""Network clustering in plain loops, without a Trainer."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from projects import Heads, data, rows_of, unshared
+from pytorch_lightning import Trainer
+from ranks import on_ranks
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from lightning_ncmtl import ClusterLinear
+from lightning_ncmtl.callbacks import NetworkClusteringCallback
+from lightning_ncmtl.clustering import NetworkClustering
+from lightning_ncmtl.errors import InputError
+
+SETTINGS: dict[str, Any] = {"num_clusters": 2, "targets": "heads", "warmup_steps": 4, "commitment": 0.1}
+
+
+def make() -> Heads:
+    torch.manual_seed(0)
+    return Heads()
+
+
+def batches() -> Iterator[list[Tensor]]:
+    while True:
+        yield from DataLoader(data(), batch_size=16)
+
+
+def train(model: Heads, optimizer: torch.optim.Optimizer, clusters: NetworkClustering, steps: range) -> None:
+    for step, (x, y, task_ids) in zip(range(steps.stop), batches(), strict=False):
+        if step in steps:
+            optimizer.zero_grad()
+            F.mse_loss(model(x, task_ids), y).backward()
+            optimizer.step()
+            clusters.step()
+
+
+def test_a_plain_loop_is_the_callback(make_trainer: Callable[..., Trainer]) -> None:
+    by_hand = make()
+    clusters = NetworkClustering(by_hand, **SETTINGS)
+    train(by_hand, torch.optim.Adam(by_hand.parameters(), lr=0.05), clusters, range(18))
+    with_lightning = make()
+    callback = NetworkClusteringCallback(**SETTINGS, freeze_after_epochs=None)
+    make_trainer(callbacks=[callback], max_epochs=3).fit(with_lightning)
+    assert torch.equal(rows_of(by_hand), rows_of(with_lightning))
+    assert unshared(rows_of(by_hand), clusters.assignments["heads"]) == 0
+    assert clusters.summarize() == callback.clusters.summarize()
+    assert clusters.summarize()["heads"]["trace"][0][0] == 5
+    ours, theirs = clusters.state_dict(), callback.state_dict()
+    assert (ours.pop("tasks"), ours.pop("steps")) == (theirs.pop("tasks"), theirs.pop("steps"))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert clusters.losses["heads"][0] == clusters.steps == 18
+
+
+@pytest.mark.parametrize("half", [2, 9, 15])  # within the warm-up, behind it, and frozen
+def test_a_plain_loop_resumes_exactly(half: int) -> None:
+    def run(model: Heads, optimizer: Any, clusters: NetworkClustering, steps: range) -> None:
+        for step in steps:
+            if step == 12:
+                clusters.freeze()
+            train(model, optimizer, clusters, range(step, step + 1))
+
+    whole = make()
+    optimizer, clusters = torch.optim.Adam(whole.parameters(), lr=0.05), NetworkClustering(whole, **SETTINGS)
+    run(whole, optimizer, clusters, range(half))
+    file = io.BytesIO()
+    torch.save([whole.state_dict(), optimizer.state_dict(), clusters.state_dict()], file)
+    run(whole, optimizer, clusters, range(half, 18))
+    file.seek(0)
+    weights, moments, state = torch.load(file, weights_only=True)
+    again = make()
+    optimizer, resumed = torch.optim.Adam(again.parameters(), lr=0.05), NetworkClustering(again, **SETTINGS)
+    again.load_state_dict(weights)
+    optimizer.load_state_dict(moments)
+    resumed.load_state_dict(state)
+    run(again, optimizer, resumed, range(half, 18))
+    assert torch.equal(rows_of(again), rows_of(whole))
+    assert resumed.summarize() == clusters.summarize()
+    assert clusters.summarize()["heads"]["frozen_at_step"] == 13
+
+
+@pytest.mark.parametrize("steps", [2, 9])
+def test_weights_that_the_shared_start_has_overwritten_are_not_trained_on(steps: int) -> None:
+    model = make()
+    clusters = NetworkClustering(model, **SETTINGS)
+    train(model, torch.optim.Adam(model.parameters(), lr=0.05), clusters, range(steps))
+    again = make()
+    again.load_state_dict(model.state_dict())
+    too_late = NetworkClustering(again, **SETTINGS)
+    with pytest.raises(InputError, match="all have the weights of the shared start: make NetworkClustering first"):
+        too_late.load_state_dict(clusters.state_dict())
+    again.load_state_dict(model.state_dict())
+    too_late.load_state_dict(clusters.state_dict())  # the order that the message names
+
+
+def test_a_state_of_something_else_is_refused() -> None:
+    clusters = NetworkClustering(make(), **SETTINGS)
+    state = clusters.state_dict()
+    names = NetworkClustering(make(), **SETTINGS, task_names=list("abcdef"))
+    with pytest.raises(InputError, match="the checkpoint has the tasks ant, bee, .*; the module a, b"):
+        names.load_state_dict(state)
+    number = NetworkClustering(make(), **{**SETTINGS, "num_clusters": 3})
+    with pytest.raises(InputError, match="the checkpoint is of another model: it has the clusters {'heads': 2}"):
+        number.load_state_dict(state)
+
+
+def test_without_a_module_there_is_nothing_to_step() -> None:
+    clusters = NetworkClustering(**SETTINGS)
+    assert clusters.assignments == {}
+    with pytest.raises(InputError, match="give NetworkClustering a module, or attach one"):
+        clusters.step()
+
+
+def test_frozen_layers_compute_by_clusters_until_they_are_released() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"layer": ClusterLinear(4, 3, 2, num_clusters=2)})
+    clusters = NetworkClustering(model, warmup_steps=1)
+    layer = model["layer"]
+
+    def move() -> None:
+        with torch.no_grad():
+            layer.weight += torch.tensor([1.0, 1.1, -1.0, -1.1]).view(4, 1, 1)  # type: ignore[union-attr, operator]
+
+    for _ in range(3):
+        move()
+        clusters.step()
+    assert layer.assignment.tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
+    assert layer.frozen_clusters is None
+    clusters.freeze()
+    move()
+    clusters.step()
+    assert layer.frozen_clusters is not None
+    clusters.release()
+    assert layer.frozen_clusters is None
+
+
+def test_freezing_right_after_the_first_clustering_warns() -> None:
+    model = make()
+    clusters = NetworkClustering(model, **SETTINGS)
+    train(model, torch.optim.Adam(model.parameters(), lr=0.05), clusters, range(5))
+    with pytest.warns(UserWarning, match="heads is frozen right after its first clustering"):
+        clusters.freeze()
+
+
+def _cluster_on_rank(rank: int, folder: Path) -> None:
+    """Rank 1's weights lie so that it would decide otherwise."""
+    model = nn.ModuleDict({"heads": nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in range(4))})
+    clusters = NetworkClustering(model, num_clusters=2, targets="heads", warmup_steps=0, shared_start=False)
+    for head, value in zip(model["heads"], [0.0, 0.1, 5.0, 5.1] if rank == 0 else [0.0, 5.0, 0.1, 5.1], strict=True):  # type: ignore[arg-type]
+        nn.init.constant_(head.weight, value)
+    clusters.step()
+    torch.save(clusters.assignments["heads"], folder / f"{rank}")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_rank_0_decides_for_all(tmp_path: Path) -> None:
+    on_ranks(2, _cluster_on_rank, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}") for rank in range(2))
+    assert torch.equal(first, second)
+    assert first[0] == first[1] != first[2] == first[3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0, found -1"),
+        ({"task_names": "abc"}, "task_names must be a list of strings, found 'abc'"),
+        ({"targets": ["heads", "heads"]}, "targets must differ"),
+        ({"num_clusters": None}, "num_clusters is needed for the target heads"),
+        ({"num_clusters": [2, 2]}, "must have one value for each of the 1 targets heads"),
+        ({"task_names": ["a", "b"]}, "task_names must be 6 different names"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        NetworkClustering(make(), **{**SETTINGS, **settings})
