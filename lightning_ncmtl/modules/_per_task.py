@@ -21,7 +21,7 @@ def word_tables(encoder: nn.Module) -> list[nn.Embedding]:
     return [table for table in named if isinstance(table, nn.Embedding)]
 
 
-def of_rows(encoded: Tensor, rows: Tensor | None) -> Tensor:
+def select_entries(encoded: Tensor, rows: Tensor | None) -> Tensor:
     """From documents ``[B, F]`` to entries of the batch ``[R, F]``, of the documents ``rows [R]``; all if ``None``."""
     return encoded if rows is None else encoded[rows]
 
@@ -31,7 +31,7 @@ def apply_per_task(networks: nn.ModuleList, inputs: Any, task_ids: Tensor, rows:
 
     Args:
         networks: One per task, each maps inputs of ``M`` documents to ``[M, F]``.
-        inputs: As for :func:`select`, B documents.
+        inputs: As for :func:`select_documents`, B documents.
         task_ids: ``[R]``, the task of each entry, in any order; R at least 1.
         rows: ``[R]``, the place of each entry's document; ``None`` if these are ``0 .. B - 1``.
 
@@ -43,13 +43,13 @@ def apply_per_task(networks: nn.ModuleList, inputs: Any, task_ids: Tensor, rows:
     """
     if rows is not None and rows.shape != task_ids.shape:
         raise InputError(f"found {list(rows.shape)} rows for {list(task_ids.shape)} task ids")
-    places = rows_of_tasks(task_ids, len(networks))
+    places = find_rows(task_ids, len(networks))
     documents = {task: mine if rows is None else rows[mine] for task, mine in places.items()}
-    out = torch.cat([networks[task](select(inputs, mine)) for task, mine in documents.items()])
+    out = torch.cat([networks[task](select_documents(inputs, mine)) for task, mine in documents.items()])
     return out[torch.cat(list(places.values())).argsort()]
 
 
-def rows_of_tasks(task_ids: Tensor, num_tasks: int) -> dict[int, Tensor]:
+def find_rows(task_ids: Tensor, num_tasks: int) -> dict[int, Tensor]:
     """The places of the rows of each task that is present, by task: ``{task: [M]}``."""
     present = task_ids.unique().tolist()
     for task in present:
@@ -58,7 +58,7 @@ def rows_of_tasks(task_ids: Tensor, num_tasks: int) -> dict[int, Tensor]:
     return {task: (task_ids == task).nonzero().squeeze(1) for task in present}
 
 
-def select(inputs: Any, rows: Tensor) -> Any:
+def select_documents(inputs: Any, rows: Tensor) -> Any:
     """Some documents of a batch.
 
     Args:

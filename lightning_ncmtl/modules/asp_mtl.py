@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_ncmtl.compatibility import LRSchedulerCallable, OptimizerCallable
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import TaskLinear
-from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, of_rows, rows_of_tasks, word_tables
+from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, find_rows, select_entries, word_tables
 from lightning_ncmtl.modules.base import MultiTaskModule, cross_entropy
 
 
@@ -30,15 +29,9 @@ class ASPMTL(MultiTaskModule):
         encoder: The shared encoder: maps ``inputs`` to ``[B, encoder.out_features]``. Private ones are copies of it,
             in which modules with ``reset_parameters`` start anew.
         num_tasks: Number of tasks N.
-        num_classes: Number of classes C.
         adversarial: Weight of the adversarial term (Liu et al.: 0.05).
         orthogonality: Weight of the orthogonality penalty (Liu et al.: 0.01).
-        task_names: Name of each task, for logs; indices by default.
-        task_classes: The classes of each task, out of ``0 .. num_classes - 1``; all by default.
-        optimizer: Makes the optimizer of the parameters.
-        lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
-        update_absent_tasks: Whether momentum and weight decay go on to change the stacked weights of tasks that are
-            absent from a step, see :func:`lightning_ncmtl.absent_tasks.keep_absent_tasks`.
+        settings: Those of :class:`lightning_ncmtl.modules.MultiTaskModule`.
 
     Raises:
         InputError: If a weight is negative.
@@ -53,17 +46,12 @@ class ASPMTL(MultiTaskModule):
         self,
         encoder: nn.Module,
         num_tasks: int,
-        num_classes: int = 2,
+        *,
         adversarial: float = 0.05,
         orthogonality: float = 0.01,
-        task_names: list[str] | None = None,
-        task_classes: list[list[int]] | None = None,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        update_absent_tasks: bool = True,
+        **settings: Any,
     ) -> None:
-        super().__init__(num_tasks, num_classes, task_names, task_classes, optimizer, lr_scheduler)
-        self.update_absent_tasks = update_absent_tasks
+        super().__init__(num_tasks, **settings)
         if adversarial < 0 or orthogonality < 0:
             raise InputError(f"weights must be at least 0, found {adversarial=}, {orthogonality=}")
         self.adversarial = adversarial
@@ -71,12 +59,12 @@ class ASPMTL(MultiTaskModule):
         self.encoder = encoder
         self.private_encoders = nn.ModuleList(_start_anew(encoder) for _ in range(num_tasks))
         size = int(encoder.out_features)  # type: ignore[arg-type]
-        self.head = TaskLinear(num_tasks, 2 * size, num_classes)
+        self.head = TaskLinear(num_tasks, 2 * size, self.num_classes)
         self.discriminator = nn.Linear(size, num_tasks)
 
     def features(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The shared and the private features, each ``[R, encoder.out_features]``."""
-        shared = of_rows(self.encoder(inputs), rows)
+        shared = select_entries(self.encoder(inputs), rows)
         return shared, apply_per_task(self.private_encoders, inputs, task_ids, rows)
 
     def logits(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -91,7 +79,7 @@ class ASPMTL(MultiTaskModule):
         shared, private = self.features(batch["inputs"], task_ids, batch.get("rows"))
         loss = cross_entropy(self.masked(self.head(torch.cat([private, shared], 1), task_ids), task_ids), labels)
         adversarial = F.cross_entropy(self.discriminator(_reverse_gradient(shared)), task_ids)
-        parts = {task: (shared[rows], private[rows]) for task, rows in rows_of_tasks(task_ids, self.num_tasks).items()}
+        parts = {task: (shared[rows], private[rows]) for task, rows in find_rows(task_ids, self.num_tasks).items()}
         overlap = torch.stack([len(s) / len(shared) * _overlap(s, p) for s, p in parts.values()]).sum()
         self.log("train/adversarial_loss", adversarial, batch_size=len(labels))
         self.log("train/orthogonality", overlap, batch_size=len(labels))

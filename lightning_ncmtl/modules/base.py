@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_ncmtl.absent_tasks import keep_absent_tasks
 from lightning_ncmtl.compatibility import LightningCLI, LightningModule, LRSchedulerCallable, OptimizerCallable
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import UNLABELLED, TaskMetrics
@@ -41,9 +40,6 @@ class MultiTaskModule(LightningModule):
 
     Attributes:
         skips_absent_tasks: Whether tasks that are absent from a batch have no gradient.
-        update_absent_tasks: Whether momentum and weight decay go on to change the weights that such tasks have in
-            stacked layers, see :func:`lightning_ncmtl.absent_tasks.keep_absent_tasks`. They do by default, as is usual
-            in torch and costs nothing: on FDU-MTL it makes no difference (``results/README.md``).
         class_mask: ``[N, C]``, 1 where a task has a class, else 0; ``None`` if all tasks have all classes.
 
     Raises:
@@ -51,7 +47,6 @@ class MultiTaskModule(LightningModule):
     """
 
     skips_absent_tasks = False
-    update_absent_tasks = True
     class_mask: Tensor | None
 
     def __init__(
@@ -86,7 +81,9 @@ class MultiTaskModule(LightningModule):
         if stage == "fit" and not self._started and vectors is not None and (matrix := vectors()) is not None:
             encoders = self._encoders_of_words()
             if not encoders:
-                raise InputError(f"{type(self).__name__} has no encoder that takes word vectors: unset data.vectors")
+                raise InputError(
+                    f"{type(self).__name__} has no encoder that takes word vectors: unset data.text.vectors"
+                )
             fitting = [encoder for encoder in encoders if _width(encoder) == matrix.shape[1]]
             for encoder in fitting or encoders:  # where none fits, one says what would
                 encoder.load_vectors(matrix)
@@ -158,8 +155,6 @@ class MultiTaskModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
-        if not self.update_absent_tasks:
-            keep_absent_tasks(optimizer, self)
         scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
         return LightningCLI.configure_optimizers(self, optimizer, scheduler)
 

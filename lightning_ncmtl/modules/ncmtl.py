@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lightning_ncmtl.compatibility import LRSchedulerCallable, OptimizerCallable
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import ClusterLinear, TaskLinear, route
-from lightning_ncmtl.modules._per_task import of_rows
+from lightning_ncmtl.layers import ClusterLinear
+from lightning_ncmtl.modules._layers import apply_layers, make_specific
+from lightning_ncmtl.modules._per_task import select_entries
 from lightning_ncmtl.modules.base import MultiTaskModule
 
 
@@ -25,16 +24,10 @@ class NCMTL(MultiTaskModule):
     Args:
         encoder: The hard layers: maps ``inputs`` to ``[B, encoder.out_features]``.
         num_tasks: Number of tasks N.
-        num_classes: Number of classes C.
         cluster_features: Width of each cluster layer (the paper, 4.1: 32, 32, 16).
         num_clusters: Number of clusters of each cluster layer (the paper, 4.1: 3, 5, 10).
         dropout: Dropout after each cluster layer.
-        task_names: Name of each task, for logs; indices by default.
-        task_classes: The classes of each task, out of ``0 .. num_classes - 1``; all by default.
-        optimizer: Makes the optimizer of the parameters.
-        lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
-        update_absent_tasks: Whether momentum and weight decay go on to change the stacked weights of tasks that are
-            absent from a step, see :func:`lightning_ncmtl.absent_tasks.keep_absent_tasks`.
+        settings: Those of :class:`lightning_ncmtl.modules.MultiTaskModule`.
 
     Raises:
         InputError: If a layer has more clusters than there are tasks, or the lists differ in length.
@@ -44,18 +37,13 @@ class NCMTL(MultiTaskModule):
         self,
         encoder: nn.Module,
         num_tasks: int,
-        num_classes: int = 2,
+        *,
         cluster_features: Sequence[int] = (32, 32, 16),
         num_clusters: Sequence[int] = (3, 5, 10),
         dropout: float = 0.0,
-        task_names: list[str] | None = None,
-        task_classes: list[list[int]] | None = None,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        update_absent_tasks: bool = True,
+        **settings: Any,
     ) -> None:
-        super().__init__(num_tasks, num_classes, task_names, task_classes, optimizer, lr_scheduler)
-        self.update_absent_tasks = update_absent_tasks
+        super().__init__(num_tasks, **settings)
         if len(cluster_features) != len(num_clusters):
             raise InputError(
                 f"cluster_features and num_clusters need one value per layer, found {list(cluster_features)} "
@@ -68,14 +56,8 @@ class NCMTL(MultiTaskModule):
             for inside, outside, clusters in zip(widths, widths[1:], num_clusters, strict=False)
         )
         self.dropout = nn.Dropout(dropout)
-        self.head = TaskLinear(num_tasks, widths[-1], num_classes)
-        # Heads that started apart would pull the cluster layers of their tasks apart, whatever the tasks learn.
-        self.head.reset_parameters(shared=True)
+        self.head = make_specific(num_tasks, widths[-1], self.num_classes)
 
     def logits(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:
-        x = of_rows(self.encoder(inputs), rows)
-        routing = route(task_ids, self.num_tasks)  # once for all layers
-        for layer in self.cluster_layers:
-            x = self.dropout(layer(x, routing).relu())
-        logits: Tensor = self.head(x, routing)
-        return logits
+        x = select_entries(self.encoder(inputs), rows)
+        return apply_layers([*self.cluster_layers, self.head], self.dropout, x, task_ids, self.num_tasks)

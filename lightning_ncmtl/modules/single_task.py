@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ncmtl.compatibility import LRSchedulerCallable, OptimizerCallable
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, rows_of_tasks, word_tables
+from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, find_rows, word_tables
 from lightning_ncmtl.modules.base import MultiTaskModule, cross_entropy
 
 
@@ -29,13 +28,9 @@ class SingleTask(MultiTaskModule):
         encoder: Maps ``inputs`` to ``[B, encoder.out_features]``. It is copied for each task; its frozen parameters
             (``freeze_embedding``) are shared between the copies.
         num_tasks: Number of tasks N.
-        num_classes: Number of classes C.
         features: Width of each layer between encoder and head (the paper, 4.1: 32, 32, 16).
         dropout: Dropout after each of these layers.
-        task_names: Name of each task, for logs; indices by default.
-        task_classes: The classes of each task, out of ``0 .. num_classes - 1``; all by default.
-        optimizer: Makes the optimizer of the parameters.
-        lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
+        settings: Those of :class:`lightning_ncmtl.modules.MultiTaskModule`.
 
     Attributes:
         networks: One per task, with the parts ``encoder``, ``layers`` and ``head``.
@@ -48,22 +43,19 @@ class SingleTask(MultiTaskModule):
         self,
         encoder: nn.Module,
         num_tasks: int,
-        num_classes: int = 2,
+        *,
         features: Sequence[int] = (32, 32, 16),
         dropout: float = 0.0,
-        task_names: list[str] | None = None,
-        task_classes: list[list[int]] | None = None,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(num_tasks, num_classes, task_names, task_classes, optimizer, lr_scheduler)
+        super().__init__(num_tasks, **settings)
         widths = [int(encoder.out_features), *features]  # type: ignore[arg-type]
         layers = [
             part
             for inside, outside in pairwise(widths)
             for part in (nn.Linear(inside, outside), nn.ReLU(), nn.Dropout(dropout))
         ]
-        head = nn.Linear(widths[-1], num_classes)
+        head = nn.Linear(widths[-1], self.num_classes)
         network = nn.Sequential(OrderedDict(encoder=encoder, layers=nn.Sequential(*layers), head=head))
         common: list[nn.Module | nn.Parameter] = [p for p in encoder.parameters() if not p.requires_grad]
         common += word_tables(encoder) if self._common_words else []
@@ -77,7 +69,7 @@ class SingleTask(MultiTaskModule):
         if len(task_ids) == 0:
             return super().loss(batch)
         logits = self(batch["inputs"], task_ids, batch.get("rows"))
-        places = rows_of_tasks(task_ids, self.num_tasks).values()
+        places = find_rows(task_ids, self.num_tasks).values()
         return torch.stack([cross_entropy(logits[mine], labels[mine]) for mine in places]).sum()
 
     def configure_gradient_clipping(

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ncmtl.compatibility import LRSchedulerCallable, OptimizerCallable
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.modules.single_task import SingleTask
 
@@ -25,14 +24,10 @@ class SoftShare(SingleTask):
     Args:
         encoder: As in :class:`lightning_ncmtl.SingleTask`.
         num_tasks: Number of tasks N.
-        num_classes: Number of classes C.
         features: Width of each layer between encoder and head (the paper, 4.1: 32, 32, 16).
         strength: Weight of the penalty.
         dropout: Dropout after each of these layers.
-        task_names: Name of each task, for logs; indices by default.
-        task_classes: The classes of each task, out of ``0 .. num_classes - 1``; all by default.
-        optimizer: Makes the optimizer of the parameters.
-        lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
+        settings: Those of :class:`lightning_ncmtl.modules.MultiTaskModule`.
 
     Raises:
         InputError: If the strength is negative.
@@ -46,18 +41,13 @@ class SoftShare(SingleTask):
         self,
         encoder: nn.Module,
         num_tasks: int,
-        num_classes: int = 2,
+        *,
         features: Sequence[int] = (32, 32, 16),
         strength: float = 1e-3,
         dropout: float = 0.0,
-        task_names: list[str] | None = None,
-        task_classes: list[list[int]] | None = None,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            encoder, num_tasks, num_classes, features, dropout, task_names, task_classes, optimizer, lr_scheduler
-        )
+        super().__init__(encoder, num_tasks, features=features, dropout=dropout, **settings)
         if strength < 0:
             raise InputError(f"strength must be at least 0, found {strength}")
         self.strength = strength

@@ -77,7 +77,7 @@ def test_classes_have_the_names_of_the_data(
     if own:
         attributes["domain_classes"] = {"a": [called[0], called[2]], "b": [called[1], called[2], called[3]]}
     trainer = make_trainer(callbacks=[PredictionWriter()])
-    model = SingleTask(nn.Linear(3, 3), 2, 4, features=(), task_classes=classes)
+    model = SingleTask(nn.Linear(3, 3), 2, num_classes=4, features=(), task_classes=classes)
     (batch,) = trainer.predict(model, datamodule=Named(**attributes))  # type: ignore[misc]
     rows = batch["probabilities"][batch["index"].argsort()].tolist()
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]

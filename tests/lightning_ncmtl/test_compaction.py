@@ -350,7 +350,7 @@ def test_torch_export_of_user_modules(make: type[Heads], targets: list[str], mak
 def test_classes_of_tasks_are_kept(tmp_path: Path) -> None:
     def make() -> NCMTL:
         classes = [[0, 1], [2, 3, 4], [4], [0, 1, 2, 3, 4]]
-        return NCMTL(nn.Linear(3, 6), 4, 5, cluster_features=(8,), num_clusters=(2,), task_classes=classes)
+        return NCMTL(nn.Linear(3, 6), 4, num_classes=5, cluster_features=(8,), num_clusters=(2,), task_classes=classes)
 
     model = make().eval()
     model.cluster_layers[0].assignment = torch.tensor([0, 1, 1, 0])

@@ -19,11 +19,11 @@ from lightning_ncmtl.modules import MultiTaskModule
 
 SYSTEMS: list[Callable[..., Any]] = [NCMTL, SingleTask, SoftShare, HardShare, ASPMTL]
 SMALL: dict[Any, dict[str, Any]] = {  # no value is the default
-    NCMTL: {"cluster_features": (8,), "num_clusters": (2,), "dropout": 0.1, "update_absent_tasks": False},
+    NCMTL: {"cluster_features": (8,), "num_clusters": (2,), "dropout": 0.1},
     SingleTask: {"features": (8,), "dropout": 0.1},
     SoftShare: {"features": (8,), "strength": 0.5, "dropout": 0.1},
-    HardShare: {"features": (8,), "share_layers": True, "dropout": 0.1, "update_absent_tasks": False},
-    ASPMTL: {"adversarial": 0.5, "orthogonality": 0.25, "update_absent_tasks": False},
+    HardShare: {"features": (8,), "share_layers": True, "dropout": 0.1},
+    ASPMTL: {"adversarial": 0.5, "orthogonality": 0.25},
 }
 
 
@@ -37,7 +37,9 @@ def test_hyperparameters_are_all_arguments(system: Callable[..., Any]) -> None:
     settings = {"num_tasks": 4, "num_classes": 3, "task_names": list("abcd"), **SMALL[system]}
     settings["task_classes"] = [[0, 1], [2, 1], [0], [0, 1, 2]]
     model = system(nn.Linear(4, 5), **settings)
-    arguments = inspect.signature(system).parameters
+    common = inspect.signature(MultiTaskModule).parameters
+    arguments = {**common, **inspect.signature(system).parameters}
+    del arguments["settings"]  # the common ones
     assert {"encoder", "optimizer", "lr_scheduler"} < arguments.keys()
     assert dict(model.hparams) == settings
     assert settings.keys() == arguments.keys() - {"encoder", "optimizer", "lr_scheduler"}
@@ -161,7 +163,7 @@ def test_vectors_without_a_use_are_refused() -> None:
     model = HardShare(nn.Linear(4, 5), 4)
     fake: Any = SimpleNamespace(datamodule=SimpleNamespace(vectors=lambda: torch.ones(3, 2)))
     model.trainer = fake
-    with pytest.raises(InputError, match="HardShare has no encoder that takes word vectors: unset data.vectors"):
+    with pytest.raises(InputError, match="HardShare has no encoder that takes word vectors: unset data.text.vectors"):
         model.setup("fit")
 
 

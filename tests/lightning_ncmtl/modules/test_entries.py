@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_ncmtl import ASPMTL, NCMTL, HardShare, SingleTask, SoftShare
 from lightning_ncmtl.encoders import HAN
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.modules._per_task import select
+from lightning_ncmtl.modules._per_task import select_documents
 
 SYSTEMS: dict[Any, dict[str, Any]] = {
     NCMTL: {"cluster_features": (6,), "num_clusters": (2,)},
@@ -30,7 +30,7 @@ every = pytest.mark.parametrize("system", SYSTEMS)
 
 def make(system: Any, encoder: nn.Module | None = None, **settings: Any) -> Any:
     torch.manual_seed(0)
-    model = system(encoder or nn.Linear(4, 5), 4, 5, **{**SYSTEMS[system], **settings})
+    model = system(encoder or nn.Linear(4, 5), 4, num_classes=5, **{**SYSTEMS[system], **settings})
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     model.log = lambda *args, **kwargs: None  # outside of a trainer
@@ -66,7 +66,7 @@ def test_rows_are_documents_that_need_not_be_repeated(system: Any, kind: str) ->
             "sentence_lengths": torch.tensor([3, 1, 2, 3, 2]),
             "document_lengths": torch.tensor([1, 2, 1, 1]),
         }
-    repeated = {**entries, "inputs": select(entries["inputs"], entries["rows"])}
+    repeated = {**entries, "inputs": select_documents(entries["inputs"], entries["rows"])}
     del repeated["rows"]
     calls: list[int] = []
     for module in [model.encoder] if hasattr(model, "encoder") else [network.encoder for network in model.networks]:

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, rows_of_tasks, select
+from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, find_rows, select_documents
 
 DOCUMENTS = [[[3, 4, 5], [6]], [[7, 8]], [[9, 3, 3, 3], [4, 5], [6, 7, 8]], [[1]]]
 
@@ -20,7 +20,7 @@ def batch(documents: list[list[list[int]]], padded: bool) -> dict[str, Tensor]:
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("rows", [[0], [2], [0, 1, 3], [3, 2, 1, 0], [1, 1]])
 def test_selected_documents_are_a_batch_of_their_own(rows: list[int], padded: bool) -> None:
-    found = select(batch(DOCUMENTS, padded), torch.tensor(rows))
+    found = select_documents(batch(DOCUMENTS, padded), torch.tensor(rows))
     expected = batch([DOCUMENTS[row] for row in rows], padded)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -28,8 +28,8 @@ def test_selected_documents_are_a_batch_of_their_own(rows: list[int], padded: bo
 
 def test_rows_of_tensors() -> None:
     x, rows = torch.arange(12).reshape(4, 3), torch.tensor([3, 1])
-    assert select(x, rows).tolist() == [[9, 10, 11], [3, 4, 5]]
-    assert select({"x": x, "y": x[:, 0]}, rows)["y"].tolist() == [9, 3]
+    assert select_documents(x, rows).tolist() == [[9, 10, 11], [3, 4, 5]]
+    assert select_documents({"x": x, "y": x[:, 0]}, rows)["y"].tolist() == [9, 3]
 
 
 def test_each_row_goes_through_the_network_of_its_task() -> None:
@@ -46,11 +46,11 @@ def test_each_row_goes_through_the_network_of_its_task() -> None:
         apply_per_task(networks, x, tasks, rows[:3])
 
 
-def test_rows_of_tasks() -> None:
-    rows = rows_of_tasks(torch.tensor([3, 0, 3]), 4)
+def test_find_rows() -> None:
+    rows = find_rows(torch.tensor([3, 0, 3]), 4)
     assert {task: mine.tolist() for task, mine in rows.items()} == {0: [1], 3: [0, 2]}
     with pytest.raises(InputError, match="task id 4 is out of range: there are tasks 0 to 3"):
-        rows_of_tasks(torch.tensor([0, 4]), 4)
+        find_rows(torch.tensor([0, 4]), 4)
 
 
 def test_copies_share_what_is_named() -> None:
