@@ -41,7 +41,6 @@ def kmeans(
     restarts: int = 1,
     max_iterations: int = 100,
     seed: int = 0,
-    metric: Metric = "euclidean",
     group: dist.ProcessGroup | None = None,
 ) -> KMeansResult:
     """Group the rows of ``x`` into ``k`` clusters by Lloyd's algorithm.
@@ -62,8 +61,6 @@ def kmeans(
         max_iterations: Upper bound on the Lloyd iterations of each start. From an assignment on a GPU, the backend
             ``gram`` always runs all of them: so the host need not wait for the GPU.
         seed: Seed of k-means++.
-        metric: ``"cosine"`` scales each row to length one first (a zero row stays), so that only directions count;
-            the result is that of the scaled rows.
         group: Ranks that each hold a slice of the dimensions of the same points: ``x`` [N, D of this rank]. All get
             the same assignment, that of the whole points, by one sum of N x N numbers; centres are of the slice.
 
@@ -79,20 +76,19 @@ def kmeans(
         tensor([[0.0500],
                 [5.0000]])
     """
-    _check(x, k, backend, init, restarts, max_iterations, metric, group)
-    points = x if metric == "euclidean" else unit_rows(x, group)
+    _check(x, k, backend, init, restarts, max_iterations, group)
     if k in (1, len(x)):
         found = _Found(torch.arange(len(x), device=x.device) % k, iterations=0)
     elif backend == "faiss":
-        found = _faiss(points, k, init, restarts, max_iterations, seed)
+        found = _faiss(x, k, init, restarts, max_iterations, seed)
     elif init is not None:
-        found = _warm(points, k, init, max_iterations, group)
+        found = _warm(x, k, init, max_iterations, group)
     else:
-        found = _cold(points, k, restarts, max_iterations, seed, group)
-    centers = _direct.means(points, found.assignment, k) if found.centers is None else found.centers
+        found = _cold(x, k, restarts, max_iterations, seed, group)
+    centers = _direct.means(x, found.assignment, k) if found.centers is None else found.centers
     inertia = found.inertia
     if inertia is None:
-        inertia = summed(_direct.inertia_of(points, found.assignment, centers), group)
+        inertia = summed(_direct.inertia_of(x, found.assignment, centers), group)
     waits = not (x.is_cuda and _is_assignment(init))
     if waits and not inertia.isfinite():
         raise InputError("k-means got values that are not finite (NaN or infinity)")
@@ -251,7 +247,6 @@ def _check(
     init: Tensor | None,
     restarts: int,
     max_iterations: int,
-    metric: Metric,
     group: dist.ProcessGroup | None,
 ) -> None:
     if x.ndim != 2 or not x.is_floating_point():
@@ -261,8 +256,6 @@ def _check(
     check_backend(backend)
     if backend == "faiss" and group is not None:
         raise InputError("FAISS needs whole points: choose backend='gram' where each rank has a slice of them")
-    if metric not in get_args(Metric):
-        raise InputError(f"unknown metric {metric!r}: choose one of {', '.join(get_args(Metric))}")
     if x.device.type == "mps":
         raise InputError("k-means needs float64, which MPS lacks: move the points to the CPU")
     if restarts < 1 or max_iterations < 1:

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from lightning_ncmtl.clustering import _slices
 from lightning_ncmtl.clustering._direct import means
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import plain_name, uncompiled
+from lightning_ncmtl.layers import PerTask, plain_name, uncompiled
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -269,14 +269,16 @@ def _describe(part: nn.Module | nn.Parameter, named: Named, prefix: str) -> list
 
 
 def _check_one_module(part: nn.Module | nn.Parameter, name: str) -> None:
-    """Several modules side by side are rather tasks, in a container that is no ModuleList."""
+    """Several modules side by side are rather tasks, in a container that is no ModuleList, unless a layer says not."""
+    if isinstance(part, PerTask):
+        return
     modules = [] if isinstance(part, nn.Parameter) else list(part.named_modules(prefix=name))
     holders = {
         path.split(".parametrizations.")[0]: module
         for path, module in modules
         if any(True for _ in module.parameters(recurse=False))
     }
-    if len(holders) > 1 and not all(hasattr(module, "num_tasks") for module in holders.values()):
+    if len(holders) > 1 and not all(isinstance(uncompiled(module), PerTask) for module in holders.values()):
         raise InputError(
             f"the target {name!r} holds several modules, {_some(list(holders))}: name a ModuleList or ModuleDict with "
             "one child per task, or each module as a target of its own"

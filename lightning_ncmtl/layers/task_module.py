@@ -66,7 +66,6 @@ class TaskModule(PerTask):
             for name, parameter in list(part.named_parameters(recurse=False)):
                 rows = parameter.detach().expand(num_tasks, *parameter.shape).clone()
                 part.register_parameter(name, nn.Parameter(rows, parameter.requires_grad))
-            part.num_tasks = num_tasks  # type: ignore[assignment] # so that its parameters are known to be of tasks
         self.train(module.training)
 
     def forward(self, inputs: Any, task_ids: Tensor | Routing) -> Any:
@@ -155,7 +154,6 @@ class CompactModule(nn.Module):
         self.clusters.freeze_clusters(None)
         self.clusters.num_tasks = len(first)
         for part in self.clusters.module.modules():
-            part.num_tasks = len(first)  # type: ignore[assignment]
             for parameter in part.parameters(recurse=False):
                 parameter.data = parameter.data[first]
         self.train(layer.training)
@@ -188,7 +186,7 @@ def _check(module: nn.Module) -> None:
             raise InputError(
                 f"{where} is a {type(part).__name__}, which torch.vmap cannot run: take {type(part).__name__}Cell"
             )
-        if hasattr(part, "num_tasks"):
+        if isinstance(part, PerTask):
             raise InputError(f"{where} is a {type(part).__name__}, which has weights per task already")
 
 

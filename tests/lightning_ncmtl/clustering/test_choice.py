@@ -1,33 +1,16 @@
 import pytest
 import torch
 from ranks import on_ranks
-from sklearn.metrics import silhouette_samples
 from torch import Tensor
 from torch import distributed as dist
 
-from lightning_ncmtl.clustering import choose_num_clusters, kmeans
-from lightning_ncmtl.clustering._gram import gram
-from lightning_ncmtl.clustering.choice import silhouettes
+from lightning_ncmtl.clustering import choose_num_clusters
 
 
 def planted(n: int, d: int, k: int, noise: float, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     centers = torch.randn(k, d, generator=generator)
     return 5 + centers[torch.arange(n) % k] + noise * torch.randn(n, d, generator=generator)
-
-
-@pytest.mark.parametrize(("n", "k"), [(9, 2), (14, 5), (40, 7), (12, 11)])
-def test_silhouettes_are_those_of_scikit_learn(n: int, k: int) -> None:
-    x = planted(n, 6, 3, 1.0, seed=n).double()
-    assignment = kmeans(x, k, restarts=3).assignment
-    ours = silhouettes(gram(x), assignment, k)
-    torch.testing.assert_close(ours, torch.from_numpy(silhouette_samples(x.numpy(), assignment.numpy())))
-
-
-def test_an_empty_cluster_and_equal_points_have_no_silhouette() -> None:
-    x = torch.tensor([[0.0], [0.0], [1.0], [1.0]])
-    assert silhouettes(gram(x), torch.tensor([0, 0, 2, 2]), 3).tolist() == [1, 1, 1, 1]
-    assert silhouettes(gram(torch.ones(4, 2)), torch.tensor([0, 0, 1, 1]), 2).tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

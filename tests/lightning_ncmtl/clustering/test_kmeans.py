@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ncmtl import kmeans
 from lightning_ncmtl.clustering import _direct, _faiss, _gram
-from lightning_ncmtl.clustering.kmeans import Backend, warm_assignments
+from lightning_ncmtl.clustering.kmeans import Backend, unit_rows, warm_assignments
 from lightning_ncmtl.errors import InputError
 
 pytest.importorskip("faiss")
@@ -219,16 +219,10 @@ def test_means_of_equal_rows_are_those_rows() -> None:
         assert _direct.means(row.expand(number, 1000), torch.zeros(number, dtype=torch.int64), 1).eq(row).all()
 
 
-@every_backend
-def test_cosine_groups_by_direction(backend: Backend) -> None:
-    directions = torch.eye(3)[[0, 1, 2, 0, 1, 2, 0]] + 0.01 * points(7, 3)
-    lengths = torch.tensor([0.01, 100.0, 1.0, 50.0, 0.1, 3.0, 7.0]).unsqueeze(1)
-    result = kmeans(directions * lengths, 3, restarts=5, metric="cosine", backend=backend)
-    assert same(result.assignment, torch.tensor([0, 1, 2, 0, 1, 2, 0]))
-    assert not same(kmeans(directions * lengths, 3, restarts=5, backend=backend).assignment, result.assignment)
-    unit = torch.nn.functional.normalize(directions * lengths)
-    assert float(result.inertia) == pytest.approx(inertia(unit, result.assignment), rel=1e-4)
-    assert kmeans(torch.zeros(4, 2), 2, metric="cosine", backend=backend).centers.isfinite().all()
+def test_unit_rows_keep_the_direction_and_zero() -> None:
+    x = points(7, 3) * torch.tensor([0.01, 100.0, 1.0, 50.0, 0.1, 3.0, 7.0]).unsqueeze(1)
+    torch.testing.assert_close(unit_rows(x), torch.nn.functional.normalize(x))
+    assert torch.equal(unit_rows(torch.zeros(4, 2)), torch.zeros(4, 2))
 
 
 @pytest.mark.parametrize("n", [14, 100])
@@ -291,7 +285,8 @@ def slices(rank: int, ranks: int, n: int, d: int) -> None:
     mine = whole.tensor_split(ranks, dim=1)[rank]
     group = dist.group.WORLD
     start = torch.arange(n) % 4
-    for settings in ({"restarts": 3}, {"init": start}, {"restarts": 2, "metric": "cosine"}):
+    torch.testing.assert_close(unit_rows(mine, group), unit_rows(whole).tensor_split(ranks, dim=1)[rank])
+    for settings in ({"restarts": 3}, {"init": start}):
         expected = kmeans(whole, 4, **settings)  # type: ignore[arg-type]
         found = kmeans(mine, 4, group=group, **settings)  # type: ignore[arg-type]
         assert found.assignment.tolist() == expected.assignment.tolist()
@@ -326,7 +321,6 @@ def test_ranks_with_slices_of_the_points_find_what_one_finds(ranks: int, n: int,
         ({"init": torch.arange(6)}, r"clusters in 0 .. 1, found tensor\(\[0, 1, 2, 3, 4, 5\]\)"),
         ({"init": torch.full((2, 2), torch.nan)}, "finite centres"),
         ({"restarts": 0}, "at least 1, found 0"),
-        ({"metric": "manhattan"}, "unknown metric 'manhattan': choose one of euclidean, cosine"),
     ],
 )
 def test_bad_input_is_refused(change: dict[str, object], message: str, backend: Backend) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_ncmtl import ClusterLinear, TaskLinear
+from lightning_ncmtl import ClusterLinear, TaskLinear, TaskModule
 from lightning_ncmtl.clustering import find_targets
 from lightning_ncmtl.errors import InputError
 
@@ -79,8 +79,8 @@ def test_writing_back_what_was_read_changes_what_was_named_and_nothing_else(
 def test_rows_of_a_copy(model: Model) -> None:
     (target,) = find_targets(model, ["heads.*.0"])
     other = copy.deepcopy(model)
-    target.of(other).write(torch.zeros(3, 16))
-    assert not target.of(other).read().any()
+    target.find_in(other).write(torch.zeros(3, 16))
+    assert not target.find_in(other).read().any()
     assert target.read().any()
 
 
@@ -196,3 +196,16 @@ def test_targets_have_the_same_tasks(model: Model) -> None:
     model.more = TaskLinear(4, 2, 2)
     with pytest.raises(InputError, match="found 0, 1, 2 in listed and 0, 1, 2, 3 in more"):
         find_targets(model, ["listed", "more"])
+
+
+def test_what_a_module_is_is_not_told_by_an_attribute() -> None:
+    """Only layers of this package hold tasks in several modules, whatever the attributes of others are called."""
+
+    class Multi(nn.Linear):
+        num_tasks = 4
+
+    module = nn.ModuleDict({"theirs": nn.Sequential(Multi(3, 4), Multi(4, 4)), "ours": TaskModule(nn.GRUCell(3, 2), 4)})
+    with pytest.raises(InputError, match="'theirs' holds several modules"):
+        find_targets(module, ["theirs"])
+    assert find_targets(module, ["ours"])[0].read().shape[0] == 4
+    assert TaskModule(module["theirs"], 2).num_tasks == 2
