@@ -8,21 +8,16 @@ from operator import ne
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
-from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from lightning_ncmtl.drawing import COLORS, DPI, measure_width
 from lightning_ncmtl.errors import InputError
 
-# The ten colours of Petroff, "Accessible Color Sequences for Data Visualization" (2021), the two greys last
-_COLORS = ["#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#92dadd"]
-_COLORS += ["#a96b59", "#e76300", "#b9ac70", "#717581", "#94a4a2"]
-_DPI = 150
 _MAX_INCHES = 20.0  # of the part with one row per task: at most 3,000 pixels
 _MAX_NAMED = 400  # tasks from which on none is named, and all are drawn with less detail
 _SPREAD = 1.3  # height of a column of the flow per height of its bands; the rest are gaps between the blocks
@@ -54,10 +49,10 @@ def draw_flow(layers: Mapping[str, Sequence[int]], tasks: Sequence[str]) -> Figu
     headings = [f"{name}\n{_plural(k, 'cluster')}" for name, k in zip(layers, clusters[1:-1], strict=True)]
     headings = ["hard\nall tasks", *headings, "specific\neach task"]
     height = count * points * _SPREAD / 72
-    pitch = max(1.8, height / 5, _inches(headings, 9) + 0.4)  # of the columns; steep bands get thin
+    pitch = max(1.8, height / 5, measure_width(headings, 9) + 0.4)  # of the columns; steep bands get thin
     shown = tasks if count <= _MAX_NAMED else []
-    width = (len(headings) - 1 + _BLOCK) * pitch + _inches(shown, size) + 0.3
-    figure = Figure((width, height + 0.8), dpi=_DPI, layout="constrained")
+    width = (len(headings) - 1 + _BLOCK) * pitch + measure_width(shown, size) + 0.3
+    figure = Figure((width, height + 0.8), dpi=DPI, layout="constrained")
     axes = figure.add_subplot(xlim=(-_BLOCK - 0.02, len(headings) - 1), ylim=(count * _SPREAD + 0.1, -0.1))
 
     colored = next((c for c, k in enumerate(clusters) if 1 < k < count), len(headings) - 2)
@@ -65,7 +60,7 @@ def draw_flow(layers: Mapping[str, Sequence[int]], tasks: Sequence[str]) -> Figu
     for first, last in _bundles(columns, ranks):
         edges = [(float(top[first]), float(top[last]) + 1) for top in tops]
         band = _band(edges, gap=min(0.08, 0.8 / points))
-        face = _COLORS[color[columns[colored][first]] % len(_COLORS)]
+        face = COLORS[color[columns[colored][first]] % len(COLORS)]
         axes.add_patch(PathPatch(band, color=face, alpha=0.75, lw=0.3))
     for x, (column, top) in enumerate(zip(columns[:-1], tops[:-1], strict=True)):
         for cluster in range(clusters[x]):
@@ -134,10 +129,10 @@ def draw_coclustering(
     size = _font_size(count)
     side = float(np.clip(1.3 * size * count / 72, 2.4, _MAX_INCHES)) if count <= _MAX_NAMED else _MAX_INCHES / 2
     shown = tasks if count <= _MAX_NAMED else []
-    label = _inches(shown, size) + 0.2
-    width = max(side + label + 1.0, _inches([title], 11) + 0.3)
+    label = measure_width(shown, size) + 0.2
+    width = max(side + label + 1.0, measure_width([title], 11) + 0.3)
     # Constrained layout would cut off labels of an image that is narrower than its place
-    figure = Figure((width, side + label + 0.5), dpi=_DPI, layout="compressed")
+    figure = Figure((width, side + label + 0.5), dpi=DPI, layout="compressed")
     figure.suptitle(title, fontsize=11, parse_math=False)
     axes = figure.add_subplot()
     if not trace:
@@ -176,7 +171,7 @@ def draw_history(
         A figure with the loss above, on a log scale if it is never zero, and below how often tasks had changed cluster
         up to each step.
     """
-    figure = Figure((8, 5), dpi=_DPI, layout="constrained")
+    figure = Figure((8, 5), dpi=DPI, layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     top.set_ylabel("clustering loss")
     bottom.set(xlabel="optimizer step", ylabel="changes of cluster so far")
@@ -186,7 +181,7 @@ def draw_history(
         return figure
     lines, most = [], 1
     for number, (name, trace) in enumerate(traces.items()):
-        color = _COLORS[number % len(_COLORS)]
+        color = COLORS[number % len(COLORS)]
         points = losses.get(name, ())
         # A line through a single point cannot be seen
         marker = "." if len(points) < 50 else ""
@@ -286,13 +281,6 @@ def _draw_block(axes: Axes, x: float, top: float, height: float, label: str, siz
 def _font_size(tasks: int) -> float:
     """In points: 9 up to 30 tasks, 7 at 100, at least 6."""
     return float(np.clip(9 - (tasks - 30) / 35, 6, 9))
-
-
-def _inches(texts: Sequence[str], size: float) -> float:
-    """Width of the widest text, 0 of none."""
-    font = FontProperties(size=size)
-    lines = [line for text in texts for line in text.split("\n")]
-    return max((text_to_path.get_text_width_height_descent(line, font, False)[0] for line in lines), default=0.0) / 72
 
 
 def _about_names(count: int, every: int) -> str:

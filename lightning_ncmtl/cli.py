@@ -1,4 +1,4 @@
-"""The command line: ``ncmtl fit | validate | test | predict | export | compare``."""
+"""The subcommands of the command line that work on one model: ``ncmtl fit | validate | test | predict | export``."""
 
 import os
 import sys
@@ -29,7 +29,6 @@ from lightning_ncmtl.compatibility import (
     LightningArgumentParser,
     LightningCLI,
     LightningModule,
-    MisconfigurationException,
     ModelCheckpoint,
     SaveConfigCallback,
     TensorBoardLogger,
@@ -41,7 +40,9 @@ from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import cluster_layers
 
-DEFAULT_CONFIG = Path(__file__).with_name("lightning_cli.yaml")
+# In a checkout it is at the root, in an installed package within
+_PLACES = [folder / "lightning_cli.yaml" for folder in Path(__file__).parents[:2]]
+DEFAULT_CONFIG = next((place for place in _PLACES if place.is_file()), _PLACES[0])
 RUN_DIR = "NCMTL_RUN_DIR"  # how the main process tells the processes that DDP starts
 
 
@@ -76,9 +77,7 @@ class NCMTLTrainer(Trainer):
             clustering.load_state_dict(state)
         small = compact(model, clustering.assignments)
         folder = Path(output or Path(self.default_root_dir) / "compact")
-        data = {"domains": datamodule.domains, "classes": datamodule.domain_classes} | {
-            name: getattr(datamodule, name) for name in ("max_words", "max_sentences", "max_tokens", "keep")
-        }
+        data = {"domains": datamodule.domains, "classes": datamodule.domain_classes, **datamodule.text.limits}
         save(small, folder, data)
         if datamodule.tokenizer is not None:
             datamodule.tokenizer.save(str(folder / "tokenizer.json"))
@@ -169,40 +168,29 @@ class NCMTLCLI(LightningCLI):
             kwargs["logger"] = [logger(run_dir, name="", version="") for logger in (CSVLogger, TensorBoardLogger)]
         trainer = super().instantiate_trainer(default_root_dir=run_dir, **kwargs)
         clustering = self.config_init[self.subcommand].clustering
-        if clustering.targets is None and not cluster_layers(self.model):
+        if clustering.clusters.targets is None and not cluster_layers(self.model):
             rank_zero_info(f"{type(self.model).__name__} has no cluster layers: nothing is clustered")
             trainer.callbacks.remove(clustering)  # type: ignore[attr-defined]
         return trainer
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line.
+def main(args: list[str]) -> None:
+    """Run a subcommand of a LightningCLI.
 
     Args:
-        args: The arguments; those of the process by default.
+        args: The arguments.
     """
-    arguments = sys.argv[1:] if args is None else args
     try:
-        if arguments[:1] == ["compare"]:
-            from lightning_ncmtl import comparison  # which runs command lines itself
-
-            comparison.main(arguments[1:])
-        else:
-            make_cli(args)
-    except Exception as error:
-        if (message := message_of(error)) is None:
-            raise
-        print(f"ncmtl: error: {message}", file=sys.stderr)
-        sys.exit(2)
+        make_cli(args)
     finally:
         os.environ.pop(RUN_DIR, None)
 
 
-def make_cli(args: list[str] | None, cli_class: type[NCMTLCLI] = NCMTLCLI, save_last: bool = True) -> NCMTLCLI:
+def make_cli(args: list[str], cli_class: type[NCMTLCLI] = NCMTLCLI, save_last: bool = True) -> NCMTLCLI:
     """Make a command line, which runs its subcommand.
 
     Args:
-        args: The arguments; those of the process by default.
+        args: The arguments.
         cli_class: What to make.
         save_last: Whether ``fit`` keeps the last state, too, beside the best.
     """
@@ -222,19 +210,11 @@ def make_cli(args: list[str] | None, cli_class: type[NCMTLCLI] = NCMTLCLI, save_
         auto_configure_optimizers=False,
         trainer_defaults={"callbacks": callbacks},
         parser_kwargs={
-            "description": "Network clustering for multi-task learning. To compare systems: ncmtl compare --help",
+            "description": "Network clustering for multi-task learning. All subcommands: ncmtl --help",
             **{name: {"default_config_files": [str(DEFAULT_CONFIG)]} for name in NCMTLCLI.subcommands()},
         },
         args=args,
     )
-
-
-def message_of(error: BaseException) -> str | None:
-    """One line for the user, if the error is about what the user gave."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, (InputError, MisconfigurationException)):
-        cause = cause.__cause__  # jsonargparse wraps what constructors raise
-    return None if cause is None else " ".join(str(cause).split())
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:

@@ -13,7 +13,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 if TYPE_CHECKING or find_spec("pytorch_lightning"):
-    from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
     from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
     from pytorch_lightning.cli import (
@@ -43,7 +42,6 @@ if TYPE_CHECKING or find_spec("pytorch_lightning"):
                 """A ModelCheckpoint that the trainers of both packages run after all other callbacks."""
 
 else:
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
     from lightning.pytorch.cli import (
@@ -67,7 +65,6 @@ __all__ = [
     "LightningCLI",
     "LightningDataModule",
     "LightningModule",
-    "MisconfigurationException",
     "ModelCheckpoint",
     "OptimizerCallable",
     "SaveConfigCallback",

@@ -6,3 +6,12 @@ class InputError(ValueError):
 
     The message is one line: what was found, and the way out. The command line prints it without a traceback.
     """
+
+
+def find_message(error: BaseException) -> str | None:
+    """One line for the user, if an error is about what the user gave; ``None`` if it is a bug."""
+    cause: BaseException | None = error
+    # Lightning's exception by its name, as there are two packages of Lightning
+    while not (cause is None or isinstance(cause, InputError) or type(cause).__name__ == "MisconfigurationException"):
+        cause = cause.__cause__  # jsonargparse wraps what constructors raise
+    return None if cause is None else " ".join(str(cause).split())

@@ -18,11 +18,12 @@ from tokenizers import Tokenizer
 
 import lightning_ncmtl
 from lightning_ncmtl import NCMTL, load
-from lightning_ncmtl.cli import main
 from lightning_ncmtl.compaction import count_bytes
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.batches import collate
 from lightning_ncmtl.datamodules.text import Encoder
+from lightning_ncmtl.main import main
+from lightning_ncmtl.modules import MultiTaskModule
 
 # The default experiment with a small corpus and few epochs.
 SMALL = {
@@ -138,7 +139,7 @@ def test_nothing_but_the_checkpoint_is_read(folder: Path, tmp_path: Path, kind: 
             lines = [f"{labels[number % 2]},{text}" for number, text in enumerate(words)]
             (corpus / f"{domain}.csv").write_text("\n".join(["label,text", *lines]))
     place = ["--data.source.path", str(corpus)] if kind == "FDUMTL" else ["--data.source.train", f"{corpus}/*.csv"]
-    settings = ["--data.source", kind, *place, "--data.validation_size", "4"]
+    settings = ["--data.source", kind, *place, "--data.split.validation_size", "4"]
     settings += ["--model.num_clusters", "[1,2]", "--trainer.max_epochs", "2", "--run_dir", str(tmp_path / "run")]
     ncmtl(folder, "fit", "--config", "small.yaml", *settings)
     shutil.rmtree(corpus)
@@ -248,7 +249,8 @@ def test_systems_without_cluster_layers(tmp_path: Path, name: str, caplog: pytes
     )
     hparams = saved["hyper_parameters"]
     arguments = {key for key in hparams if not key.startswith("_")}  # _instantiator, _class_path
-    assert arguments == inspect.signature(type(loaded)).parameters.keys()
+    signatures = [inspect.signature(cls).parameters.keys() for cls in (MultiTaskModule, type(loaded))]
+    assert arguments == (signatures[0] | signatures[1]) - {"settings"}
     assert {key: hparams[key] for key in SYSTEMS[name]} == SYSTEMS[name]
     assert loaded.hparams.task_names == [f"domain{number:02d}" for number in range(4)]
     data = MultiDomainDataModule.load_from_checkpoint(
@@ -322,7 +324,7 @@ BAD = [
         "none of its classes 0, 1: set data.classes",
     ),
     (["fit", "--data.source", "FDUMTL", "--data.source.path", "none"], "'a' has no documents: the domain is left out"),
-    (["fit", "--data.vectors", "wide.txt"], "do not fit the encoder's embedding table"),
+    (["fit", "--data.text.vectors", "wide.txt"], "do not fit the encoder's embedding table"),
     (["fit", "--clustering.commitment", "2"], "commitment must be between 0 and 1, found 2"),
     (["fit", "--run_dir", "whole"], "already holds a run"),
     (["test", "--ckpt_path", "nothing.ckpt"], "'nothing.ckpt' does not exist"),
@@ -333,7 +335,7 @@ BAD = [
     (["fit", "--ckpt_path", "whole/checkpoints/best.ckpt", "--model.num_clusters", "[2,2]"], "has the clusters"),
     (["fit", "--config", "ckpt.yaml"], "give --ckpt_path on the command line"),
     (["test", "--ckpt_path", "tensor.pt"], "is not a checkpoint of a Lightning trainer"),
-    (["fit", "--data.max_sentences", "0"], "max_sentences must be at least 1, found 0"),
+    (["fit", "--data.text.max_sentences", "0"], "max_sentences must be at least 1, found 0"),
     (["fit", "--model.encoder.dropout", "2"], "dropout must be at least 0 and less than 1, found 2"),
     (["fit", "--trainer.enable_checkpointing", "false"], "enable_checkpointing=False"),
     (["export"], "export needs a trained model: set --ckpt_path"),

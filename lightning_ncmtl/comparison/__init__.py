@@ -1,7 +1,9 @@
 """``ncmtl compare``: systems x seeds x folds, in tables, tests and figures."""
 
 import argparse
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,10 @@ import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from lightning_ncmtl.comparison.cell import check
-from lightning_ncmtl.comparison.plan import Sweep, plan
+from lightning_ncmtl.comparison.cell import check, run
+from lightning_ncmtl.comparison.plan import Cell, Sweep, plan
 from lightning_ncmtl.comparison.report import write_report
-from lightning_ncmtl.comparison.runner import run_all
+from lightning_ncmtl.comparison.runner import find_unfinished, run_all
 from lightning_ncmtl.errors import InputError
 
 
@@ -27,7 +29,10 @@ def compare(
     baseline: str | None = None,
     test: bool = False,
     jobs: int = 1,
+    dry_run: bool = False,
+    cell: str | None = None,
     arguments: list[str] | None = None,
+    command: Sequence[str] = (),
 ) -> None:
     """Train every system with every seed on every fold, and report.
 
@@ -43,11 +48,16 @@ def compare(
         common: Settings for all systems, which stack on these.
         sweeps: One system with one thing varied; their cells are in ``results.csv`` and in figures of their own.
         seeds: Seeds of the trainings; 1, 2 and 3 by default.
-        folds: Which folds (``data.fold``) evaluate in turn, where ``data.folds`` divides the documents.
+        folds: Which folds (``data.split.fold``) evaluate in turn, where ``data.split.folds`` divides the documents.
         baseline: The system that figures compare the others with; the first by default.
         test: Evaluate the chosen epoch of each cell on the test split, once, and report that instead of validation.
         jobs: Trainings at a time, each in a process of its own with its share of the cores.
+        dry_run: Run nothing, but print the commands of the cells that are not finished, a line each. When all have run,
+            the comparison without it reports.
+        cell: Run this cell and nothing else, without a report; its name is that of its folder, such as
+            ``ncmtl/seed-1``.
         arguments: Arguments of ``ncmtl fit`` for all cells; on the command line behind ``--``.
+        command: The arguments of this command, of which those of each cell are made.
 
     Raises:
         InputError: Before anything is trained, if a setting cannot be used; behind the report, if a cell failed.
@@ -67,16 +77,39 @@ def compare(
         test=test,
         output=Path(output),
     )
-    for cell in {cell.system: cell for cell in cells if cell.result() is None}.values():
-        check(cell)
+    if cell is not None:
+        _run_one(cells, cell)
+        return
+    unfinished = find_unfinished(cells)
+    for one in {one.system: one for one in unfinished}.values():
+        check(one)
+    if dry_run:
+        for one in unfinished:
+            print(shlex.join(_command_of(one, command)))
+        return
     console = Console()
-    failures = run_all(cells, jobs, console)
-    finished = [cell for cell in cells if cell.result() is not None]
-    if any(cell.sweep is None for cell in finished):
+    failures = run_all(cells, lambda one: _command_of(one, command), jobs, console)
+    finished = [one for one in cells if one.read_result() is not None]
+    if any(one.sweep is None for one in finished):
         write_report(finished, sweeps or {}, Path(output), baseline or next(iter(systems)), console)
     if failures:
         name, failure = next(iter(failures.items()))
         raise InputError(f"{len(failures)} of {len(cells)} cells failed, the first is {name}: {failure}")
+
+
+def _run_one(cells: Sequence[Cell], key: str) -> None:
+    found = [one for one in cells if one.key == key]
+    if not found:
+        raise InputError(f"there is no cell {key!r}: choose one of {', '.join(dict.fromkeys(c.key for c in cells))}")
+    if found[0].read_result() is not None:
+        raise InputError(f"the cell {key!r} is finished: delete {str(found[0].directory)!r} to run it anew")
+    run(found[0])
+
+
+def _command_of(cell: Cell, command: Sequence[str]) -> list[str]:
+    own = [word for word in command if word != "--dry_run"]
+    behind = own.index("--") if "--" in own else len(own)
+    return [sys.executable, "-m", "lightning_ncmtl", "compare", *own[:behind], "--cell", cell.key, *own[behind:]]
 
 
 def main(args: list[str]) -> None:
@@ -91,7 +124,9 @@ def main(args: list[str]) -> None:
     about = "Systems x seeds x folds, in tables, tests and figures. Arguments behind -- go to every ncmtl fit."
     parser = ArgumentParser(prog="ncmtl compare", description=about)
     parser.add_argument("--config", required=True, help="A YAML file with systems, common, sweeps and all below.")
-    parser.add_function_arguments(compare, skip={"systems", "common", "sweeps", "arguments"})
+    parser.add_function_arguments(compare, skip={"systems", "common", "sweeps", "dry_run", "arguments", "command"})
+    about = "Run nothing, but print the command of each cell that is not finished: for Slurm, GNU parallel or a look."
+    parser.add_argument("--dry_run", action="store_true", help=about)
     behind = args.index("--") if "--" in args else len(args)
     # Settings for ncmtl fit are not parsed here: class paths in them would be completed with defaults.
     config, rest = _read(args[:behind])
@@ -106,7 +141,7 @@ def main(args: list[str]) -> None:
     except TypeError as error:
         raise InputError(f"a sweep needs of, values and perhaps figure: {error}") from error
     try:
-        compare(**values, **rest, arguments=args[behind + 1 :])
+        compare(**values, **rest, arguments=args[behind + 1 :], command=args)
     except KeyboardInterrupt:
         print("ncmtl: interrupted; the same command goes on with the next cell", file=sys.stderr)
         sys.exit(130)

@@ -1,14 +1,12 @@
 """Running one cell of a comparison, through the same command line as ``ncmtl fit``."""
 
 import contextlib
+import io
 import json
 import os
 import platform
 import shutil
-import sys
 import time
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,11 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
-from lightning_ncmtl.cli import NCMTLCLI, RUN_DIR, make_cli, message_of
+from lightning_ncmtl.cli import NCMTLCLI, RUN_DIR, make_cli
 from lightning_ncmtl.compaction import compact
-from lightning_ncmtl.comparison.plan import OUTCOMES, RESULT, Cell
+from lightning_ncmtl.comparison.plan import OUTCOMES, RESULT, Cell, hash_code
 from lightning_ncmtl.comparison.tfidf import TFIDF
 from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer, WeightAveraging
 from lightning_ncmtl.datamodules import MultiDomainDataModule
@@ -28,6 +27,7 @@ from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import UNLABELLED, TaskMetrics
 
 _SEVERAL_LABELS = "ncmtl compare needs one label per document"
+_LOCK = ".lock"  # held by the process that runs a cell
 _Arrays: TypeAlias = dict[str, "np.ndarray[Any, Any]"]
 
 
@@ -52,16 +52,16 @@ def check(cell: Cell) -> None:
         InputError: If they cannot be used.
     """
     reference(cell)
-    log = cell.directory / "log.txt"
-    arguments = _arguments(cell)
+    printed = io.StringIO()
     try:
-        with _output_to(log):
-            data = make_cli(arguments, _Settings).config.fit.data
+        with contextlib.redirect_stderr(printed):
+            data = make_cli(_arguments(cell), _Settings).config.fit.data
     except SystemExit as error:  # jsonargparse has printed what is wrong
-        text = log.read_text(encoding="utf-8")
-        raise InputError(f"the settings of {cell.system!r} cannot be used: {text.split('error: ')[-1]}") from error
-    if cell.fold is not None and (data.folds is None or not 0 <= cell.fold < data.folds):
-        raise InputError(f"the fold {cell.fold} of {cell.system!r} needs data.folds above it, found {data.folds}")
+        text = printed.getvalue().split("error: ")[-1].strip()
+        raise InputError(f"the settings of {cell.system!r} cannot be used: {text}") from error
+    folds = data.split.folds
+    if cell.fold is not None and (folds is None or not 0 <= cell.fold < folds):
+        raise InputError(f"the fold {cell.fold} of {cell.system!r} needs data.split.folds above it, found {folds}")
 
 
 def reference(cell: Cell) -> TFIDF | None:
@@ -73,28 +73,26 @@ def reference(cell: Cell) -> TFIDF | None:
         raise InputError(f"{cell.system!r} has the tfidf settings {found[-1]}: {error}") from error
 
 
-def run(cell: Cell) -> str | None:
+def run(cell: Cell) -> None:
     """Train, choose the best epoch on validation documents, evaluate it, and write the result.
 
-    What is printed goes to ``log.txt`` in the directory of the cell.
-
-    Returns:
-        What went wrong, in one line; ``None`` if nothing did.
+    Raises:
+        InputError: If the settings or the data cannot be used, or another process runs the cell.
     """
-    shutil.rmtree(cell.directory, ignore_errors=True)  # of an attempt that was cut short
     cell.directory.mkdir(parents=True, exist_ok=True)
-    with _output_to(cell.directory / "log.txt"):
-        try:
+    try:
+        with FileLock(cell.directory / _LOCK, timeout=0):
             _run(cell)
-        except (Exception, SystemExit) as error:
-            traceback.print_exc()
-            return message_of(error) or f"{type(error).__name__}: {error}"
-        finally:
-            os.environ.pop(RUN_DIR, None)  # which the command line has set for processes of its own
-    return None
+    except Timeout as error:
+        raise InputError(f"another process runs {cell.name}: wait for it") from error
+    finally:
+        os.environ.pop(RUN_DIR, None)  # which the command line has set for processes of its own
 
 
 def _run(cell: Cell) -> None:
+    for file in cell.directory.iterdir():  # of an attempt that was cut short
+        if file.name not in ("log.txt", _LOCK):
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
     cli = make_cli(_arguments(cell), _Objects, save_last=False)
     model = reference(cell)
     start = time.monotonic()
@@ -102,7 +100,7 @@ def _run(cell: Cell) -> None:
     result |= {
         "seconds": time.monotonic() - start,
         "domains": cli.datamodule.domains,
-        "folds": cli.datamodule.folds,
+        "folds": cli.datamodule.split.folds,
         "copies": cli.datamodule.copies,
         "environment": {
             "python": platform.python_version(),
@@ -110,6 +108,7 @@ def _run(cell: Cell) -> None:
             "device": "CPU" if model is not None else _device(cli.trainer),
             "threads": torch.get_num_threads(),
         },
+        "code": hash_code(),
         "fingerprint": cell.fingerprint,
     }
     np.savez_compressed(cell.directory / OUTCOMES, **outcomes)  # type: ignore[arg-type]
@@ -267,7 +266,7 @@ def _arguments(cell: Cell) -> list[str]:
         file.write_text(yaml.safe_dump(plain), encoding="utf-8")
         arguments += ["--config", str(file)]
     arguments += ["--trainer.devices=1", *cell.arguments, f"--run_dir={cell.directory}"]
-    arguments += [] if cell.fold is None else [f"--data.fold={cell.fold}"]
+    arguments += [] if cell.fold is None else [f"--data.split.fold={cell.fold}"]
     arguments += [f"--trainer.{part}=false" for part in ("enable_progress_bar", "enable_model_summary")]
     return [
         *arguments,
@@ -275,23 +274,3 @@ def _arguments(cell: Cell) -> list[str]:
         f"--checkpoint.dirpath={cell.directory}",
         f"--seed_everything={cell.seed}",
     ]
-
-
-@contextlib.contextmanager
-def _output_to(file: Path) -> Iterator[None]:
-    """Everything that this process prints goes to a file, whoever prints it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    with file.open("w", buffering=1, encoding="utf-8") as log:
-        try:
-            for number in (1, 2):
-                os.dup2(log.fileno(), number)
-            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):  # where these are something else
-                yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for number, old in zip((1, 2), kept, strict=True):
-                os.dup2(old, number)
-                os.close(old)

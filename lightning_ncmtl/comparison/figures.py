@@ -1,24 +1,36 @@
 """Figures of a comparison: accuracies, their differences, and how far clusters can be trusted."""
 
-from collections.abc import Iterable, Mapping, Sequence
 from math import ceil, sqrt
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from lightning_ncmtl.callbacks.cluster_pictures import _COLORS, _DPI, _inches
+from lightning_ncmtl.comparison._parts import (
+    DOT,
+    MEAN,
+    ROW,
+    check,
+    choose_line,
+    draw_lines,
+    draw_means,
+    list_values,
+    make_dot,
+    make_rows,
+    name_values,
+    set_legend,
+    set_title,
+    sort_values,
+    summarize_lines,
+    unique,
+    write_beside,
+    write_p,
+)
+from lightning_ncmtl.drawing import COLORS, DPI, measure_width
 from lightning_ncmtl.errors import InputError
-
-_STYLES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))  # with 10 colours: 20 different lines
-_DOT: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4, "alpha": 0.5, "markeredgewidth": 0}
-_MEAN: dict[str, Any] = {"marker": "o", "markersize": 8, "markeredgecolor": "white", "markeredgewidth": 0.8}
-_ROW = 0.3  # inches for a row with a name
 
 
 def draw_curves(curves: pd.DataFrame) -> Figure:
@@ -33,17 +45,17 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
         A figure with one axes for the average, then one for each domain, all with the same scales. These are those of
         the lines; bands may be cut off.
     """
-    _check(curves, "system", "seed", "fold", "epoch", "domain", "accuracy")
-    systems, domains = _unique(curves["system"]), _unique(curves["domain"])
+    check(curves, "system", "seed", "fold", "epoch", "domain", "accuracy")
+    systems, domains = unique(curves["system"]), unique(curves["domain"])
     panels = len(domains) + 1
     columns = panels if panels <= 3 else ceil(sqrt(panels))
     rows = ceil(panels / columns)
     side, size = (2.2, 8) if panels <= 30 else (1.35, 7)
     width = max(columns * side, 3.4) + 0.65
-    keys = max(1, min(len(systems), int((width - 0.2) / (_inches(systems, 9) + 0.75))))
+    keys = max(1, min(len(systems), int((width - 0.2) / (measure_width(systems, 9) + 0.75))))
     legend = 0.2 * ceil(len(systems) / keys) + 0.15
     height = rows * side * 0.85 + 0.55 + legend
-    figure = Figure((width, height), dpi=_DPI)
+    figure = Figure((width, height), dpi=DPI)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     # Constrained layout would take two minutes for 200 domains
     figure.subplots_adjust(left=0.6 / width, right=1 - 0.1 / width, wspace=0.12, hspace=0.3 / (0.85 * side - 0.3))
@@ -51,18 +63,18 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
 
     run = ["system", "seed", "fold", "epoch"]
     average = curves.groupby(run, sort=False, dropna=False)["accuracy"].mean().reset_index()
-    lines = [_lines(average), *(_lines(table) for _, table in curves.groupby("domain", sort=False))]
+    lines = [summarize_lines(average), *(summarize_lines(table) for _, table in curves.groupby("domain", sort=False))]
     heights = pd.concat([table["mean"] for table in lines])
     margin = max(1, 0.06 * (heights.max() - heights.min()))
     epochs = curves["epoch"].min(), curves["epoch"].max()
     # Before anything is drawn: to fit shared scales again and again takes minutes for 200 domains
     axes[0].set(xlim=(epochs[0] - 0.5, epochs[1] + 0.5), ylim=(heights.min() - margin, heights.max() + margin))
-    looks = {system: _line(number) for number, system in enumerate(systems)}
+    looks = {system: choose_line(number) for number, system in enumerate(systems)}
     for axis, table in zip(axes, lines, strict=False):
-        _draw_lines(axis, table, looks)
-    _title(axes[0], "average", size, columns * side, weight="bold")
+        draw_lines(axis, table, looks)
+    set_title(axes[0], "average", size, columns * side, weight="bold")
     for axis, domain in zip(axes[1:], domains, strict=False):
-        _title(axis, str(domain), size, side * 0.9)
+        set_title(axis, str(domain), size, side * 0.9)
     axes[0].xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
     for empty in axes[panels:]:
         empty.remove()
@@ -70,33 +82,28 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
         last.tick_params(labelbottom=True)
     figure.supxlabel("epoch", fontsize=9, y=0.06 / height, va="bottom")
     figure.supylabel("accuracy (%)", fontsize=9, x=0.06 / width, ha="left")
-    _legend(figure, [Line2D([], [], **look) for look in looks.values()], systems, loc="upper center", ncols=keys)
+    set_legend(figure, [Line2D([], [], **look) for look in looks.values()], systems, loc="upper center", ncols=keys)
     return figure
 
 
-def draw_accuracy(cells: pd.DataFrame, reference: float | None = None, reference_name: str = "reference") -> Figure:
+def draw_accuracy(cells: pd.DataFrame) -> Figure:
     """Draw the accuracy of each system: its mean, and each of its cells as a small dot.
 
     Args:
         cells: ``system`` and ``accuracy`` (0 to 1), one row per seed and fold.
-        reference: An accuracy (0 to 1) to draw a line at.
-        reference_name: What to call it.
 
     Returns:
         A figure with one row per system, the best on top; mean and standard deviation are written beside it.
     """
-    _check(cells, "system", "accuracy")
+    check(cells, "system", "accuracy")
     values = {system: 100 * np.asarray(group) for system, group in cells.groupby("system", sort=False)["accuracy"]}
     systems = sorted(values, key=lambda system: -values[system].mean())
-    figure, axes = _rows(systems)
+    figure, axes = make_rows(systems)
     for row, system in enumerate(systems):
         found = values[system]
-        axes.plot(found, [row] * len(found), color=_COLORS[0], zorder=3, **_DOT)
-        axes.plot(found.mean(), row, color=_COLORS[2], **_MEAN)
-        _beside(axes, row, f"{found.mean():.1f}" + (f" ± {found.std(ddof=1):.1f}" if len(found) > 1 else ""))
-    if reference is not None:
-        line = axes.axvline(100 * reference, color="0.4", linewidth=1, linestyle="--", zorder=1)
-        _legend(figure, [line], [f"{reference_name}: {100 * reference:.1f}"], loc="outside upper center")
+        axes.plot(found, [row] * len(found), color=COLORS[0], zorder=3, **DOT)
+        axes.plot(found.mean(), row, color=COLORS[2], **MEAN)
+        write_beside(axes, row, f"{found.mean():.1f}" + (f" ± {found.std(ddof=1):.1f}" if len(found) > 1 else ""))
     axes.set_xlabel("accuracy (%): cells, mean and standard deviation", fontsize=9)
     return figure
 
@@ -115,7 +122,7 @@ def draw_differences(pairs: pd.DataFrame, baseline: str) -> Figure:
     Raises:
         InputError: If no pair has this baseline.
     """
-    _check(pairs, "first", "second", "difference", "low", "high", "p_bootstrap_holm")
+    check(pairs, "first", "second", "difference", "low", "high", "p_bootstrap_holm")
     found = []
     for pair in pairs.to_dict("records"):
         difference, low, high, p_value = (pair[key] for key in ("difference", "low", "high", "p_bootstrap_holm"))
@@ -124,17 +131,19 @@ def draw_differences(pairs: pd.DataFrame, baseline: str) -> Figure:
         elif pair["first"] == baseline:
             found.append((pair["second"], -difference, -high, -low, p_value))
     if not found:
-        raise InputError(f"no pair has the baseline {baseline!r}; there are {_listed(pairs['first'], pairs['second'])}")
+        raise InputError(
+            f"no pair has the baseline {baseline!r}; there are {list_values(pairs['first'], pairs['second'])}"
+        )
     found.sort(key=lambda row: -row[1] if np.isfinite(row[1]) else np.inf)
-    figure, axes = _rows([row[0] for row in found])
+    figure, axes = make_rows([row[0] for row in found])
     axes.axvline(0, color="0.4", linewidth=1, zorder=1)
     for row, (_, difference, low, high, p_value) in enumerate(found):
         if not np.isfinite(difference):
-            _beside(axes, row, "no cells in common")
+            write_beside(axes, row, "no cells in common")
             continue
-        axes.plot([low, high], [row, row], color=_COLORS[2], linewidth=1.6, solid_capstyle="butt")
-        axes.plot(difference, row, **_verdict(_COLORS[2], p_value < 0.05))
-        _beside(axes, row, f"{difference:+.1f}   {_p(p_value)}")
+        axes.plot([low, high], [row, row], color=COLORS[2], linewidth=1.6, solid_capstyle="butt")
+        axes.plot(difference, row, **make_dot(COLORS[2], p_value < 0.05))
+        write_beside(axes, row, f"{difference:+.1f}   {write_p(p_value)}")
     label = f"accuracy - that of {baseline}, in points\nand its 95 % interval over documents; p adjusted (Holm)"
     axes.set_xlabel(label, fontsize=9, parse_math=False)
     return figure
@@ -149,11 +158,11 @@ def draw_grid(table: pd.DataFrame) -> Figure:
     Returns:
         A figure with a heat map. The accuracies are written in, the best one bold.
     """
-    _check(table, "first", "second", "accuracy")
+    check(table, "first", "second", "accuracy")
     grid = 100 * table.groupby(["first", "second"])["accuracy"].mean().unstack()
     shown = np.asarray(grid, dtype=float)
     size = (max(2.6, 0.5 * shown.shape[1] + 1.2), max(1.6, 0.34 * shown.shape[0] + 0.9))
-    figure = Figure(size, dpi=_DPI, layout="constrained")
+    figure = Figure(size, dpi=DPI, layout="constrained")
     axes = figure.add_subplot(facecolor="0.93")
     image = axes.imshow(shown, cmap="viridis", aspect="auto", origin="lower", interpolation="nearest")
     for (row, column), value in np.ndenumerate(shown):
@@ -170,28 +179,27 @@ def draw_grid(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_widths(table: pd.DataFrame, label: str = "width") -> Figure:
+def draw_widths(table: pd.DataFrame) -> Figure:
     """Draw the accuracy over the widths of the network, or over another setting (the paper, Fig. 6).
 
     Args:
         table: ``width`` (text), ``accuracy`` (0 to 1) and ``seed``.
-        label: What the widths are.
 
     Returns:
         A figure with the widths in the order of the table, at equal distances: a line for the means, a dot per row.
     """
-    _check(table, "width", "accuracy", "seed")
-    widths = _unique(table["width"])
+    check(table, "width", "accuracy", "seed")
+    widths = unique(table["width"])
     names = [str(width) for width in widths]
-    pitch = float(np.clip(_inches(names, 9) + 0.15, 0.5, 1.2))
+    pitch = float(np.clip(measure_width(names, 9) + 0.15, 0.5, 1.2))
     width = max(4.0, pitch * len(widths) + 0.9)
     pitch = (width - 0.9) / len(widths)
-    upright = _inches(names, 9) > 0.92 * pitch
-    figure = Figure((width, 3 + (_inches(names, 9) if upright else 0.2)), dpi=_DPI, layout="constrained")
+    upright = measure_width(names, 9) > 0.92 * pitch
+    figure = Figure((width, 3 + (measure_width(names, 9) if upright else 0.2)), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    _draw_means(axes, widths, table["width"], 100 * table["accuracy"])
-    _name_values(axes, names, 9, upright)
-    axes.set_xlabel(label, fontsize=9, parse_math=False)
+    draw_means(axes, widths, table["width"], 100 * table["accuracy"])
+    name_values(axes, names, 9, upright)
+    axes.set_xlabel("width", fontsize=9)
     axes.set_ylabel("accuracy (%)", fontsize=9)
     return figure
 
@@ -207,11 +215,11 @@ def draw_stability(table: pd.DataFrame) -> Figure:
         A figure with one axes per layer, and in it one row per setting: a bar from the mean of chance to its 95 %
         quantile, and a dot, which is filled if it is beyond.
     """
-    _check(table, "setting", "layer", "ari", "null_mean", "null_high")
-    settings, layers = _unique(table["setting"]), _unique(table["layer"])
-    label = _inches([str(setting) for setting in settings], 9)
-    size = (max(5.6, label + 2.2 * len(layers) + 0.4), _ROW * len(settings) + 1.2)
-    figure = Figure(size, dpi=_DPI, layout="constrained")
+    check(table, "setting", "layer", "ari", "null_mean", "null_high")
+    settings, layers = unique(table["setting"]), unique(table["layer"])
+    label = measure_width([str(setting) for setting in settings], 9)
+    size = (max(5.6, label + 2.2 * len(layers) + 0.4), ROW * len(settings) + 1.2)
+    figure = Figure(size, dpi=DPI, layout="constrained")
     axes = figure.subplots(1, len(layers), sharex=True, sharey=True, squeeze=False).ravel()
     width = (size[0] - label - 0.4) / len(layers)
     for axis, layer in zip(axes, layers, strict=True):
@@ -220,8 +228,8 @@ def draw_stability(table: pd.DataFrame) -> Figure:
             row = settings.index(found["setting"])
             span = found["null_high"] - found["null_mean"]
             axis.barh(row, span, left=found["null_mean"], height=0.7, color="0.78", edgecolor="0.78")
-            axis.plot(found["ari"], row, **_verdict(_COLORS[0], found["ari"] > found["null_high"]))
-        _title(axis, str(layer), 9, width)
+            axis.plot(found["ari"], row, **make_dot(COLORS[0], found["ari"] > found["null_high"]))
+        set_title(axis, str(layer), 9, width)
         axis.grid(axis="y", color="0.93")
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=8, length=2)
@@ -229,9 +237,9 @@ def draw_stability(table: pd.DataFrame) -> Figure:
     axes[0].set_ylim(len(settings) - 0.4, -0.6)
     axes[0].set_xlim(min(-0.1, table["ari"].min() - 0.05, table["null_mean"].min() - 0.05), 1.06)
     figure.supxlabel("adjusted Rand index, mean over pairs of seeds", fontsize=9)
-    dots = [Line2D([], [], linestyle="", **_verdict(_COLORS[0], beyond)) for beyond in (True, False)]
+    dots = [Line2D([], [], linestyle="", **make_dot(COLORS[0], beyond)) for beyond in (True, False)]
     names = ["seeds, beyond chance", "within", "chance: mean to 95 %"]
-    _legend(figure, [*dots, Patch(color="0.78")], names, loc="outside upper center", ncols=3)
+    set_legend(figure, [*dots, Patch(color="0.78")], names, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -245,129 +253,22 @@ def draw_recovery(table: pd.DataFrame) -> Figure:
         A figure with one axes per setting: its values in their order, at equal distances, a line for the means and a
         dot per row.
     """
-    _check(table, "setting", "value", "seed", "ari")
-    settings = _unique(table["setting"])
+    check(table, "setting", "value", "seed", "ari")
+    settings = unique(table["setting"])
     columns = min(3, len(settings))
     rows = ceil(len(settings) / columns)
-    figure = Figure((2.7 * columns + 0.5, 2.3 * rows + 0.2), dpi=_DPI, layout="constrained")
+    figure = Figure((2.7 * columns + 0.5, 2.3 * rows + 0.2), dpi=DPI, layout="constrained")
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for axis, setting in zip(axes, settings, strict=False):
         part = table[table["setting"] == setting]
-        values = _in_order(_unique(part["value"]))
+        values = sort_values(unique(part["value"]))
         axis.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-        _draw_means(axis, values, part["value"], part["ari"])
+        draw_means(axis, values, part["value"], part["ari"])
         names = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-        _name_values(axis, names, 8, upright=_inches(names, 8) > 0.92 * 2.3 / len(names))
-        _title(axis, str(setting), 9, 2.6)
+        name_values(axis, names, 8, upright=measure_width(names, 8) > 0.92 * 2.3 / len(names))
+        set_title(axis, str(setting), 9, 2.6)
     for empty in axes[len(settings) :]:
         empty.remove()
     axes[0].set_ylim(min(-0.1, table["ari"].min() - 0.05), 1.05)
     figure.supylabel("ARI with the planted groups", fontsize=9)
     return figure
-
-
-def _check(table: pd.DataFrame, *columns: str) -> None:
-    if missing := [column for column in columns if column not in table]:
-        raise InputError(f"the table has no column {missing[0]!r}; to be drawn, it needs {', '.join(columns)}")
-    if table.empty:
-        raise InputError("the table has no rows: nothing to draw")
-
-
-def _unique(column: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(column))
-
-
-def _listed(*columns: Iterable[Any]) -> str:
-    return ", ".join(_unique(str(value) for column in columns for value in column))
-
-
-def _line(number: int) -> dict[str, Any]:
-    style = _STYLES[number % len(_STYLES)]
-    return {"color": _COLORS[number % len(_COLORS)], "linestyle": style, "linewidth": 1.2}
-
-
-def _lines(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean, lowest and highest accuracy (%) by system and epoch."""
-    return 100 * table.groupby(["system", "epoch"])["accuracy"].agg(["mean", "min", "max"])
-
-
-def _draw_lines(axes: Axes, table: pd.DataFrame, looks: Mapping[str, dict[str, Any]]) -> None:
-    for system, look in looks.items():
-        if system not in table.index:
-            continue
-        line = table.loc[system]
-        # A line through a single point cannot be seen
-        axes.plot(line.index, line["mean"], marker="." if len(line) == 1 else "", label=system, **look)
-        if (line["min"] < line["max"]).any():
-            axes.fill_between(line.index, line["min"], line["max"], color=look["color"], alpha=0.12, linewidth=0)
-    axes.grid(color="0.92")
-    axes.tick_params(labelsize=7, length=2)
-
-
-def _draw_means(axes: Axes, values: Sequence[Any], column: "pd.Series[Any]", heights: "pd.Series[float]") -> None:
-    """Draw a dot for each row, over the position of its value, and a line through the means."""
-    places = column.map({value: place for place, value in enumerate(values)})
-    means = heights.groupby(places).mean()
-    axes.plot(means.index, means, color=_COLORS[2], linewidth=1.2, **_MEAN | {"markersize": 6}, zorder=2)
-    axes.plot(places, heights, color=_COLORS[0], **_DOT, zorder=3)
-    axes.grid(axis="y", color="0.92")
-    axes.set_xlim(-0.5, len(values) - 0.5)
-
-
-def _name_values(axes: Axes, names: Sequence[str], size: float, upright: bool) -> None:
-    """Label the places 0, 1, ..."""
-    axes.set_xticks(range(len(names)), names, fontsize=size, parse_math=False, rotation=90 if upright else 0)
-    axes.tick_params(axis="y", labelsize=8)
-    axes.tick_params(length=2)
-
-
-def _in_order(values: Sequence[Any]) -> list[Any]:
-    """From low to high if all are numbers, or texts that are numbers; else as they are."""
-    try:
-        return sorted(values, key=float)
-    except (TypeError, ValueError):
-        return list(values)
-
-
-def _verdict(color: str, filled: bool) -> dict[str, Any]:
-    """A dot that is filled if there is more than chance."""
-    return _MEAN | {"color": color if filled else "white", "markeredgecolor": color, "markeredgewidth": 1.4}
-
-
-def _rows(names: Sequence[str]) -> tuple[Figure, Axes]:
-    """A figure with one named row per system, the first on top."""
-    names = [str(name) for name in names]
-    size = (_inches(names, 9) + 5.2, _ROW * len(names) + 0.9)
-    figure = Figure(size, dpi=_DPI, layout="constrained")
-    axes = figure.add_subplot(ylim=(len(names) - 0.4, -0.6))
-    axes.set_yticks(range(len(names)), names, fontsize=9, parse_math=False)
-    axes.tick_params(labelsize=8, axis="x")
-    axes.tick_params(length=2)
-    axes.grid(color="0.93")
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _beside(axes: Axes, row: int, text: str) -> None:
-    axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), fontsize=8.5, va="center_baseline")
-
-
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
-
-
-def _title(axes: Axes, text: str, size: float, width: float, weight: str = "normal") -> None:
-    """A title that is cut short where it is wider than so many inches."""
-    shown = text
-    while text and _inches([shown], size) > width:
-        text = text[:-1]
-        shown = text + "..."
-    axes.set_title(shown, fontsize=size, parse_math=False, pad=3, weight=weight)
-
-
-def _legend(figure: Figure, handles: Sequence[Any], names: Sequence[Any], **settings: Any) -> None:
-    legend = figure.legend(
-        handles, [str(name) for name in names], fontsize=9, frameon=False, handlelength=3, **settings
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)

@@ -1,14 +1,17 @@
 """What a comparison consists of: cells, each one system trained with one seed on one fold."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 
+import lightning_ncmtl
 from lightning_ncmtl.errors import InputError
 
 RESULT, OUTCOMES = "result.json", "outcomes.npz"
@@ -67,14 +70,19 @@ class Cell:
         return f"{self.system}, seed {self.seed}" + ("" if self.fold is None else f", fold {self.fold}")
 
     @property
+    def key(self) -> str:
+        """For the command line: the end of its directory."""
+        return "/".join(self.directory.parts[-2:])
+
+    @property
     def fingerprint(self) -> dict[str, Any]:
-        """The settings that decide the result, as plain values; not the data files, nor the version of the code."""
+        """The settings that decide the result, as plain values; not the data files, nor the code."""
         configs = [yaml.safe_load(Path(config).read_text(encoding="utf-8")) for config in self.configs]
         plain = {"configs": configs, "settings": self.settings, "arguments": list(self.arguments), "test": self.test}
         made: dict[str, Any] = json.loads(json.dumps({**plain, "seed": self.seed, "fold": self.fold}))
         return made
 
-    def result(self) -> dict[str, Any] | None:
+    def read_result(self) -> dict[str, Any] | None:
         """The result, if the cell has been finished, with the names of the cell.
 
         Raises:
@@ -151,3 +159,11 @@ def plan(
 def folder_of(name: str) -> str:
     """A name as it can stand in a path."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+@cache
+def hash_code() -> str:
+    """The version of this package, and a hash of its source: what results say of the code that made them."""
+    files = sorted(Path(lightning_ncmtl.__file__).parent.rglob("*.py"))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return f"{lightning_ncmtl.__version__}+{digest[:12]}"

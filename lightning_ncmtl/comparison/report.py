@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
@@ -14,9 +15,10 @@ from rich.table import Table
 
 from lightning_ncmtl.callbacks.cluster_pictures import draw_flow
 from lightning_ncmtl.comparison import figures
-from lightning_ncmtl.comparison.plan import OUTCOMES, Cell, Sweep, folder_of
+from lightning_ncmtl.comparison.plan import OUTCOMES, Cell, Sweep, folder_of, hash_code
 from lightning_ncmtl.comparison.statistics import CellKey, assignment_stability, compare_pairs
 
+_TEMPLATE = Path(__file__).with_name("report.md.j2")
 _KEYS = ["system", "sweep", "value", "seed", "fold"]
 
 
@@ -30,7 +32,7 @@ def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, b
         baseline: The system that figures compare the others with.
         console: Where the table is shown.
     """
-    results = [result for cell in cells if (result := cell.result()) is not None]
+    results = [result for cell in cells if (result := cell.read_result()) is not None]
     stage = "test" if cells[0].test else "val"
     table = pd.DataFrame([_row(result, stage) for result in results])
     table.to_csv(output / "results.csv", index=False)
@@ -39,52 +41,37 @@ def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, b
     pairs.to_csv(output / "pairs.csv", index=False)
     clusters = _clusters(results)
     clusters.to_csv(output / "clusters.csv", index=False)
-    summary = _summary(main)
-    parts = [
-        ("Accuracy", _ABOUT[stage], summary),
-        ("Accuracy by domain", "Mean and standard deviation over the cells.", _by_domain(main)),
-        ("Differences", _ABOUT_PAIRS, _readable_pairs(pairs)),
-        ("Variations", _ABOUT[stage], _summary(table[table["sweep"].notna()])),
-        ("Clusters", _ABOUT_CLUSTERS, _readable_clusters(clusters)),
-        ("Copies", _ABOUT_COPIES.format(cell=f"({cells[0].name})"), _copies(results)),
-    ]
-    lines = ["# Comparison", "", _about_cells(results, len({cell.directory for cell in cells}))]
-    for title, text, part in parts:
-        if len(part):
-            lines += ["", f"## {title}", "", text, "", part.to_markdown(index=False, disable_numparse=True)]
-    (output / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tables = {
+        "accuracy": _summary(main),
+        "domains": _by_domain(main),
+        "pairs": _readable_pairs(pairs),
+        "variations": _summary(table[table["sweep"].notna()]),
+        "clusters": _readable_clusters(clusters),
+        "copies": _copies(results),
+    }
+    environments = {", ".join(f"{name} {value}" for name, value in r["environment"].items()) for r in results}
+    by_directory = {cell.directory: result for cell, result in zip(cells, results, strict=True)}
+    other_code = [r.get("code", "unknown") for r in by_directory.values() if r.get("code") != hash_code()]
+    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(_TEMPLATE.read_text())
+    text = template.render(
+        tables=tables,
+        stage=stage,
+        first=cells[0].name,
+        trainings=len(by_directory),
+        seeds=sorted({result["seed"] for result in results}),
+        folds=sorted({result["fold"] for result in results if result["fold"] is not None}),
+        environments=sorted(environments),
+        code=hash_code(),
+        other_code=other_code,
+    )
+    (output / "report.md").write_text(text, encoding="utf-8")
     for name, figure in _figures(results, stage, sweeps, main, pairs, clusters, baseline):
         (output / "figures").mkdir(exist_ok=True)
         figure.savefig(output / "figures" / f"{name}.png", dpi=100)
-    _show(summary, console)
+    _show(main, console)
+    if other_code:
+        console.print(f"{len(other_code)} of {len(by_directory)} results come from other code: see the report")
     console.print(f"Report: {escape(str(output / 'report.md'))}", soft_wrap=True)
-
-
-_STAGES = {
-    "val": "Accuracy in percent on validation documents, averaged over domains, mean and standard deviation over the "
-    "cells. *best epoch* is the epoch with the highest accuracy on these same documents, which flatters every network "
-    "a little; *last epoch* does not. *without copies* leaves out documents of which training had a copy.",
-    "test": "Accuracy in percent on test documents, averaged over domains, mean and standard deviation over the cells. "
-    "The epoch was chosen on validation documents; test documents were looked at once. *without copies* leaves out "
-    "documents of which training had a copy. *last epoch* is on validation documents.",
-}
-_ABOUT = {
-    stage: text
-    + " *chosen* are the best epochs; before its warm-up ends, NCMTL is HardShare. Parameters are those that "
-    "are trained, *shared* what remains with one set of weights per cluster of the last epoch."
-    for stage, text in _STAGES.items()
-}
-_ABOUT_PAIRS = (
-    "first - second in points of accuracy. *interval* (95 %) and *p, documents*: paired bootstrap over documents "
-    "within each domain. *p, cells*: paired t-test over seeds and folds (corrected for overlapping training sets where "
-    "there are several folds). Neither is adjusted for the number of pairs; *Holm* is, for the documents."
-)
-_ABOUT_CLUSTERS = (
-    "*stability* is the mean adjusted Rand index between the clusters of two cells: 1 for the same clusters, 0 for "
-    "unrelated ones. *by chance* is its mean and 95 % quantile with the tasks mixed up. *planted* is the index with "
-    "the groups that were planted, mean and standard deviation."
-)
-_ABOUT_COPIES = "Documents with the same text, or nearly, as another one of training. {cell}"
 
 
 def _row(result: dict[str, Any], stage: str) -> dict[str, Any]:
@@ -246,17 +233,6 @@ def _copies(results: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame([{"domain": "all", **total}])], ignore_index=True)
 
 
-def _about_cells(results: list[dict[str, Any]], trainings: int) -> str:
-    seeds = sorted({result["seed"] for result in results})
-    folds = sorted({result["fold"] for result in results if result["fold"] is not None})
-    environments = {tuple(result["environment"].items()) for result in results}
-    where = "; ".join(sorted({", ".join(f"{name} {value}" for name, value in each) for each in environments}))
-    text = f"{trainings} trainings with the seeds {', '.join(map(str, seeds))}"
-    if folds:
-        text += f" on the folds {', '.join(map(str, folds))}"
-    return f"{text}. {where}."
-
-
 def _figures(
     results: list[dict[str, Any]],
     stage: str,
@@ -320,10 +296,14 @@ def _planted(result: dict[str, Any]) -> float | None:
     return None
 
 
-def _show(summary: pd.DataFrame, console: Console) -> None:
-    table = Table(title="Accuracy", title_justify="left")
-    for column in summary.columns:
-        table.add_column(column, justify="left" if column == "system" else "right")
-    for row in summary.itertuples(index=False):
-        table.add_row(*(re.sub(r"\*\*(.*)\*\*", r"[bold]\1[/bold]", escape(cell)) for cell in row))
-    console.print(table)
+def _show(table: pd.DataFrame, console: Console) -> None:
+    """What fits into 80 columns; the rest is in the report."""
+    shown = Table("system", title="Accuracy", title_justify="left")
+    for title in ("accuracy", "parameters", "cells"):
+        shown.add_column(title, justify="right", no_wrap=True)
+    groups = list(table.groupby("system", sort=False))
+    accuracies = _percent([group["accuracy"] for _, group in groups])
+    for (name, group), accuracy in zip(groups, accuracies, strict=True):
+        bold = re.sub(r"\*\*(.*)\*\*", r"[bold]\1[/bold]", accuracy)
+        shown.add_row(escape(str(name)), bold, f"{group['parameters'].iloc[0]:,}", str(len(group)))
+    console.print(shown)

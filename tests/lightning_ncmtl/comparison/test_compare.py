@@ -1,11 +1,14 @@
 """``ncmtl compare`` as a whole, on a small corpus."""
 
 import json
-import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from filelock import FileLock
 
-from lightning_ncmtl.cli import main
+from lightning_ncmtl.comparison import runner
+from lightning_ncmtl.comparison.plan import hash_code
+from lightning_ncmtl.main import main
 
 SETTINGS: dict[str, Any] = {
     "seeds": [1, 2],
@@ -25,7 +31,7 @@ SETTINGS: dict[str, Any] = {
                 "class_path": "lightning_ncmtl.datamodules.sources.Synthetic",
                 "init_args": {"num_domains": 4, "num_groups": 2, "train_documents": 40, "test_documents": 10},
             },
-            "validation_size": 20,
+            "split": {"validation_size": 20},
         },
         "model": {
             "init_args": {
@@ -73,8 +79,33 @@ def write(path: Path, **changes: Any) -> str:
     return str(path / "compare.yaml")
 
 
+class InProcess:
+    """In the place of a process: runs the command of a cell at once, in this one, which has imported all it needs."""
+
+    def __init__(self, command: list[str], directory: Path, jobs: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        log = (directory / "log.txt").open("w")
+        with log, redirect_stdout(log), redirect_stderr(log), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # which a process prints
+            try:
+                main(command[3:])
+                self.returncode = 0
+            except SystemExit as error:
+                self.returncode = int(str(error.code))
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_process() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "_start", InProcess)
+        yield
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, _in_process: None) -> Path:
     folder = tmp_path_factory.mktemp("compare")
     main(["compare", "--config", write(folder), "--", "--trainer.accelerator=cpu"])
     return folder
@@ -156,7 +187,7 @@ def test_folds_times_seeds_and_average_weights(tmp_path: Path) -> None:
     """Documents of a fold are the same for all seeds; an average of weights is evaluated as it was chosen."""
     ema = {"class_path": "pytorch_lightning.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.5}}
     systems = {"NCMTL": {}, "averaged": {"trainer": {"callbacks": [ema]}}}
-    common = {**SETTINGS["common"], "data": {**SETTINGS["common"]["data"], "folds": 2}}
+    common = {**SETTINGS["common"], "data": {**SETTINGS["common"]["data"], "split": {"folds": 2}}}
     main(["compare", "--config", write(tmp_path, systems=systems, common=common, sweeps={}, folds=[0, 1])])
     pairs = pd.read_csv(tmp_path / "out" / "pairs.csv")
     assert (pairs["cells"][0], pairs["folds"][0]) == (4, 2)
@@ -169,9 +200,9 @@ def test_folds_times_seeds_and_average_weights(tmp_path: Path) -> None:
 def test_the_test_split_folds_and_a_cell_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The failure is reported at the end, and the others are there."""
     systems = {
-        "NCMTL": {"data": {"folds": 2}},
-        "TF-IDF": {"data": {"folds": 2}, "tfidf": None},
-        "too many": {"data": {"folds": 2}, "model": {"init_args": {"num_clusters": [2, 9]}}},
+        "NCMTL": {"data": {"split": {"folds": 2}}},
+        "TF-IDF": {"data": {"split": {"folds": 2}}, "tfidf": None},
+        "too many": {"data": {"split": {"folds": 2}}, "model": {"init_args": {"num_clusters": [2, 9]}}},
     }
     config = write(tmp_path, systems=systems, sweeps={}, seeds=[1], folds=[0, 1], test=True, jobs=1)
     with pytest.raises(SystemExit, match="2"):
@@ -198,7 +229,7 @@ def test_the_test_split_folds_and_a_cell_that_fails(tmp_path: Path, capsys: pyte
         ({"systems": ["NCMTL"]}, "needs systems, a mapping of names to settings"),
         ({"systems": {"NCMTL": [1]}}, "needs a name and a mapping of settings, found 'NCMTL': [1]"),
         ({"sweeps": {"s": {"of": "NCMTL", "values": {}, "figure": "pie"}}}, "has the figure 'pie': choose grid, line"),
-        ({"folds": [0, 1]}, "the fold 1 of 'NCMTL' needs data.folds above it, found None"),
+        ({"folds": [0, 1]}, "the fold 1 of 'NCMTL' needs data.split.folds above it, found None"),
         ({"jobs": 0}, "jobs must be at least 1, found 0"),
         ({"baseline": "X"}, "baseline must be one of the systems NCMTL, HardShare, TF-IDF, found 'X'"),
         ({"color": "red"}, "unknown settings in the configuration of the comparison: color"),
@@ -227,27 +258,64 @@ def test_unreadable_configurations_are_refused(tmp_path: Path, capsys: pytest.Ca
         assert "cannot read the configuration" in capsys.readouterr().err
 
 
-def test_a_killed_comparison_goes_on(tmp_path: Path) -> None:
-    """Its processes end with it, and what was finished is kept."""
-    config = write(tmp_path, systems={"NCMTL": {}}, sweeps={}, seeds=[1, 2, 3, 4, 5, 6], jobs=1)
-    code = "import sys; from lightning_ncmtl.cli import main\nif __name__ == '__main__': main(sys.argv[1:])"
-    (tmp_path / "run.py").write_text(code)
-    command = [sys.executable, str(tmp_path / "run.py"), "compare", "--config", config]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    cells = tmp_path / "out" / "cells" / "ncmtl"
-    while not (cells / "seed-1" / "result.json").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    while not (cells / "seed-2" / "config.yaml").exists():  # in the middle of the second
-        assert process.poll() is None
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(2)
-    finished = {file: file.stat().st_mtime_ns for file in cells.glob("*/result.json")}
-    assert 1 <= len(finished) < 6
-    time.sleep(2)
-    assert set(cells.glob("*/result.json")) == set(finished)  # nobody goes on in the background
-    subprocess.run(command, check=True, capture_output=True)
-    assert len(list(cells.glob("*/result.json"))) == 6
-    assert all(file.stat().st_mtime_ns == time for file, time in finished.items())
+def test_a_cell_is_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each line of a dry run makes its cell; then the comparison itself only reports."""
+    config = write(tmp_path, systems={"TF-IDF": {"tfidf": None}}, sweeps={}, jobs=1)
+    compare = ["compare", "--config", config, "--dry_run", "--", "--data.split.validation_size=10"]
+    main(compare)
+    lines = capfd.readouterr().out.splitlines()
+    assert [shlex.split(line)[-4:] for line in lines] == [
+        ["--cell", f"tf-idf/seed-{seed}", "--", "--data.split.validation_size=10"] for seed in (1, 2)
+    ]
+    assert not list(tmp_path.glob("out/cells/*/*/result.json"))
+    subprocess.run(lines[0], shell=True, check=True, capture_output=True)
+    main(compare)
+    assert capfd.readouterr().out.splitlines() == lines[1:]
+    with pytest.raises(SystemExit, match="2"):
+        main(shlex.split(lines[0])[3:])
+    assert "the cell 'tf-idf/seed-1' is finished: delete" in capfd.readouterr().err
+    main(shlex.split(lines[1])[3:])
+    monkeypatch.setattr(runner, "_start", None)  # nothing is left to run
+    compare.remove("--dry_run")
+    main(compare)
+    assert (tmp_path / "out" / "report.md").is_file()
+    with pytest.raises(SystemExit, match="2"):
+        main([*compare[:3], "--cell", "tf-idf/seed-3"])
+    assert "there is no cell 'tf-idf/seed-3': choose one of tf-idf/seed-1, tf-idf/seed-2" in capfd.readouterr().err
+
+
+def test_an_interrupted_comparison_ends_its_cells(tmp_path: Path) -> None:
+    config = write(tmp_path, systems={"NCMTL": {"trainer": {"max_epochs": 10_000}}}, sweeps={}, seeds=[1], jobs=1)
+    command = [sys.executable, "-m", "lightning_ncmtl", "compare", "--config", config]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        checkpoint = tmp_path / "out" / "cells" / "ncmtl" / "seed-1" / "best.ckpt"
+        while not checkpoint.exists():  # it trains
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert "interrupted; the same command goes on" in process.communicate()[1]
+    assert process.returncode == 130
+    with FileLock(checkpoint.parent / ".lock", timeout=0):  # which the cell held
+        pass
+
+
+def test_results_of_other_code_are_told(folder: Path) -> None:
+    file = next((folder / "out").glob("cells/ncmtl/*/result.json"))
+    result = json.loads(file.read_text())
+    assert result["code"] == hash_code()
+    file.write_text(json.dumps({**result, "code": "0.0.1+abc"}))
+    main(["compare", "--config", write(folder), "--", "--trainer.accelerator=cpu"])
+    file.write_text(json.dumps(result))
+    text = (folder / "out" / "report.md").read_text()
+    assert f"1 of 14 results comes from other code than this ({hash_code()}): 0.0.1+abc." in text
+
+
+def test_the_console_is_readable_at_80_columns(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    main(["compare", "--config", write(folder), "--", "--trainer.accelerator=cpu"])
+    shown = capfd.readouterr().out
+    for word in ("system", "accuracy", "parameters", "cells", "HardShare", "TF-IDF"):
+        assert word in shown
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80 or "report.md" in max(shown.splitlines(), key=len)

@@ -47,20 +47,20 @@ def test_a_finished_cell_belongs_to_its_settings(tmp_path: Path) -> None:
     config = tmp_path / "base.yaml"
     config.write_text("seed_everything: 3\n")
     [cell] = make(tmp_path, systems={"A": {}}, seeds=[1], configs=[str(config)])
-    assert cell.result() is None
+    assert cell.read_result() is None
     cell.directory.mkdir(parents=True)
     (cell.directory / "result.json").write_text(json.dumps({"fingerprint": cell.fingerprint}))
     names = {"system": "A", "seed": 1, "fold": None, "sweep": None, "value": None}
-    assert cell.result() == {"fingerprint": cell.fingerprint, **names}
+    assert cell.read_result() == {"fingerprint": cell.fingerprint, **names}
     config.write_text("# comments do not count\nseed_everything: 3\n")
-    assert cell.result() is not None
+    assert cell.read_result() is not None
     for changes in ({"systems": {"A": {"x": 1}}}, {"arguments": ["--y"]}, {"test": True}, {"common": {}}):
         [other] = make(tmp_path, **{"systems": {"A": {}}, "seeds": [1], "configs": [str(config)], **changes})
         with pytest.raises(InputError, match="holds a result of other settings: delete it"):
-            other.result()
+            other.read_result()
     config.write_text("seed_everything: 4\n")
     with pytest.raises(InputError, match="of other settings"):
-        cell.result()
+        cell.read_result()
 
 
 @pytest.mark.parametrize(
