@@ -3,21 +3,23 @@
 import json
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
 from torchmetrics.functional.clustering import adjusted_rand_score
 
 from lightning_ncmtl.callbacks._tables import accuracy_table, cluster_table, write_task_table
-from lightning_ncmtl.callbacks.cluster_pictures import draw_coclustering, draw_flow, draw_history
 from lightning_ncmtl.callbacks.network_clustering import NetworkClusteringCallback
-from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer
+from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer, rank_zero_warn
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import TaskMetrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MAX_POINTS = 2000  # of the clustering loss that are kept per layer
 
@@ -46,7 +48,7 @@ class ClusterReport(Callback):
     Without a :class:`lightning_ncmtl.callbacks.NetworkClusteringCallback` it only shows how well each task does.
 
     Args:
-        pictures: Whether to draw.
+        pictures: Whether to draw, which needs matplotlib.
         every_n_epochs: Show the table, write ``clusters.json`` and draw (into ``pictures/epoch-NUMBER``) after every
             this many epochs, too.
     """
@@ -62,6 +64,9 @@ class ClusterReport(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.global_step == 0:
             self._losses = {}  # a checkpoint is restored later
+        if stage == "fit" and self.pictures and find_spec("matplotlib") is None:
+            rank_zero_warn("ClusterReport draws no pictures, which need matplotlib: pip install matplotlib")
+            self.pictures = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: it is broadcast
@@ -156,7 +161,10 @@ class ClusterReport(Callback):
             for experiment in _tensorboards(trainer, "add_figure"):
                 experiment.add_figure(f"clusters/{name}", figure, trainer.global_step, close=False)
 
-    def _figures(self, trainer: Trainer) -> Iterator[tuple[str, Figure]]:
+    def _figures(self, trainer: Trainer) -> "Iterator[tuple[str, Figure]]":
+        # matplotlib is slow to import, and need not be there
+        from lightning_ncmtl.callbacks.cluster_pictures import draw_coclustering, draw_flow, draw_history
+
         layers, tasks = self.report(trainer)["layers"], _tasks(trainer)
         found = {name: list(layer["assignment"].values()) for name, layer in layers.items() if layer["assignment"]}
         if not found:

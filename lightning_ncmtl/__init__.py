@@ -2,8 +2,8 @@
 
 from importlib.metadata import version
 
-from lightning_ncmtl.absent_tasks import keep_absent_tasks
-from lightning_ncmtl.clustering import KMeansResult, kmeans
+from lightning_ncmtl.callbacks import NetworkClusteringCallback
+from lightning_ncmtl.clustering import KMeansResult, NetworkClustering, kmeans
 from lightning_ncmtl.compaction import compact, count_parameters, load, save
 from lightning_ncmtl.layers import ClusterLinear, Routing, TaskLinear, TaskModule, route
 from lightning_ncmtl.modules import ASPMTL, NCMTL, HardShare, SingleTask, SoftShare
@@ -15,6 +15,8 @@ __all__ = [
     "ClusterLinear",
     "HardShare",
     "KMeansResult",
+    "NetworkClustering",
+    "NetworkClusteringCallback",
     "Routing",
     "SingleTask",
     "SoftShare",
@@ -22,7 +24,6 @@ __all__ = [
     "TaskModule",
     "compact",
     "count_parameters",
-    "keep_absent_tasks",
     "kmeans",
     "load",
     "route",

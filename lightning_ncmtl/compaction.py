@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jsonargparse import Namespace
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
@@ -234,7 +233,7 @@ class _Expand(nn.Module):
 
 def _plain(value: Any) -> Any:
     """Settings without the types of libraries."""
-    if isinstance(value, Namespace):
+    if type(value).__name__ == "Namespace":  # of jsonargparse, which need not be installed
         value = value.as_dict()
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}

@@ -1,5 +1,6 @@
 """The wheel works without the repository: the right packages, the default configuration, the types."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,11 +11,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made from the source distribution, so that both are tested."""
+@pytest.fixture(scope="module", params=["links", "no links"])
+def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made from the source distribution, so that both are tested; and from a checkout in which links are text files."""
     folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "results", "runs", "data")
+    source = shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=ignored)
+    if request.param == "no links":
+        for link in [path for path in source.rglob("*") if path.is_symlink()]:
+            target = str(link.readlink())
+            link.unlink()
+            link.write_text(target)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return next(folder.glob("*.whl"))
@@ -22,14 +30,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"lightning_ncmtl"}
-    for folder, package in (("lightning_ncmtl", ""), ("callbacks", "callbacks/"), ("datamodules", "datamodules/")):
-        for file in (ROOT / folder).rglob("*.py"):
-            assert f"lightning_ncmtl/{package}{file.relative_to(ROOT / folder)}" in names
-    assert "lightning_ncmtl/py.typed" in names
-    assert (
-        zipfile.ZipFile(wheel).read("lightning_ncmtl/lightning_cli.yaml") == (ROOT / "lightning_cli.yaml").read_bytes()
-    )
+    ours = {name.removeprefix("lightning_ncmtl/") for name in names if ".dist-info" not in name}
+    expected = {str(file.relative_to(ROOT / "lightning_ncmtl")) for file in (ROOT / "lightning_ncmtl").rglob("*.py")}
+    for folder in ("callbacks", "datamodules"):  # not all Pythons look into links
+        expected |= {str(file.relative_to(ROOT)) for file in (ROOT / folder).rglob("*.py")}
+    assert ours == expected | {"py.typed", "lightning_cli.yaml", "comparison/report.md.j2"}
+    assert len(names) == len(set(names))
+    default = zipfile.ZipFile(wheel).read("lightning_ncmtl/lightning_cli.yaml")
+    assert default == (ROOT / "lightning_cli.yaml").read_bytes()
 
 
 def test_the_default_experiment_runs_from_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
@@ -37,8 +45,8 @@ def test_the_default_experiment_runs_from_an_installed_wheel(wheel: Path, tmp_pa
     subprocess.run([*install, str(wheel)], check=True, capture_output=True)
     (tmp_path / "empty").mkdir()
     script = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); import lightning_ncmtl.cli as cli; print(cli.__file__); "
-        "cli.main()"
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); from lightning_ncmtl import main; print(main.__file__); "
+        "main.main()"
     )
     settings = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--run_dir", "run"]
     result = subprocess.run(

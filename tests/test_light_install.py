@@ -1,0 +1,72 @@
+"""The callback needs little: other packages are not imported, and need not be installed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+# What the extras bring, and what is slow to import
+HEAVY = {
+    "datasets", "filelock", "huggingface_hub", "jinja2", "jsonargparse", "matplotlib", "pandas", "pyarrow", "sklearn",
+    "tabulate", "tensorboard", "tokenizers", "transformers", "yaml",
+}  # fmt: skip
+
+# Lightning imports some of them by itself, if they are there. They are hidden once it has.
+HIDDEN = f"""
+import sys
+from importlib.machinery import PathFinder
+import torch, pytorch_lightning as pl, torchmetrics.functional.clustering
+from pytorch_lightning import cli
+heavy = {sorted(HEAVY)}
+before = set(sys.modules)
+for name in before:
+    if name.split(".")[0] in heavy:
+        del sys.modules[name]
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *args: None if name.split(".")[0] in heavy else find_spec(name, *args)
+"""
+
+TRAINS = """
+from lightning_ncmtl import ClusterLinear, NetworkClustering, NetworkClusteringCallback
+from lightning_ncmtl.callbacks import ClusterReport
+
+class Project(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.heads = torch.nn.ModuleList(torch.nn.Linear(3, 1) for _ in range(4))
+
+    def training_step(self, batch, batch_idx):
+        return sum((head(batch) - n % 2).square().mean() for n, head in enumerate(self.heads))
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 0.01)
+
+clustering = NetworkClusteringCallback(2, "heads", warmup_epochs=1)
+data = torch.utils.data.DataLoader(torch.randn(64, 3), batch_size=8)
+settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+pl.Trainer(max_epochs=2, callbacks=[clustering, ClusterReport()], **settings).fit(Project(), data)
+print("found", clustering.assignments["heads"].tolist())
+print("new", len([n for n in set(sys.modules) - before if not n.startswith("lightning_ncmtl")]))
+"""
+
+
+def run(code: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", HIDDEN + code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_callback_trains_without_what_the_extras_bring(tmp_path: Path) -> None:
+    result = run(TRAINS, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "found [0, 1, 0, 1]" in result.stdout or "found [1, 0, 1, 0]" in result.stdout
+    assert "ClusterReport draws no pictures, which need matplotlib: pip install matplotlib" in result.stderr
+    new = int(result.stdout.split("new ")[1])
+    assert new < 150, f"{new} more modules than Lightning imports"  # mostly parts of torch, scipy and rich
+
+
+def test_the_command_line_says_what_to_install(tmp_path: Path) -> None:
+    for command, extra in (("fit", "text"), ("compare", "compare")):
+        result = run(f"from lightning_ncmtl.main import main; main(['{command}', '--help'])", tmp_path)
+        assert result.returncode == 2
+        (line,) = result.stderr.splitlines()[-1:]
+        assert line.startswith("ncmtl: error: this command needs ")
+        assert line.endswith(f"which is not installed: pip install 'lightning-ncmtl[{extra}]'")
