@@ -30,8 +30,6 @@ from lightning_ncmtl.datamodules.batches import collate
 from lightning_ncmtl.datamodules.sources import FDUMTL, Document, Source, Split
 from lightning_ncmtl.encoders import HAN, NGram
 
-SETTINGS: dict[str, Any] = {"validation_size": 200, "max_words": 50, "max_sentences": 40, "batch_size": 32}
-
 
 class Made(Source):
     """Random documents of 5 to 60 words in 20 domains."""
@@ -75,7 +73,7 @@ def start_up(source: Source, cache_dir: str) -> MultiDomainDataModule:
     table = []
     for state in ("cold", "warm"):
         times = [time.perf_counter()]
-        data = MultiDomainDataModule(source, cache_dir=cache_dir, **SETTINGS)
+        data = MultiDomainDataModule(source, cache_dir=cache_dir)
         times.append(time.perf_counter())
         data.setup("fit")
         times.append(time.perf_counter())
@@ -132,7 +130,7 @@ def waiting(data: MultiDomainDataModule) -> None:
     for name, encoder, steps in (("NGram", NGram(words, 64), 200), ("HAN", HAN(words, 64, 32, 1), 60)):
         for workers in (0, 1):
             data.num_workers = workers
-            model = NCMTL(encoder, data.num_tasks, data.num_classes, num_clusters=(2, 2, 2))
+            model = NCMTL(encoder, data.num_tasks, num_classes=data.num_classes, num_clusters=(2, 2, 2))
             optimizer = torch.optim.SGD(model.parameters(), 0.01)
             batches = iter(data.train_dataloader())
             next(batches)  # workers start
@@ -182,7 +180,7 @@ def memory_of(documents: int) -> None:
             part = following
 
         part = "read"
-        data = MultiDomainDataModule(Made(documents), cache_dir=folder, num_proc=1, **SETTINGS)
+        data = MultiDomainDataModule(Made(documents), cache_dir=folder, num_proc=1)
         end("read", "copies, vocabulary")
         data.setup("fit")
         end("copies, vocabulary", "encode")

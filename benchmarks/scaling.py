@@ -173,7 +173,11 @@ def measure(tasks: int, rows: int, loop: bool, seconds: float) -> dict[str, Any]
     before = peak_memory()
     warmup = max(WARMUP, PASSES * math.ceil(tasks / rows))
     clustering = None if loop else Clustering(warmup_steps=warmup, freeze_after_epochs=None)
-    model = Loop(tasks) if loop else NCMTL(Vectors(), tasks, WIDTHS[2], WIDTHS[1:2], [clusters])
+    model = (
+        Loop(tasks)
+        if loop
+        else NCMTL(Vectors(), tasks, num_classes=WIDTHS[2], cluster_features=WIDTHS[1:2], num_clusters=[clusters])
+    )
     clock = Clock(clustering, warmup, seconds)
     silent: Any = {f"enable_{part}": False for part in ("checkpointing", "progress_bar", "model_summary")}
     callbacks: list[Callback] = [clustering, clock] if clustering else [clock]

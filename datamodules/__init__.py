@@ -2,5 +2,13 @@
 
 from lightning_ncmtl.datamodules.multi_domain import MultiDomainDataModule
 from lightning_ncmtl.datamodules.sampling import MixedBatchLoader, MixedBatchSampler
+from lightning_ncmtl.datamodules.settings import BatchSettings, SplitSettings, TextSettings
 
-__all__ = ["MixedBatchLoader", "MixedBatchSampler", "MultiDomainDataModule"]
+__all__ = [
+    "BatchSettings",
+    "MixedBatchLoader",
+    "MixedBatchSampler",
+    "MultiDomainDataModule",
+    "SplitSettings",
+    "TextSettings",
+]

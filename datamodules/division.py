@@ -19,6 +19,7 @@ from lightning_ncmtl.datamodules.copies import (
 )
 from lightning_ncmtl.datamodules.corpus import Corpus
 from lightning_ncmtl.datamodules.document_table import integers
+from lightning_ncmtl.datamodules.settings import SplitSettings
 from lightning_ncmtl.datamodules.sources import Split
 from lightning_ncmtl.errors import InputError
 
@@ -30,12 +31,7 @@ class Division:
 
     Args:
         corpus: The documents.
-        validation_size: The last documents of each domain that validate, or a share of each domain and label.
-        test_size: A share of each domain and label that is set aside first, where the corpus has no test split.
-        folds: Instead of ``validation_size``: the number of parts of each domain and label ...
-        fold: ... and the one that validates.
-        seed: Seed of folds and shares.
-        deduplicate: Leave out of training what has a copy in validation or test.
+        split: How to divide them.
         test: Whether :meth:`clean_test` will be asked for, too.
 
     Attributes:
@@ -47,19 +43,9 @@ class Division:
         InputError: If a part would be empty for some domain.
     """
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        validation_size: int | float,
-        test_size: float | None,
-        folds: int | None,
-        fold: int,
-        seed: int,
-        deduplicate: bool,
-        test: bool = False,
-    ) -> None:
+    def __init__(self, corpus: Corpus, split: SplitSettings, test: bool = False) -> None:
         self.corpus = corpus
-        self.seed = seed
+        self.seed = split.seed
         documents = corpus.read("train")
         self.tasks = integers(documents, "task_id")
         # Every domain and label, those without one included
@@ -67,29 +53,29 @@ class Division:
         self.labelled = labels >= 0
         self.strata = self.tasks * (len(corpus.class_names) + 1) + labels + 1
         splits: list[Split] = ["train"]
-        if "test" in corpus.source.splits() and (deduplicate or test):
+        if "test" in corpus.source.splits() and (split.deduplicate or test):
             splits.append("test")
         self._pairs = self._find_pairs(*splits)
         # Of the training split alone, so that the folds do not depend on the test split
         self.groups = group_copies(self._pairs, len(documents))
         aside = np.zeros(len(documents), dtype=bool)
-        if test_size is not None:
+        if split.test_size is not None:
             if "test" in corpus.source.splits():
-                raise InputError(f"the source has a test split: unset data.test_size, found {test_size}")
-            aside = self._share(test_size, ~aside, TEST, "test_size")
-        if folds is not None:
-            held_out = ~aside & (deal_folds(self.groups, self.strata, folds, seed) == fold)
-            self._check(held_out, ~aside, f"the fold {fold} of {folds}", "choose fewer folds")
-        elif isinstance(validation_size, float):
-            held_out = self._share(validation_size, ~aside, VALIDATION, "validation_size")
+                raise InputError(f"the source has a test split: unset data.split.test_size, found {split.test_size}")
+            aside = self._share(split.test_size, ~aside, TEST, "test_size")
+        if split.folds is not None:
+            held_out = ~aside & (deal_folds(self.groups, self.strata, split.folds, split.seed) == split.fold)
+            self._check(held_out, ~aside, f"the fold {split.fold} of {split.folds}", "choose fewer folds")
+        elif isinstance(split.validation_size, float):
+            held_out = self._share(split.validation_size, ~aside, VALIDATION, "validation_size")
         else:
-            held_out = self._last(validation_size, ~aside)
+            held_out = self._last(split.validation_size, ~aside)
         used = ~held_out & ~aside
-        if deduplicate:
+        if split.deduplicate:
             used &= ~self._leaks(held_out, aside)
         self.train = np.flatnonzero(used)
         self.validation = np.flatnonzero(held_out)
-        self.test = None if test_size is None else np.flatnonzero(aside)
+        self.test = None if split.test_size is None else np.flatnonzero(aside)
 
     def clean(self) -> Flags:
         """Which documents of the training split have no copy among those that train."""
@@ -103,11 +89,11 @@ class Division:
 
     def _share(self, share: float, pool: Flags, number: int, name: str) -> Flags:
         if not 0 < share < 1:
-            raise InputError(f"data.{name} must be a share between 0 and 1, found {share}")
+            raise InputError(f"data.split.{name} must be a share between 0 and 1, found {share}")
         _, groups = np.unique(self.groups[pool], return_inverse=True)
         chosen = np.zeros_like(pool)
         chosen[pool] = deal_share(groups, self.strata[pool], share, [self.seed, number])
-        self._check(chosen, pool, f"data.{name} {share}", "choose another share")
+        self._check(chosen, pool, f"data.split.{name} {share}", "choose another share")
         return chosen
 
     def _check(self, chosen: Flags, pool: Flags, what: str, way_out: str) -> None:
@@ -152,7 +138,7 @@ class Division:
         if not left.all() and not self.corpus.source.multi_label:
             raise InputError(
                 f"every training document of {self.corpus.domains[left.argmin()]!r} has a copy in {where}: "
-                f"set data.deduplicate to false, or leave the domain out of data.domains"
+                f"set data.split.deduplicate to false, or leave the domain out of data.domains"
             )
         return np.asarray(leaks)
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,13 +20,15 @@ from lightning_ncmtl.datamodules.corpus import Corpus
 from lightning_ncmtl.datamodules.division import Division
 from lightning_ncmtl.datamodules.document_table import classes_of, integers
 from lightning_ncmtl.datamodules.predict_file import predict_table
-from lightning_ncmtl.datamodules.sampling import Balance, FixedBatchSampler, MixedBatchLoader, MixedBatchSampler
+from lightning_ncmtl.datamodules.sampling import FixedBatchSampler, MixedBatchLoader, MixedBatchSampler
+from lightning_ncmtl.datamodules.settings import BatchSettings, SplitSettings, TextSettings, check_least
 from lightning_ncmtl.datamodules.sources import Label, Source
-from lightning_ncmtl.datamodules.text import Keep, encode_table, load_tokenizer, train_tokenizer
+from lightning_ncmtl.datamodules.text import encode_table, load_tokenizer, train_tokenizer
 from lightning_ncmtl.datamodules.vectors import read_vectors
 from lightning_ncmtl.errors import InputError
 
 Stage = Literal["train", "validation", "test", "predict"]
+_SPLIT, _TEXT, _BATCHES = SplitSettings(), TextSettings(), BatchSettings()
 _MANY = 50_000  # documents from which on several processes encode them
 
 
@@ -56,31 +59,9 @@ class MultiDomainDataModule(LightningDataModule):
             documents.
         classes: The classes, of all domains or of each (``{domain: [...]}``); by default the labels found in each
             domain's training documents. Documents with other labels are left out.
-        batch_size: Documents per batch and device (the paper: 32).
-        balance: How an epoch draws the domains: ``proportional`` to their size, ``uniform``, or a temperature between
-            the two (see :class:`lightning_ncmtl.datamodules.sampling.MixedBatchSampler`).
-        replacement: Whether an epoch draws documents with replacement.
-        quota: Documents of every domain that each batch holds at least.
-        validation_size: The last documents of each domain's training split that validate instead; or, if less than 1,
-            a share of each domain and label.
-        test_size: A share of each domain and label to test on, where the source has no test split.
-        folds: Instead of ``validation_size``, divide each domain and label into this many parts (the paper: 10) ...
-        fold: ... and validate on this part, from 0.
-        fold_seed: Seed of the division into folds or shares.
-        deduplicate: Do not train on documents that have a copy in validation, or in the test split if there is one;
-            of that split, nothing but the texts is used for this.
-        tokenizer: ``words`` or ``bpe``, learned from the training documents; or a ready one: a folder with a
-            ``tokenizer.json``, such as that of a pretrained model, or its name on the Hugging Face hub.
-        vocab_size: Upper bound on the number of words that are learned; the encoder's ``vocab_size`` must be at least
-            this.
-        min_frequency: Rarer words become unknown.
-        unlabelled_words: Whether to learn words from unlabelled documents, too.
-        max_words: Sentences are cut into pieces of at most this many words.
-        max_sentences: Documents are truncated to this many sentences.
-        max_tokens: Documents are truncated to this many words; ``null`` for no limit, as for the two above.
-        keep: The part of a truncated document that is kept: its ``start``, its ``end``, or half of each (``both``).
-        vectors: Pretrained word vectors (see :func:`lightning_ncmtl.datamodules.vectors.read_vectors`), given to the
-            encoder when training starts.
+        split: How documents are divided into those that train, validate and perhaps test.
+        text: How text becomes numbers.
+        batches: How batches are drawn.
         predict_path: What ``predict`` reads: a table with the columns ``text`` and ``domain`` (see
             :func:`lightning_ncmtl.datamodules.predict_file.predict_table`).
         cache_dir: Where prepared documents stay; in the cache of the ``datasets`` library by default.
@@ -106,25 +87,9 @@ class MultiDomainDataModule(LightningDataModule):
         source: Source,
         domains: list[str] | None = None,
         classes: dict[str, list[Label]] | list[Label] | None = None,
-        batch_size: int = 32,
-        balance: Balance = "proportional",
-        replacement: bool = False,
-        quota: int = 0,
-        validation_size: int | float = 200,
-        test_size: float | None = None,
-        folds: int | None = None,
-        fold: int = 0,
-        fold_seed: int = 0,
-        deduplicate: bool = False,
-        tokenizer: str = "words",
-        vocab_size: int = 30_000,
-        min_frequency: int = 2,
-        unlabelled_words: bool = False,
-        max_words: int | None = 50,
-        max_sentences: int | None = 40,
-        max_tokens: int | None = None,
-        keep: Keep = "start",
-        vectors: str | None = None,
+        split: SplitSettings = _SPLIT,
+        text: TextSettings = _TEXT,
+        batches: BatchSettings = _BATCHES,
         predict_path: str | None = None,
         cache_dir: str | None = None,
         num_workers: int = 0,
@@ -135,46 +100,27 @@ class MultiDomainDataModule(LightningDataModule):
         self.save_hyperparameters(ignore=["source"], logger=False)
         if "_instantiator" in self.hparams:  # made by LightningCLI: all plain values, the source included
             self.save_hyperparameters(logger=False)
-        if not (fold == 0 if folds is None else folds >= 2 and 0 <= fold < folds):
-            raise InputError(f"folds must be at least 2 and fold in 0 .. folds - 1, found folds={folds}, fold={fold}")
-        smallest = 258 if tokenizer == "bpe" else 3  # all bytes; padding and unknown
-        limits = {"batch_size": (batch_size, 1), "vocab_size": (vocab_size, smallest)}
-        limits |= {"min_frequency": (min_frequency, 1)}
-        limits |= {"num_workers": (num_workers, 0), "num_proc": (num_proc or 1, 1), "quota": (quota, 0)}
-        cuts = {"max_words": max_words, "max_sentences": max_sentences, "max_tokens": max_tokens}
-        limits |= {name: (value, 1) for name, value in cuts.items() if value is not None}
-        for name, (value, least) in limits.items():
-            if value < least:
-                raise InputError(f"{name} must be at least {least}, found {value}")
+        # Plain values again where a checkpoint had them
+        self.split = SplitSettings(**split) if isinstance(split, dict) else split
+        self.text = TextSettings(**text) if isinstance(text, dict) else text
+        self.batches = BatchSettings(**batches) if isinstance(batches, dict) else batches
+        if "_instantiator" not in self.hparams:
+            self.hparams.update({name: asdict(getattr(self, name)) for name in ("split", "text", "batches")})
+        check_least("num_workers", num_workers, 0)
+        check_least("num_proc", num_proc or 1, 1)
         self.source = source
         self.cache = Cache(cache_dir)
         self.corpus = Corpus(source, domains, classes, self.cache)
         self.domains = self.corpus.domains
         self.hparams["domains"] = self.domains  # so that a checkpoint does without the corpus
-        self.batch_size = batch_size
-        self.balance = balance
-        self.replacement = replacement
-        self.quota = quota
-        self.validation_size = validation_size
-        self.test_size = test_size
-        self.folds = folds
-        self.fold = fold
-        self.fold_seed = fold_seed
-        self.deduplicate = deduplicate
-        self.min_frequency = min_frequency
-        self.unlabelled_words = unlabelled_words
-        self.max_words = max_words
-        self.max_sentences = max_sentences
-        self.max_tokens = max_tokens
-        self.keep = keep
-        self.vectors_path = vectors
+        self.batch_size = self.batches.size  # where Lightning's search for a size changes it
         self.predict_path = predict_path
         self.num_workers = num_workers
         self.num_proc = num_proc
         self.seed = seed
-        self.kind = tokenizer
-        self.tokenizer: Tokenizer | None = None if tokenizer in ("words", "bpe") else load_tokenizer(tokenizer)
-        self.vocab_size = vocab_size
+        learned = self.text.tokenizer in ("words", "bpe")
+        self.tokenizer: Tokenizer | None = None if learned else load_tokenizer(self.text.tokenizer)
+        self.vocab_size = self.text.vocab_size
         if self.tokenizer is not None:
             self.vocab_size = max(self.tokenizer.get_vocab().values()) + 1
         self.counts: dict[Stage, dict[str, int]] = {}
@@ -196,9 +142,7 @@ class MultiDomainDataModule(LightningDataModule):
     @property
     def domain_classes(self) -> dict[str, list[Label]]:
         """The classes of each domain, in the order of their numbers."""
-        found = self.corpus.domain_classes
-        self.hparams["classes"] = found  # so that a checkpoint does without the corpus
-        return found
+        return self.corpus.domain_classes
 
     @property
     def num_classes(self) -> int:
@@ -232,13 +176,15 @@ class MultiDomainDataModule(LightningDataModule):
             self._set("predict", _Part(predict_table(self.predict_path, self.domains, self.cache)))
         if stage == "fit" and self.tokenizer is None:
             self._learn_vocabulary()
+        if stage != "predict":
+            self.hparams["classes"] = self.domain_classes  # so that a checkpoint does without the corpus
 
     def vectors(self) -> Tensor | None:
         """Pretrained vectors ``[V, dim]`` of the vocabulary's words, NaN where unknown; ``None`` if none were given."""
-        if self.vectors_path is None:
+        if self.text.vectors is None:
             return None
         assert self.tokenizer is not None, "call setup('fit') first"
-        return read_vectors(self.vectors_path, self.tokenizer.get_vocab())
+        return read_vectors(self.text.vectors, self.tokenizer.get_vocab())
 
     def train_dataloader(self) -> MixedBatchLoader:
         return self._loader("train", shuffle=True)
@@ -295,16 +241,7 @@ class MultiDomainDataModule(LightningDataModule):
             self._encoded.clear()
 
     def _divide(self, test: bool = False) -> None:
-        division = Division(
-            self.corpus,
-            self.validation_size,
-            self.test_size,
-            self.folds,
-            self.fold,
-            self.fold_seed,
-            self.deduplicate,
-            test,
-        )
+        division = Division(self.corpus, self.split, test)
         self._division = division
         documents, clean = self.corpus.read("train"), division.clean()
         self._set("train", _Part(documents, division.train))
@@ -343,19 +280,20 @@ class MultiDomainDataModule(LightningDataModule):
 
     def _learn_vocabulary(self) -> None:
         part = self._parts["train"]
-        used = self.kind, self.vocab_size, self.min_frequency, self.unlabelled_words
+        text = self.text
+        used = text.tokenizer, text.vocab_size, text.min_frequency, text.unlabelled_words
         assert part.places is not None
         key = key_of(part.table.cache_files, hashlib.sha256(part.places.tobytes()).digest(), used)
 
         def texts() -> Iterator[list[str]]:
             for rows in part.table.select(part.places).select_columns("text").iter(1000):
                 yield rows["text"]
-            if self.unlabelled_words:
+            if text.unlabelled_words:
                 for rows in self.corpus.read("unlabel").select_columns("text").iter(1000):
                     yield rows["text"]
 
         def make(path: Path) -> None:
-            train_tokenizer(texts(), self.kind, self.vocab_size, self.min_frequency).save(str(path))
+            train_tokenizer(texts(), text.tokenizer, text.vocab_size, text.min_frequency).save(str(path))
 
         self.tokenizer = Tokenizer.from_file(str(self.corpus.cache.get(f"vocabulary-{key}.json", make)))
 
@@ -366,9 +304,9 @@ class MultiDomainDataModule(LightningDataModule):
             documents.column("task_id"),
             documents.column("length"),
             self.batch_size,
-            balance=self.balance,
-            replacement=self.replacement,
-            quota=self.quota,
+            balance=self.batches.balance,
+            replacement=self.batches.replacement,
+            quota=self.batches.quota,
             shuffle=shuffle,
             seed=self.seed,
             num_replicas=1 if self.trainer is None else self.trainer.world_size,
@@ -391,10 +329,9 @@ class MultiDomainDataModule(LightningDataModule):
             tokenizer = self.tokenizer
             assert tokenizer is not None
             table, places, clean = self._parts[stage]
-            settings = {name: getattr(self, name) for name in ("max_words", "max_sentences", "max_tokens", "keep")}
             cache = self.cache if stage == "predict" else self.corpus.cache
             num_proc = self.num_proc or (os.cpu_count() if len(table) > _MANY else None)
-            encoded = encode_table(table, tokenizer, settings, cache, num_proc)
+            encoded = encode_table(table, tokenizer, self.text.limits, cache, num_proc)
             documents = Documents(encoded, places, clean)
             self.counts[stage] = counts = {
                 "documents": len(documents),

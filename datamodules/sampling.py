@@ -84,7 +84,7 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
         if shuffle and quota * len(self.sizes) > batch_size:
             raise InputError(
                 f"batch_size {batch_size} is too small for a quota of {quota} documents of each of {len(self.sizes)} "
-                f"domains: set batch_size to at least {quota * len(self.sizes)}, or lower quota"
+                f"domains: set batch_size (data.batches.size) to at least {quota * len(self.sizes)}, or lower quota"
             )
         self.task_ids = tasks.astype(np.min_scalar_type(len(self.sizes)))  # few bytes: sorting them is fast, too
         self.batch_size = batch_size

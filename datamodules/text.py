@@ -75,8 +75,8 @@ def load_tokenizer(name: str) -> Tokenizer:
     except Exception as error:  # tokenizers raises nothing narrower
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"data.tokenizer must be 'words', 'bpe', a folder with a tokenizer.json or a name on the Hugging Face hub, "
-            f"found {name!r}: {message}"
+            f"data.text.tokenizer must be 'words', 'bpe', a folder with a tokenizer.json or a name on the Hugging Face "
+            f"hub, found {name!r}: {message}"
         ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()

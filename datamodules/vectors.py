@@ -76,7 +76,7 @@ def _open(path: str) -> Iterator[IO[str]]:
             members = stack.enter_context(zipfile.ZipFile(archive))
             file = stack.enter_context(members.open(_member(path, archive, members)))
         elif not Path(path).is_file():
-            raise InputError(f"the word vectors {path!r} do not exist: set data.vectors")
+            raise InputError(f"the word vectors {path!r} do not exist: set data.text.vectors")
         elif path.endswith(".gz"):
             file = stack.enter_context(gzip.open(path))
         else:

@@ -15,6 +15,7 @@ if "NCMTL_TEST_CACHE" not in os.environ:  # a cache for this run, which processe
 import datasets
 import pytest
 import torch
+from data import make_data
 from pytorch_lightning import Trainer
 
 from lightning_ncmtl import NCMTL
@@ -34,7 +35,7 @@ def source() -> Synthetic:
 
 @pytest.fixture
 def datamodule(source: Synthetic) -> MultiDomainDataModule:
-    return MultiDomainDataModule(source, batch_size=16, validation_size=11, vocab_size=400, min_frequency=1)
+    return make_data(source, batch_size=16, validation_size=11, vocab_size=400, min_frequency=1)
 
 
 @pytest.fixture

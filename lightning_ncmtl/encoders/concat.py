@@ -34,7 +34,7 @@ class Concat(nn.Module):
             if isinstance(encoder, WordEncoder) and encoder.embedding.num_embeddings < vocab_size:
                 raise InputError(
                     f"the {type(encoder).__name__} has room for {encoder.embedding.num_embeddings} words, fewer than "
-                    f"the {vocab_size} of data.vocab_size: set its vocab_size to {vocab_size}"
+                    f"the {vocab_size} of data.text.vocab_size: set its vocab_size to {vocab_size}"
                 )
         self.encoders = nn.ModuleList(encoders)
         widths: list[Any] = [encoder.out_features for encoder in encoders]

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from data import make_data
 from projects import Heads
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -277,7 +278,7 @@ def test_the_file_tells_the_planted_group(
     make_trainer: Callable[..., Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = SyntheticAssays(num_assays=51, assay_groups=3, train_molecules=80, test_molecules=20, assay_imbalance=1)
-    data = MultiDomainDataModule(source, batch_size=40, validation_size=20, vocab_size=200, min_frequency=1)
+    data = make_data(source, batch_size=40, validation_size=20, vocab_size=200, min_frequency=1)
     encoder = NGram(200, 8, n=1, num_buckets=1)
     model = NCMTL(encoder, 51, cluster_features=(4,), num_clusters=(3,), task_names=data.domains)
     callbacks = [NetworkClusteringCallback(warmup_steps=0), ClusterReport(pictures=False)]

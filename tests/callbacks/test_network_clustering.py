@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from data import make_data
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
@@ -258,7 +259,7 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(
                 trainer.save_checkpoint(tmp_path / "it.ckpt")
 
     def run(ckpt_path: Path | None = None, *extra: Callback) -> tuple[NCMTL, dict[str, Any], dict[str, float]]:
-        data = MultiDomainDataModule(datamodule.source, batch_size=16, validation_size=11, vocab_size=400)
+        data = make_data(datamodule.source, batch_size=16, validation_size=11, vocab_size=400)
         model = make_model(dropout=0.2)
         callback = NetworkClusteringCallback(warmup_epochs=1, freeze_after_epochs=4)
         trainer = make_trainer(max_epochs=5, callbacks=[callback, StepSeed(3), *extra])

@@ -5,13 +5,13 @@ from typing import Any
 import lightning.pytorch
 import pytest
 import torch
+from data import make_data
 from projects import Heads, HeadsMixin, rows_of, unshared
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lightning_ncmtl import NCMTL
 from lightning_ncmtl.callbacks import NetworkClusteringCallback, ResumableCheckpoint, StepSeed
-from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.sources import Synthetic
 
 
@@ -59,7 +59,7 @@ def test_every_checkpoint_continues_exactly(
             num_sanity_val_steps=0,
             **settings,
         )
-        data = MultiDomainDataModule(source, batch_size=16, validation_size=11, vocab_size=400, min_frequency=1)
+        data = make_data(source, batch_size=16, validation_size=11, vocab_size=400, min_frequency=1)
         trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
         return model, clustering.state_dict()["layers"], seen
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data import make_data
 from table_files import compress
 
 from lightning_ncmtl.datamodules import MultiDomainDataModule
@@ -35,7 +36,7 @@ def truncated(file: Path, keep: float) -> Path:
 def module(folder: Path, **settings: Any) -> MultiDomainDataModule:
     """Each file is a domain; those in ``test/``, if there are any, test."""
     test = f"{folder}/test/*" if (folder / "test").exists() else None
-    return MultiDomainDataModule(Tables(f"{folder}/*.csv*", test), **{**FEW, **settings})
+    return make_data(Tables(f"{folder}/*.csv*", test), **{**FEW, **settings})
 
 
 def use(data: MultiDomainDataModule) -> dict[str, list[str]]:
@@ -287,7 +288,7 @@ def test_the_same_by_a_column(tmp_path: Path, log: pytest.LogCaptureFixture) -> 
     """Domains in a column: one that is new in the test split, and rows without any."""
     file = table(tmp_path / "all.csv", *[f"{row},a" for row in ROWS], "lost,1,", header="text,label,of")
     test = table(tmp_path / "new.csv", "fine,1,a", "fine,1,c", "lost,1, ", header="text,label,of")
-    data = MultiDomainDataModule(Tables(str(file), str(test), domain="of"), **FEW)
+    data = make_data(Tables(str(file), str(test), domain="of"), **FEW)
     assert use(data)["test"] == ["a: fine"]
     assert data.domains == ["a"]
     assert lines(log, f"{tmp_path}") + lines(log, "left out") == [

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import whole_data
 from corpora import Fixed
+from data import make_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_files import Row, write_csv
@@ -49,7 +50,7 @@ def source_of(folder: Path, test: bool = True) -> Source:
 
 
 def make(folder: Path, cache: Path, test: bool = True, **options: Any) -> MultiDomainDataModule:
-    return MultiDomainDataModule(source_of(folder, test), cache_dir=str(cache), **{**SETTINGS, **options})
+    return make_data(source_of(folder, test), cache_dir=str(cache), **{**SETTINGS, **options})
 
 
 def fresh(folder: Path, **options: Any) -> dict[str, Any]:
@@ -165,7 +166,7 @@ def test_a_file_that_was_changed_back_is_right(corpus: Path, tmp_path: Path) -> 
 
 def test_a_pickled_data_module_gives_the_same_batches(corpus: Path, tmp_path: Path) -> None:
     """As processes that DDP spawns get it."""
-    for data in (make(corpus, tmp_path), MultiDomainDataModule(Fixed(documents()), **SETTINGS)):
+    for data in (make(corpus, tmp_path), make_data(Fixed(documents()), **SETTINGS)):
         before = everything(data)
         copy = pickle.loads(pickle.dumps(data))
         loaders = (copy.train_dataloader(), copy.val_dataloader(), copy.test_dataloader())
@@ -186,7 +187,7 @@ def documents() -> Any:
 def test_what_nobody_can_recognise_is_not_kept(corpus: Path, tmp_path: Path) -> None:
     """But for the file to predict, which can be."""
     cache = tmp_path / "cache"
-    data = MultiDomainDataModule(Fixed(documents()), **SETTINGS, cache_dir=str(cache))
+    data = make_data(Fixed(documents()), **SETTINGS, cache_dir=str(cache))
     assert len(everything(data)["batches"]) == 3
     assert not cache.exists()
     data.predict_path = str(corpus / "in.csv")
@@ -224,7 +225,7 @@ def test_processes_that_collide_or_die(tmp_path: Path) -> None:
     assert not list(cache.glob("unfinished-*"))
 
     before = state(cache)
-    data = MultiDomainDataModule(Tables(f"{tmp_path}/corpus/*.csv"), cache_dir=str(cache), **SETTINGS)
+    data = make_data(Tables(f"{tmp_path}/corpus/*.csv"), cache_dir=str(cache), **SETTINGS)
     assert json.loads(json.dumps(everything(data))) == one
     assert state(cache) == before
 
@@ -233,7 +234,7 @@ def test_part_of_a_cache_may_be_gone(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"word{n} more,{n % 2}\n" for n in range(8)))
     cache = tmp_path / "cache"
     for pattern in ("train-*.json", "train-*.arrow", "copies-*.npy", "vocabulary-*.json", "encoded-*.arrow", "*"):
-        data = MultiDomainDataModule(Tables(f"{tmp_path}/a.csv"), cache_dir=str(cache), validation_size=2)
+        data = make_data(Tables(f"{tmp_path}/a.csv"), cache_dir=str(cache), validation_size=2)
         data.setup("fit")
         assert sum(len(batch["labels"]) for batch in data.train_dataloader()) == 6
         removed = list(cache.glob(pattern))

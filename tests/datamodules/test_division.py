@@ -9,6 +9,7 @@ from lightning_ncmtl.datamodules.cache import Cache
 from lightning_ncmtl.datamodules.copies import deal_share
 from lightning_ncmtl.datamodules.corpus import Corpus
 from lightning_ncmtl.datamodules.division import Division
+from lightning_ncmtl.datamodules.settings import SplitSettings
 from lightning_ncmtl.datamodules.sources import Source
 from lightning_ncmtl.errors import InputError
 
@@ -23,10 +24,8 @@ def source(test: bool = False) -> Fixed:
     return Fixed(documents | ({("a", "test"): [("t", 0)]} if test else {}))
 
 
-def divide(of: Source, **settings: Any) -> Division:
-    corpus = Corpus(of, None, None, Cache())
-    defaults = {"validation_size": 5, "test_size": None, "folds": None, "fold": 0, "seed": 0, "deduplicate": False}
-    return Division(corpus, **{**defaults, **settings})
+def divide(of: Source, test: bool = False, **settings: Any) -> Division:
+    return Division(Corpus(of, None, None, Cache()), SplitSettings(**{"validation_size": 5, **settings}), test)
 
 
 @pytest.mark.parametrize("settings", [{}, {"validation_size": 0.2}, {"folds": 4}])
@@ -105,7 +104,7 @@ def test_the_division_does_not_depend_on_whether_the_test_split_is_read(monkeypa
     documents: Any = {("a", "train"): train, ("a", "test"): [(text, 0) for text in words]}
     for many in (50, 70, 1000):
         monkeypatch.setattr("lightning_ncmtl.datamodules.division.MANY", many)
-        alone, joint = divide(Fixed(documents), folds=5), divide(Fixed(documents), folds=5, test=True)
+        alone, joint = divide(Fixed(documents), folds=5), divide(Fixed(documents), test=True, folds=5)
         assert alone.groups.tolist() == joint.groups.tolist()
         assert alone.train.tolist() == joint.train.tolist()
 
@@ -130,10 +129,10 @@ def test_shares_that_leave_a_domain_without_documents_are_refused() -> None:
         ({"validation_size": 21}, "between 1 and 20, .* of 'b', found 21; or a share, such as 0.1"),
         (
             {"validation_size": 0.001},
-            "data.validation_size 0.001 holds 0 of the 40 documents of 'a', .* choose another",
+            "data.split.validation_size 0.001 holds 0 of the 40 documents of 'a', .* choose another",
         ),
-        ({"validation_size": 1.5}, "data.validation_size must be a share between 0 and 1, found 1.5"),
-        ({"test_size": 0.0}, "data.test_size must be a share between 0 and 1, found 0.0"),
+        ({"validation_size": 1.5}, "data.split.validation_size must be a share between 0 and 1, found 1.5"),
+        ({"test_size": 0.0}, "data.split.test_size must be a share between 0 and 1, found 0.0"),
         ({"folds": 50, "fold": 49}, "the fold 49 of 50 holds 0 of the .* choose fewer folds"),
     ],
 )
@@ -143,7 +142,7 @@ def test_empty_parts_are_refused(settings: dict[str, Any], message: str) -> None
 
 
 def test_a_second_test_split_is_refused() -> None:
-    with pytest.raises(InputError, match="the source has a test split: unset data.test_size, found 0.2"):
+    with pytest.raises(InputError, match="the source has a test split: unset data.split.test_size, found 0.2"):
         divide(source(test=True), test_size=0.2)
 
 

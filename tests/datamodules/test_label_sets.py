@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from data import make_data
 from pytorch_lightning import Trainer
 from table_files import Row, write_csv
 from tiny_models import save_model
@@ -60,7 +61,7 @@ def make(data: MultiDomainDataModule, encoder: nn.Module | None = None) -> NCMTL
     return NCMTL(
         encoder,
         data.num_tasks,
-        data.num_classes,
+        num_classes=data.num_classes,
         cluster_features=(8,),
         num_clusters=(2,),
         task_names=data.domains,
@@ -102,7 +103,7 @@ def test_classes_of_each_domain_are_learned(
     write: Callable[[Path], Source], encoder: str, tmp_path: Path, make_trainer: Trainers, monkeypatch: Any
 ) -> None:
     several = write is write_one_file
-    data = MultiDomainDataModule(write(tmp_path), **{**FEW, "validation_size": 60 if several else 15})
+    data = make_data(write(tmp_path), **{**FEW, "validation_size": 60 if several else 15})
     assert data.domain_classes == CLASSES
     assert data.class_names == NAMES
     assert data.task_classes == [[NAMES.index(name) for name in names] for names in CLASSES.values()]
@@ -118,7 +119,7 @@ def test_classes_of_each_domain_are_learned(
     monkeypatch.setattr(Tables, "read", lambda *args: pytest.fail("the corpus was read"))
     other = MultiDomainDataModule.load_from_checkpoint(tmp_path / "it.ckpt", weights_only=True, source=data.source)
     assert predict(model, other, tmp_path, make_trainer) == lines
-    bare = MultiDomainDataModule(data.source, domains=list(CLASSES), **FEW)
+    bare = make_data(data.source, domains=list(CLASSES), **FEW)
     bare.load_state_dict(json.loads(json.dumps(data.state_dict())))
     assert bare.class_names == NAMES
     assert predict(model, bare, tmp_path, make_trainer) == lines
@@ -126,7 +127,7 @@ def test_classes_of_each_domain_are_learned(
 
 def test_other_classes_than_those_of_the_checkpoint_are_refused(tmp_path: Path, make_trainer: Trainers) -> None:
     source = write_domains(tmp_path)
-    data = MultiDomainDataModule(source, **FEW)
+    data = make_data(source, **FEW)
     _, trainer, _ = fit(data, make_trainer, epochs=1)
     trainer.save_checkpoint(tmp_path / "it.ckpt")
     for domain, old, new, message in (
@@ -135,20 +136,20 @@ def test_other_classes_than_those_of_the_checkpoint_are_refused(tmp_path: Path, 
     ):
         file = tmp_path / f"{domain}.csv"
         file.write_text(file.read_text().replace(old, new))
-        changed = MultiDomainDataModule(source, **FEW)
+        changed = make_data(source, **FEW)
         with pytest.raises(InputError, match=message) as info:
             make_trainer(max_epochs=2).fit(make(changed), datamodule=changed, ckpt_path=tmp_path / "it.ckpt")
         assert "\n" not in str(info.value)
     given = {**CLASSES, "news": ["art", "war"]}
     with pytest.raises(InputError, match="of 'news'; the data has .*: set data.classes") as info:
-        MultiDomainDataModule(source, classes=given, **FEW).load_state_dict(data.state_dict())
+        make_data(source, classes=given, **FEW).load_state_dict(data.state_dict())
     assert "\n" not in str(info.value)
 
 
 def test_classes_may_be_given_in_any_order(tmp_path: Path, make_trainer: Trainers) -> None:
     source = write_domains(tmp_path)
     given = {domain: names[::-1] for domain, names in CLASSES.items()}
-    found, other = MultiDomainDataModule(source, **FEW), MultiDomainDataModule(source, classes=given, **FEW)
+    found, other = make_data(source, **FEW), make_data(source, classes=given, **FEW)
     other.setup("fit")
     other.load_state_dict(other.state_dict())
     assert other.class_names == found.class_names
@@ -161,13 +162,13 @@ def test_rows_without_labels_do_not_change_the_loss(
 ) -> None:
     source = write(tmp_path)
     settings = {**FEW, "batch_size": 1000}
-    plain = MultiDomainDataModule(source, **settings)
+    plain = make_data(source, **settings)
     plain.setup("fit")
     for file in tmp_path.glob("*.csv"):
         header, *rows = file.read_text().splitlines()
         more = [f"w{number} and more .{',' * header.count(',')}" for number in range(30)]
         file.write_text("\n".join([header, *more, *rows, ""]))
-    mixed = MultiDomainDataModule(source, **settings)
+    mixed = make_data(source, **settings)
     mixed.load_state_dict(plain.state_dict())
     model = make(plain).eval()
     model.log = lambda *args, **kwargs: None  # type: ignore[method-assign]  # outside of a trainer
@@ -194,7 +195,7 @@ def test_documents_with_labels_validate(tmp_path: Path, make_trainer: Trainers) 
     source = write_domains(tmp_path)
     with (tmp_path / "news.csv").open("a") as file:
         file.writelines("w5 .,\n" for _ in range(15))
-    data = MultiDomainDataModule(source, **FEW)
+    data = make_data(source, **FEW)
     assert min(fit(data, make_trainer)[2]) > 0.8
     assert -1 not in data.documents("validation")["label"][:]
     assert data.documents("train")["label"][:].count(-1) == 15
@@ -204,7 +205,7 @@ def test_documents_with_labels_validate(tmp_path: Path, make_trainer: Trainers) 
 def test_the_part_that_is_kept_is_what_is_learned(
     keep: str, learned: bool, tmp_path: Path, make_trainer: Trainers
 ) -> None:
-    data = MultiDomainDataModule(write_domains(tmp_path, before=30), **FEW, keep=keep, max_tokens=5)  # type: ignore[arg-type]
+    data = make_data(write_domains(tmp_path, before=30), **FEW, keep=keep, max_tokens=5)  # type: ignore[arg-type]
     _, _, accuracies = fit(data, make_trainer)
     assert data.counts["train"]["truncated"] == data.counts["train"]["documents"] == 135
     assert all(len(batch["inputs"]["tokens"]) == 5 * len(batch["labels"]) for batch in data.train_dataloader())
@@ -214,7 +215,7 @@ def test_the_part_that_is_kept_is_what_is_learned(
 
 def test_parts_of_words_are_learned(tmp_path: Path, make_trainer: Trainers) -> None:
     settings: Any = {**FEW, "tokenizer": "bpe", "vocab_size": 280, "keep": "end", "max_tokens": 12}
-    data = MultiDomainDataModule(write_domains(tmp_path), **settings)
+    data = make_data(write_domains(tmp_path), **settings)
     model, _, accuracies = fit(data, make_trainer)
     assert data.tokenizer is not None
     assert data.tokenizer.get_vocab_size() == 280
@@ -229,7 +230,7 @@ def test_a_ready_tokenizer_puts_its_words_around_what_is_kept(tmp_path: Path, ke
     path = save_model(tmp_path)
     (tmp_path / "corpus").mkdir()
     source = write_domains(tmp_path / "corpus", before=30)
-    data = MultiDomainDataModule(source, **FEW, tokenizer=path, keep=keep, max_tokens=6)
+    data = make_data(source, **FEW, tokenizer=path, keep=keep, max_tokens=6)
     data.setup("fit")
     assert data.vocab_size == 50
     texts = {row["index"]: row["text"].split() for row in data.documents("train")}
@@ -245,7 +246,7 @@ def test_a_transformer_learns_from_its_own_tokens(tmp_path: Path, make_trainer: 
     path = save_model(tmp_path)
     (tmp_path / "corpus").mkdir()
     settings: Any = {**FEW, "tokenizer": path, "max_tokens": 20, "keep": "both"}
-    data = MultiDomainDataModule(write_domains(tmp_path / "corpus"), **settings)
+    data = make_data(write_domains(tmp_path / "corpus"), **settings)
     encoder = Transformer(path, dropout=0, vocab_size=data.vocab_size)
     model, trainer, accuracies = fit(data, make_trainer, encoder)
     assert min(accuracies) > 0.9
@@ -253,7 +254,7 @@ def test_a_transformer_learns_from_its_own_tokens(tmp_path: Path, make_trainer: 
     assert [line["prediction"] for line in lines] == [name for names in CLASSES.values() for name in names]
     trainer.save_checkpoint(tmp_path / "it.ckpt")
     settings["tokenizer"] = "words"  # the checkpoint has the right one
-    other = MultiDomainDataModule(data.source, domains=data.domains, **settings)
+    other = make_data(data.source, domains=data.domains, **settings)
     state = torch.load(tmp_path / "it.ckpt", weights_only=True)
     other.load_state_dict(state["MultiDomainDataModule"])
     assert predict(model, other, tmp_path, make_trainer) == lines

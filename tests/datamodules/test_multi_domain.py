@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from corpora import Fixed
+from data import make_data
 from pytorch_lightning import Trainer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -27,7 +28,7 @@ def texts(data: MultiDomainDataModule, stage: str) -> list[str]:
 
 def test_validation_is_the_last_documents_of_each_domain() -> None:
     source = Fixed({("a", "train"): numbered(5), ("b", "train"): numbered(4, "b")})
-    data = MultiDomainDataModule(source, validation_size=2)
+    data = make_data(source, validation_size=2)
     data.setup("fit")
     assert texts(data, "validation") == ["a3 word", "a4 word", "b2 word", "b3 word"]
     assert texts(data, "train") == ["a0 word", "a1 word", "a2 word", "b0 word", "b1 word"]
@@ -38,9 +39,9 @@ def test_folds_are_disjoint_stratified_and_deterministic() -> None:
     source = Fixed({("a", "train"): numbered(40), ("b", "train"): numbered(21, "b")})
     folds = []
     for fold in range(10):
-        data = MultiDomainDataModule(source, folds=10, fold=fold)
+        data = make_data(source, folds=10, fold=fold)
         data.setup("fit")
-        again = MultiDomainDataModule(source, folds=10, fold=fold)
+        again = make_data(source, folds=10, fold=fold)
         again.setup("validate")
         held_out = texts(data, "validation")
         assert held_out == texts(again, "validation")
@@ -80,7 +81,7 @@ def test_copies_fall_into_the_same_fold() -> None:
     source = Fixed({("a", "train"): documents[:100], ("b", "train"): documents[100:]})
     places = []
     for fold in range(3):
-        data = MultiDomainDataModule(source, folds=3, fold=fold)
+        data = make_data(source, folds=3, fold=fold)
         data.setup("fit")
         assert not set(texts(data, "validation")) & set(texts(data, "train"))
         assert all(data.documents("validation")["clean"])
@@ -89,7 +90,7 @@ def test_copies_fall_into_the_same_fold() -> None:
 
 
 def test_evaluation_tells_which_documents_are_clean() -> None:
-    data = MultiDomainDataModule(Fixed(COPIED), validation_size=2, batch_size=2)
+    data = make_data(Fixed(COPIED), validation_size=2, batch_size=2)
     data.setup("fit")
     assert clean_texts(data, "validation") == {
         "held out": False,  # in training of the other domain
@@ -125,7 +126,7 @@ def test_evaluation_tells_which_documents_are_clean() -> None:
 
 def test_other_batches_do_not_speak_of_copies(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "new", "domain": "a"}\n')
-    data = MultiDomainDataModule(Fixed(COPIED), validation_size=2, predict_path=str(tmp_path / "in.jsonl"))
+    data = make_data(Fixed(COPIED), validation_size=2, predict_path=str(tmp_path / "in.jsonl"))
     data.setup("fit")
     data.setup("predict")
     for loader in (data.train_dataloader(), data.predict_dataloader()):
@@ -136,7 +137,7 @@ def test_other_batches_do_not_speak_of_copies(tmp_path: Path) -> None:
 @pytest.mark.parametrize("deduplicate", [False, True])
 def test_testing_alone_finds_the_same_documents_clean(deduplicate: bool) -> None:
     def make() -> MultiDomainDataModule:
-        return MultiDomainDataModule(Fixed(COPIED), domains=["a"], folds=2, deduplicate=deduplicate)
+        return make_data(Fixed(COPIED), domains=["a"], folds=2, deduplicate=deduplicate)
 
     trained, other = make(), make()
     trained.setup("fit")
@@ -151,7 +152,7 @@ def test_testing_alone_finds_the_same_documents_clean(deduplicate: bool) -> None
 
 def test_documents_copied_in_evaluation_can_be_kept_from_training(caplog: pytest.LogCaptureFixture) -> None:
     settings: dict[str, Any] = {"validation_size": 2, "min_frequency": 1, "deduplicate": True}
-    with_test = MultiDomainDataModule(Fixed(COPIED), domains=["a"], **settings)
+    with_test = make_data(Fixed(COPIED), domains=["a"], **settings)
     with caplog.at_level("INFO"):
         with_test.setup("fit")
     assert texts(with_test, "train") == ["a0 is fine"]
@@ -160,14 +161,16 @@ def test_documents_copied_in_evaluation_can_be_kept_from_training(caplog: pytest
     assert with_test.tokenizer is not None
     assert set(with_test.tokenizer.get_vocab()) == {"[PAD]", "[UNK]", "a0", "is", "fine"}
     source = Fixed({place: documents for place, documents in COPIED.items() if "test" not in place})
-    without = MultiDomainDataModule(source, **settings)
+    without = make_data(source, **settings)
     with caplog.at_level("INFO"):
         without.setup("fit")
     assert texts(without, "train") == ["a0 is fine", "a2 is fine", "b1 is fine"]
     assert all(clean_texts(without, "validation").values())
     assert "train: dropped 3 of 6 documents, with a copy in validation\n" in caplog.text
-    with pytest.raises(InputError, match="document of 'b' has a copy in validation or test: set data.deduplicate to f"):
-        MultiDomainDataModule(Fixed(COPIED), **settings).setup("fit")
+    with pytest.raises(
+        InputError, match="document of 'b' has a copy in validation or test: set data.split.deduplicate"
+    ):
+        make_data(Fixed(COPIED), **settings).setup("fit")
 
 
 def test_the_folds_do_not_depend_on_the_test_split() -> None:
@@ -177,16 +180,16 @@ def test_the_folds_do_not_depend_on_the_test_split() -> None:
     linked = {("a", "train"): train, ("a", "test"): [(" ".join(words[2:12]), 0)]}
     held_out = []
     for documents in (linked, {("a", "train"): train}):
-        data = MultiDomainDataModule(Fixed(documents), folds=5, deduplicate=True)
+        data = make_data(Fixed(documents), folds=5, deduplicate=True)
         data.setup("validate")
         held_out.append(texts(data, "validation"))
     assert held_out[0] == held_out[1]
 
 
 def test_without_a_training_split_nothing_is_said_to_be_clean(caplog: pytest.LogCaptureFixture) -> None:
-    trained = MultiDomainDataModule(Fixed(COPIED), validation_size=2)
+    trained = make_data(Fixed(COPIED), validation_size=2)
     trained.setup("fit")
-    data = MultiDomainDataModule(Fixed({place: COPIED[place] for place in COPIED if "test" in place}))
+    data = make_data(Fixed({place: COPIED[place] for place in COPIED if "test" in place}))
     data.load_state_dict(trained.state_dict())
     with caplog.at_level("INFO"):
         data.setup("test")
@@ -205,7 +208,7 @@ def test_copies_are_searched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr("lightning_ncmtl.datamodules.division.find_pairs", counting)
     (tmp_path / "in.jsonl").write_text('{"text": "new", "domain": "a"}\n')
     source = Fixed(COPIED)
-    data = MultiDomainDataModule(source, validation_size=2, predict_path=str(tmp_path / "in.jsonl"))
+    data = make_data(source, validation_size=2, predict_path=str(tmp_path / "in.jsonl"))
     for stage in ("predict", "fit", "validate", "fit", "predict"):
         data.setup(stage)
         assert len(searched) == (stage != "predict" or bool(data.copies))
@@ -213,14 +216,14 @@ def test_copies_are_searched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     data.setup("test")
     assert searched == [10, 16]
     assert source.was_read == ["train", "test"]
-    alone = MultiDomainDataModule(Fixed(COPIED), validation_size=2)
+    alone = make_data(Fixed(COPIED), validation_size=2)
     alone.setup("test")
     assert searched == [10, 16, 16]
 
 
 def test_the_vocabulary_comes_from_training_documents_alone() -> None:
     source = Fixed({("a", "train"): [("seen seen", 0), ("seen", 1), ("held out", 1)], ("a", "test"): [("secret", 0)]})
-    data = MultiDomainDataModule(source, validation_size=1, min_frequency=1)
+    data = make_data(source, validation_size=1, min_frequency=1)
     data.setup("fit")
     assert data.tokenizer is not None
     assert set(data.tokenizer.get_vocab()) == {"[PAD]", "[UNK]", "seen"}
@@ -250,7 +253,7 @@ def test_batches_hold_the_documents(datamodule: MultiDomainDataModule) -> None:
 
 def test_domains_choose_and_order_the_tasks() -> None:
     source = Synthetic(num_domains=4, num_groups=2, train_documents=10)
-    data = MultiDomainDataModule(source, domains=["domain03", "domain00"], validation_size=2)
+    data = make_data(source, domains=["domain03", "domain00"], validation_size=2)
     assert data.num_tasks == 2
     assert data.planted_groups == {"domain03": 1, "domain00": 0}
     data.setup("fit")
@@ -259,7 +262,7 @@ def test_domains_choose_and_order_the_tasks() -> None:
 
 def test_invalid_bytes_empty_and_long_documents_are_counted() -> None:
     documents = [("fine", 0), ("bad \ufffd byte", 1), ("", 0), ("so long . " * 9, 1), ("fine", 0)]
-    data = MultiDomainDataModule(Fixed({("a", "train"): documents}), validation_size=1, max_sentences=5)
+    data = make_data(Fixed({("a", "train"): documents}), validation_size=1, max_sentences=5)
     data.setup("fit")
     list(data.train_dataloader())
     assert data.counts["train"] == {"documents": 4, "with invalid characters": 1, "empty": 1, "truncated": 1}
@@ -267,7 +270,7 @@ def test_invalid_bytes_empty_and_long_documents_are_counted() -> None:
 
 def test_vectors_follow_the_vocabulary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "v.txt").write_text("word 1 2\nother 3 4\n")
-    data = MultiDomainDataModule(
+    data = make_data(
         Fixed({("a", "train"): numbered(4)}), validation_size=1, min_frequency=2, vectors=str(tmp_path / "v.txt")
     )
     data.setup("fit")
@@ -282,14 +285,14 @@ def test_vectors_follow_the_vocabulary(tmp_path: Path, caplog: pytest.LogCapture
 
 def test_state_carries_the_vocabulary(datamodule: MultiDomainDataModule, source: Synthetic) -> None:
     datamodule.setup("fit")
-    other = MultiDomainDataModule(source, batch_size=16, validation_size=11, min_frequency=1)
+    other = make_data(source, batch_size=16, validation_size=11, min_frequency=1)
     other.load_state_dict(json.loads(json.dumps(datamodule.state_dict())))  # plain values
     other.setup("test")
     assert other.tokenizer is not None
     assert datamodule.tokenizer is not None
     assert other.tokenizer.get_vocab() == datamodule.tokenizer.get_vocab()
     with pytest.raises(InputError, match=r"was trained on the domains domain00, .*; the data has domain01: set"):
-        MultiDomainDataModule(source, domains=["domain01"]).load_state_dict(datamodule.state_dict())
+        make_data(source, domains=["domain01"]).load_state_dict(datamodule.state_dict())
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
@@ -379,7 +382,11 @@ def test_predict_without_a_file_is_refused(datamodule: MultiDomainDataModule) ->
             {"domains": ["a"], "classes": {"b": [0]}},
             "data.classes has no classes for the domain 'a'",
         ),
-        ({("a", "train"): numbered(9)}, {"validation_size": 1.5}, "data.validation_size must be a share between 0 an"),
+        (
+            {("a", "train"): numbered(9)},
+            {"validation_size": 1.5},
+            "data.split.validation_size must be a share",
+        ),
         (
             {("a", "train"): numbered(9)},
             {"validation_size": 0.01},
@@ -388,13 +395,13 @@ def test_predict_without_a_file_is_refused(datamodule: MultiDomainDataModule) ->
         (
             {("a", "train"): numbered(9), ("a", "test"): numbered(9)},
             {"test_size": 0.3},
-            "the source has a test split: unset data.test_size, found 0.3",
+            "the source has a test split: unset data.split.test_size, found 0.3",
         ),
     ],
 )
 def test_bad_documents_are_refused(documents: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        MultiDomainDataModule(Fixed(documents), **settings).setup("fit")
+        make_data(Fixed(documents), **settings).setup("fit")
 
 
 @pytest.mark.parametrize(
@@ -410,12 +417,12 @@ def test_bad_documents_are_refused(documents: Any, settings: dict[str, Any], mes
 )
 def test_bad_settings_are_refused(source: Synthetic, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        MultiDomainDataModule(source, **settings)
+        make_data(source, **settings)
 
 
 def test_an_unknown_domain_is_refused(source: Synthetic) -> None:
     with pytest.raises(InputError, match="unknown domain 'cars'"):
-        MultiDomainDataModule(source, domains=["cars"]).setup("fit")
+        make_data(source, domains=["cars"]).setup("fit")
 
 
 def test_the_order_changes_every_epoch(
@@ -464,7 +471,7 @@ def test_domains_are_named_alike_in_training_and_prediction(tmp_path: Path) -> N
     rows = [{"text": f"{n} text", "label": n % 2, "domain": n % 4 // 2} for n in range(16)]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = Tables(str(tmp_path / "in.jsonl"), domain="domain")
-    data = MultiDomainDataModule(source, validation_size=2, predict_path=str(tmp_path / "in.jsonl"))
+    data = make_data(source, validation_size=2, predict_path=str(tmp_path / "in.jsonl"))
     data.setup("fit")
     data.setup("predict")
     assert data.domains == ["0", "1"]
@@ -478,7 +485,7 @@ def test_words_from_unlabelled_documents(tmp_path: Path, caplog: pytest.LogCaptu
     source = Tables(str(tmp_path / "a.csv"), unlabel=str(tmp_path / "more/*"))
     vocabularies = []
     for unlabelled in (False, True):
-        data = MultiDomainDataModule(source, validation_size=2, unlabelled_words=unlabelled)
+        data = make_data(source, validation_size=2, unlabelled_words=unlabelled)
         with caplog.at_level("INFO"):
             data.setup("fit")
         assert data.tokenizer is not None
@@ -492,7 +499,7 @@ def test_a_ready_vocabulary_may_have_gaps(tmp_path: Path) -> None:
     ready.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     ready.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "v.txt").write_text("word 1 2\n")
-    data = MultiDomainDataModule(
+    data = make_data(
         Fixed({("a", "train"): numbered(4)}),
         validation_size=1,
         tokenizer=str(tmp_path / "tokenizer.json"),

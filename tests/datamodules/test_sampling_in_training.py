@@ -7,21 +7,23 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from data import group_settings, make_data
 from pytorch_lightning import Trainer
 from table_files import Row, write_csv
 
 from lightning_ncmtl import NCMTL
 from lightning_ncmtl.callbacks import NetworkClusteringCallback, ResumableCheckpoint, StepSeed
-from lightning_ncmtl.cli import main
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.sources import Synthetic, Tables
 from lightning_ncmtl.encoders import NGram
+from lightning_ncmtl.main import main
 
 SIZES = {"large": 60, "middle": 20, "small": 6}
 TOTAL = sum(SIZES.values()) + 3 * 4 + 8  # with those that validate, and copies
@@ -56,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tables = {"class_path": "Tables", "init_args": {"train": str(folder / "all.csv"), "domain": "of"}}
     ngram = {"class_path": "NGram", "init_args": {"embedding_dim": 8, "num_buckets": 32}}
     settings = {
-        "data": {"source": tables, **SETTINGS},
+        "data": {"source": tables, **{name: asdict(group) for name, group in group_settings(**SETTINGS).items()}},
         "model": {"init_args": {"encoder": ngram, "cluster_features": [6], "num_clusters": [2]}},
         "clustering": {"warmup_epochs": 1, "freeze_after_epochs": 3},
         "trainer": {"max_epochs": 2, "enable_progress_bar": False, "enable_model_summary": False},
@@ -93,7 +95,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 def data_of(folder: Path, **mode: Any) -> MultiDomainDataModule:
     source = Tables(str(folder / "all.csv"), domain="of")
-    return MultiDomainDataModule(source, **{**SETTINGS, **mode})
+    return make_data(source, **{**SETTINGS, **mode})
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -124,7 +126,7 @@ def test_batches_are_those_asked_for(
 
 def test_the_command_line_draws_the_same(folder: Path, ncmtl: Callable[..., None], seen: Seen, tmp_path: Path) -> None:
     mode = {"balance": "1.5", "quota": "2", "replacement": "true"}
-    arguments = [part for name, value in mode.items() for part in (f"--data.{name}", value)]
+    arguments = [part for name, value in mode.items() for part in (f"--data.batches.{name}", value)]
     ncmtl("fit", "--config", "small.yaml", *arguments, "--run_dir", str(tmp_path / "run"))
     data = data_of(folder, balance=1.5, quota=2, replacement=True, seed=1)
     data.setup("fit")
@@ -132,14 +134,14 @@ def test_the_command_line_draws_the_same(folder: Path, ncmtl: Callable[..., None
     assert [batch["index"] for batch in seen["training"]][: len(expected)] == expected
     assert all(min(batch["task_ids"].count(task) for task in range(3)) >= 2 for batch in seen["training"])
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert {name: config["data"][name] for name in mode} == {"balance": 1.5, "quota": 2, "replacement": True}
+    assert {name: config["data"]["batches"][name] for name in mode} == {"balance": 1.5, "quota": 2, "replacement": True}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data.quota", "3"], "set batch_size to at least 9, or lower quota"),
-        (["--data.test_size", "1.5"], "data.test_size must be a share between 0 and 1, found 1.5"),
+        (["--data.batches.quota", "3"], "set batch_size (data.batches.size) to at least 9, or lower quota"),
+        (["--data.split.test_size", "1.5"], "data.split.test_size must be a share between 0 and 1, found 1.5"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -168,7 +170,7 @@ def test_a_training_continues_in_the_middle_of_an_epoch(
     settings = {"batch_size": BATCH, "validation_size": 3, "vocab_size": 200, "min_frequency": 1, **mode}
 
     def run(ckpt_path: Path | None = None) -> tuple[dict[str, Any], int, Any]:
-        data = MultiDomainDataModule(source, **settings)
+        data = make_data(source, **settings)
         torch.manual_seed(0 if ckpt_path is None else 1)
         model = NCMTL(NGram(200, 8, num_buckets=32, dropout=0.3), 3, cluster_features=(6,), num_clusters=(2,))
         saving = ResumableCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
@@ -191,7 +193,7 @@ def test_a_training_continues_in_the_middle_of_an_epoch(
 ALONE = """
 import json, sys
 from lightning_ncmtl import NCMTL
-from lightning_ncmtl.cli import main
+from lightning_ncmtl.main import main
 
 found, step = [], NCMTL.test_step
 def recording(self, batch, batch_idx):
@@ -204,7 +206,7 @@ open(sys.argv[1], "w").write(json.dumps(found))
 
 
 def test_shares_of_the_training_split(folder: Path, ncmtl: Callable[..., None], seen: Seen, tmp_path: Path) -> None:
-    shares = ["--data.validation_size", "0.2", "--data.test_size", "0.1"]
+    shares = ["--data.split.validation_size", "0.2", "--data.split.test_size", "0.1"]
     ncmtl("fit", "--config", "small.yaml", *shares, "--run_dir", str(tmp_path / "run"))
     # Alone, in a process that knows nothing but the checkpoint and the files
     arguments = [

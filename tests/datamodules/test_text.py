@@ -118,7 +118,7 @@ def test_a_ready_tokenizer_that_is_none_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "tokenizer.json").write_text("{")
     for name in (str(tmp_path), "nobody/nothing"):
-        with pytest.raises(InputError, match=r"data.tokenizer must be 'words', 'bpe', a folder .*, found '.*"):
+        with pytest.raises(InputError, match=r"data.text.tokenizer must be 'words', 'bpe', a folder .*, found '.*"):
             load_tokenizer(name)
 
 

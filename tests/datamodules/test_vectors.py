@@ -110,5 +110,5 @@ def test_damaged_lines_are_refused(tmp_path: Path, content: str, message: str) -
 
 
 def test_a_missing_file_is_refused() -> None:
-    with pytest.raises(InputError, match="'nowhere.txt' do not exist: set data.vectors"):
+    with pytest.raises(InputError, match="'nowhere.txt' do not exist: set data.text.vectors"):
         read_vectors("nowhere.txt", VOCABULARY)

@@ -66,6 +66,6 @@ if __name__ == "__main__":
     result = run()
     print(json.dumps(result))
     if PACKAGE == "lightning.pytorch":  # the command line, too
-        from lightning_ncmtl.cli import main
+        from lightning_ncmtl.main import main
 
         main(["fit", "--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"])

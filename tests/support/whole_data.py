@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data import make_data
+
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.sources import Document, Problem, Tables
 from lightning_ncmtl.errors import InputError
@@ -61,7 +63,7 @@ def work(folder: Path, name: str, others: list[str]) -> None:
         there.touch()
     while not all((folder / f"{other}.there").exists() for other in others):
         time.sleep(0.001)
-    data = MultiDomainDataModule(source, cache_dir=str(folder / "cache"), **SETTINGS)
+    data = make_data(source, cache_dir=str(folder / "cache"), **SETTINGS)
     (folder / f"{name}.json").write_text(json.dumps(everything(data)))
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from data import make_data
 from pytorch_lightning import Trainer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
 
 from lightning_ncmtl import NCMTL, cli
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
-from lightning_ncmtl.datamodules import MultiDomainDataModule, sources
+from lightning_ncmtl.datamodules import sources
 from lightning_ncmtl.datamodules.sources import Document, Split, SyntheticAssays
 from lightning_ncmtl.encoders import NGram
 from lightning_ncmtl.errors import InputError
@@ -160,7 +161,7 @@ def test_no_two_sources_have_one_setting_with_two_defaults() -> None:
 
 def test_batches_have_an_entry_for_each_label(tmp_path: Path) -> None:
     source = SyntheticAssays(**SMALL, labels=3, substructures=40)
-    data = MultiDomainDataModule(source, batch_size=50, validation_size=100, vocab_size=42, cache_dir=str(tmp_path))
+    data = make_data(source, batch_size=50, validation_size=100, vocab_size=42, cache_dir=str(tmp_path))
     data.setup("fit")
     assert data.num_tasks == 30
     assert data.planted_groups == source.planted_groups
@@ -181,7 +182,7 @@ def test_its_groups_are_found(make_trainer: Callable[..., Trainer], tmp_path: Pa
     torch.manual_seed(0)
     settings = {"num_assays": 60, "assay_groups": 3, "train_molecules": 2000, "test_molecules": 1}
     source = SyntheticAssays(**settings, labels=6, substructures=40)
-    data = MultiDomainDataModule(source, batch_size=64, validation_size=200, vocab_size=42, cache_dir=str(tmp_path))
+    data = make_data(source, batch_size=64, validation_size=200, vocab_size=42, cache_dir=str(tmp_path))
     optimizer = partial(torch.optim.Adam, lr=0.003)
     encoder = NGram(42, 32, n=1, num_buckets=1, dropout=0.0)
     model = NCMTL(encoder, 60, cluster_features=[16], num_clusters=[3], task_names=data.domains, optimizer=optimizer)

@@ -2,8 +2,8 @@ import os
 from pathlib import Path
 
 import pytest
+from data import make_data
 
-from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.sources import FDUMTL, Document, Problem
 from lightning_ncmtl.errors import InputError
 
@@ -91,7 +91,7 @@ def test_the_real_corpus() -> None:
 
 @pytest.mark.skipif("FDU_MTL" not in os.environ, reason="set FDU_MTL to the folder of the real corpus")
 def test_the_real_corpus_in_batches() -> None:
-    data = MultiDomainDataModule(FDUMTL(os.environ["FDU_MTL"]), vectors=os.environ.get("VECTORS"))
+    data = make_data(FDUMTL(os.environ["FDU_MTL"]), vectors=os.environ.get("VECTORS"))
     data.setup("fit")
     loader = data.train_dataloader()
     assert data.counts["train"]["documents"] == 22_180 - 14 * 200
@@ -106,7 +106,7 @@ def test_the_real_corpus_in_batches() -> None:
 @pytest.mark.skipif("FDU_MTL" not in os.environ, reason="set FDU_MTL to the folder of the real corpus")
 def test_copies_in_the_real_corpus() -> None:
     source = FDUMTL(os.environ["FDU_MTL"])
-    data = MultiDomainDataModule(source, validation_size=200)
+    data = make_data(source, validation_size=200)
     data.setup("validate")
     assert data.copies["magazines"] == {
         "train": 1370,

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data import make_data
 from jsonargparse import ArgumentParser
 
-from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.sources import (
     FDUMTL,
     Document,
@@ -76,7 +76,7 @@ def test_there_is_no_structure_to_find(uneven: Synthetic) -> None:
 
 def test_a_module_may_use_some_of_the_domains(uneven: Synthetic) -> None:
     source = ShuffledDomains(uneven)
-    data = MultiDomainDataModule(source, domains=["domain02"], validation_size=3)
+    data = make_data(source, domains=["domain02"], validation_size=3)
     data.setup("fit")
     assert data.documents("train")["text"][0] == next(source.read("train", ["domain02"])).text
 

@@ -194,7 +194,7 @@ def test_concat_puts_encoders_side_by_side() -> None:
     inputs = batch(DOCUMENTS)
     assert encoder.out_features == 8
     torch.testing.assert_close(encoder(inputs), torch.cat([part(inputs) for part in parts], 1))
-    with pytest.raises(InputError, match="the NGram has room for 20 words, fewer than the 30 of data.vocab_size"):
+    with pytest.raises(InputError, match="the NGram has room for 20 words, fewer than the 30 of data.text.vocab_size"):
         Concat(parts, vocab_size=30)
     with pytest.raises(InputError, match="one or more encoders, found none"):
         Concat([])
