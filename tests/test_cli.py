@@ -32,8 +32,8 @@ SMALL = {
             "class_path": "lightning_ncmtl.datamodules.sources.Synthetic",
             "init_args": {"num_domains": 4, "num_groups": 2, "train_documents": 40, "test_documents": 21},
         },
-        "batch_size": 8,
-        "validation_size": 11,
+        "batches": {"size": 8},
+        "split": {"validation_size": 11},
     },
     "model": {
         "init_args": {

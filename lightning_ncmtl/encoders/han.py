@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_ncmtl.encoders._packing import Packing
+from lightning_ncmtl.encoders._packing import Packing, apply_lstm
 from lightning_ncmtl.encoders._words import WordEncoder, flatten
 from lightning_ncmtl.errors import InputError
 
@@ -97,7 +97,7 @@ class _AttentiveLSTM(nn.Module):
         """``x [W, in_features]``, the elements of M sequences in packed order, to ``[M, out_features]``."""
         for number, layer in enumerate(self.layers):
             x = self.dropout(x) if number else x
-            x = layer(packing.pack(x))[0].data
+            x = apply_lstm(layer, packing.pack(x))[0].data
         attention = packing.unpack(self._scores(x), -torch.inf).softmax(0)
         weighted = attention.flatten()[packing.slots].unsqueeze(1) * x
         return packing.unpack(weighted, 0).sum(0)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_ncmtl.encoders._packing import Packing
+from lightning_ncmtl.encoders._packing import Packing, apply_lstm
 from lightning_ncmtl.encoders._words import WordEncoder, flatten
 
 
@@ -47,6 +47,6 @@ class LSTM(WordEncoder):
         words, lengths = flatten(documents)
         packing = Packing.of(lengths, self.max_words)
         x = self.dropout(self.embedding(words[packing.source]))
-        _, (hidden, _) = self.lstm(packing.pack(x))
+        _, (hidden, _) = apply_lstm(self.lstm, packing.pack(x))
         out: Tensor = self.dropout(torch.cat(list(hidden), 1))
         return out

@@ -7,11 +7,12 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_ncmtl import NCMTL
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
 from lightning_ncmtl.datamodules import MultiDomainDataModule
-from lightning_ncmtl.encoders import HAN, LSTM, Concat, NGram, TextCNN
+from lightning_ncmtl.encoders import HAN, LSTM, Concat, NGram, TextCNN, _packing
 from lightning_ncmtl.encoders.ngram import hash_run
 from lightning_ncmtl.errors import InputError
 
@@ -198,3 +199,16 @@ def test_concat_puts_encoders_side_by_side() -> None:
         Concat(parts, vocab_size=30)
     with pytest.raises(InputError, match="one or more encoders, found none"):
         Concat([])
+
+
+@pytest.mark.parametrize("has_16_bits", [True, False])
+def test_an_lstm_on_a_cpu_without_16_bits_computes_in_32(has_16_bits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Types(nn.Module):
+        def forward(self, packed: PackedSequence) -> tuple[torch.dtype, bool]:
+            return packed.data.dtype, torch.is_autocast_enabled("cpu")
+
+    monkeypatch.setattr(_packing, "_HAS_16_BITS", has_16_bits)
+    packed = _packing.Packing.of(torch.tensor([2, 1])).pack(torch.zeros(3, 4, dtype=torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = _packing.apply_lstm(Types(), packed)
+    assert found == ((torch.bfloat16, True) if has_16_bits else (torch.float32, False))
