@@ -8,9 +8,9 @@ from datasets import Dataset
 from lightning_ncmtl.datamodules.cache import Cache, key_of
 from lightning_ncmtl.datamodules.document_table import write_documents
 from lightning_ncmtl.datamodules.sources import Document, Problem
-from lightning_ncmtl.datamodules.sources._files import check_suffix, read_rows
-from lightning_ncmtl.datamodules.sources._rows import clean, domain_name
 from lightning_ncmtl.datamodules.sources.base import fingerprint_files
+from lightning_ncmtl.datamodules.sources.files import check_suffix, read_rows
+from lightning_ncmtl.datamodules.sources.rows import clean, domain_name
 from lightning_ncmtl.errors import InputError
 
 

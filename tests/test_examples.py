@@ -23,7 +23,7 @@ def test_it_finds_the_groups(tmp_path: Path, script: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},  # sums in one order on any machine
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr

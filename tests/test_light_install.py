@@ -51,7 +51,7 @@ print("new", len([n for n in set(sys.modules) - before if not n.startswith("ligh
 
 def run(code: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", HIDDEN + code]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
 
 
 def test_the_callback_trains_without_what_the_extras_bring(tmp_path: Path) -> None:

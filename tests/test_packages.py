@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).parent / "support/one_package.py"
 )
 def test_the_callback_fits_into_a_project(tmp_path: Path, package: str, hidden: list[str], ours: str) -> None:
     command = [sys.executable, str(SCRIPT), package, ",".join(hidden)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("{"))
     found = json.loads(line)

@@ -54,7 +54,7 @@ def test_the_default_experiment_runs_from_an_installed_wheel(wheel: Path, tmp_pa
         cwd=tmp_path / "empty",
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr

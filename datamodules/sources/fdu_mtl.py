@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import get_args
 
-from lightning_ncmtl.datamodules.sources._files import read_lines
 from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, fingerprint_files
+from lightning_ncmtl.datamodules.sources.files import read_lines
 from lightning_ncmtl.errors import InputError
 
 

@@ -6,9 +6,9 @@ from typing import Any, get_args
 
 from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
 
-from lightning_ncmtl.datamodules.sources._files import ARROW_DAMAGE, batch_rows
-from lightning_ncmtl.datamodules.sources._rows import Layout, domain_name
 from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, fingerprint_files
+from lightning_ncmtl.datamodules.sources.files import ARROW_DAMAGE, batch_rows
+from lightning_ncmtl.datamodules.sources.rows import Layout, domain_name
 from lightning_ncmtl.errors import InputError
 
 # What load_dataset takes for a format, and would read the working directory in it.

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from lightning_ncmtl.datamodules.sources._files import read_lines
 from lightning_ncmtl.datamodules.sources.base import Document, Label, Problem, Source, Split, fingerprint_files
+from lightning_ncmtl.datamodules.sources.files import read_lines
 from lightning_ncmtl.errors import InputError
 
 Lines = Iterable[tuple[str, str] | Problem]

@@ -4,9 +4,9 @@ import glob
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from lightning_ncmtl.datamodules.sources._files import check_suffix, read_rows
-from lightning_ncmtl.datamodules.sources._rows import Layout, clean
 from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, fingerprint_files
+from lightning_ncmtl.datamodules.sources.files import check_suffix, read_rows
+from lightning_ncmtl.datamodules.sources.rows import Layout, clean
 from lightning_ncmtl.errors import InputError
 
 __all__ = ["Tables", "read_rows"]

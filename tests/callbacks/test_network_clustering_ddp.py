@@ -27,7 +27,7 @@ def test_ranks_stay_equal(
     tmp_path: Path, project: str, ranks: int, option: str, launcher: list[str], steps: int
 ) -> None:
     command = [sys.executable, *launcher, str(SCRIPT), str(tmp_path), project, str(ranks), option]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(ranks)]
     assert all(other == found[0] for other in found)

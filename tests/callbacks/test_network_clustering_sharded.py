@@ -22,7 +22,7 @@ def train(folder: Path, ranks: int, *runs: str) -> None:
         sharded_fit.main(folder, ranks, *runs)
         return
     command = [sys.executable, str(SCRIPT), str(folder), str(ranks), *runs]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 

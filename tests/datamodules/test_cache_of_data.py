@@ -218,7 +218,7 @@ def test_processes_that_collide_or_die(tmp_path: Path) -> None:
             assert not (tmp_path / "one.json").exists()
         finally:
             os.kill(hanging, signal.SIGKILL)
-        assert json.loads(group.communicate(timeout=60)[0]) == [-signal.SIGKILL, 0, 0]
+        assert json.loads(group.communicate(timeout=900)[0]) == [-signal.SIGKILL, 0, 0]
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert one == two
     assert one["counts"]["train"]["documents"] == 1192

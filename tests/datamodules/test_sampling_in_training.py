@@ -221,7 +221,7 @@ def test_shares_of_the_training_split(folder: Path, ncmtl: Callable[..., None], 
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert result.returncode == 0, result.stderr
     tested = json.loads((tmp_path / "found.json").read_text())
