@@ -40,7 +40,7 @@ def find_copies(texts: Sequence[str]) -> Integers:
 def find_pairs(texts: Iterable[str], near: bool = True) -> Integers:
     """The pairs ``[m, 2]`` of documents that group all copies when joined (not each of their pairs).
 
-    The pairs of the first k documents do the same for these alone.
+    The pairs of the first k documents do the same for these.
 
     Args:
         texts: n documents.
@@ -129,7 +129,7 @@ def deal_share(groups: Integers, strata: Integers, share: float, seed: Sequence[
 
 
 def _find_same_starts(texts: Iterable[str]) -> Integers:
-    """As :func:`find_pairs`, of equal starts alone."""
+    """As :func:`find_pairs`, but only of equal starts."""
     values = np.fromiter((_hash_start(text, index) for index, text in enumerate(texts)), dtype=np.uint64)
     _, firsts, places = np.unique(values, return_index=True, return_inverse=True)
     pairs = np.stack([firsts[places], np.arange(len(values))], axis=1)

@@ -121,7 +121,7 @@ class Corpus:
                 raise InputError(f"domain {domain!r} has no labels in its train split: leave it out of data.domains")
             if len(names) == 1:
                 rank_zero_info(
-                    f"train: {domain!r} has one class alone ({names[0]}): there is nothing to learn, and its accuracy "
+                    f"train: {domain!r} has only one class ({names[0]}): there is nothing to learn, and its accuracy "
                     "means nothing"
                 )
 

@@ -56,7 +56,7 @@ class Division:
         if "test" in corpus.source.splits() and (split.deduplicate or test):
             splits.append("test")
         self._pairs = self._find_pairs(*splits)
-        # Of the training split alone, so that the folds do not depend on the test split
+        # Only of the training split, so that the folds do not depend on the test split
         self.groups = group_copies(self._pairs, len(documents))
         aside = np.zeros(len(documents), dtype=bool)
         if split.test_size is not None:
@@ -126,7 +126,7 @@ class Division:
         return held_out
 
     def _leaks(self, held_out: Flags, aside: Flags) -> Flags:
-        """Which training documents have a copy in validation or test (of a test split, the texts alone are used)."""
+        """Which training documents have a copy in validation or test (of a test split, only the texts are used)."""
         count = len(held_out)
         others = "test" in self.corpus.source.splits()
         groups = group_copies(self._pairs, count + len(self.corpus.read("test"))) if others else self.groups
@@ -145,7 +145,7 @@ class Division:
     def _find_pairs(self, *splits: Split) -> Integers:
         """The pairs of copies among the documents of some splits, in this order."""
         parts = [self.corpus.read(split) for split in splits]
-        near = len(parts[0]) <= MANY  # of training alone, whatever else is read
+        near = len(parts[0]) <= MANY  # only of training, whatever else is read
 
         def make(path: Path) -> None:
             if not near:

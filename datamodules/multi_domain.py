@@ -43,7 +43,7 @@ class _Part(NamedTuple):
 class MultiDomainDataModule(LightningDataModule):
     """Documents of many domains in mixed batches (see :class:`lightning_ncmtl.datamodules.batches.Batch`).
 
-    The vocabulary is learned from training documents alone. It travels in the checkpoint together with the domains and
+    The vocabulary is learned only from training documents. It travels in the checkpoint together with the domains and
     their classes, so that a checkpoint is enough to predict on raw text.
 
     Documents are read and encoded once. The results stay on disk and are found again as long as neither the documents

@@ -17,7 +17,7 @@ _TEMPERATURES = {"proportional": 1.0, "uniform": math.inf}
 
 
 class MixedBatchSampler(DistributedSampler[list[int]]):
-    """Draws batches that mix domains, hold texts of similar length, and depend on (seed, epoch) alone.
+    """Draws batches that mix domains, hold texts of similar length, and depend only on (seed, epoch).
 
     It yields whole batches: use it as ``DataLoader(dataset, sampler=sampler, batch_size=None)``. Being a
     :class:`DistributedSampler`, it is left alone by Lightning, which calls its ``set_epoch``.

@@ -36,9 +36,9 @@ def compact(module: Module, assignments: Mapping[str, Tensor] | None = None) -> 
 
     It can be trained on, without the callback, with gradients and optimizer state for K sets instead of N (the state
     starts anew). A cluster's gradient is then the sum of those of its tasks, while under the callback with frozen
-    clusters it is their mean (where modules are not layers of ours, the mean of the tasks' steps counts). So with SGD
-    a cluster of n tasks learns as if the learning rate were n times as large: lower it. For Adam, in whose steps the
-    scale of gradients cancels out, that hardly matters.
+    clusters it is their mean (where modules are not layers of this package, the mean of the tasks' steps counts). So
+    with SGD a cluster of n tasks learns as if the learning rate were n times as large: lower it. For Adam, in whose
+    steps the scale of gradients cancels out, that hardly matters.
 
     Args:
         module: The module as training left it.
@@ -107,7 +107,7 @@ def save(module: nn.Module, folder: str | Path, data: Mapping[str, Any] | None =
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"the folder {str(folder)!r} is not empty: choose another one")
     if others := [name for name, value in module.state_dict().items() if not isinstance(value, Tensor)]:
-        raise InputError(f"safetensors can hold tensors alone, but the state of {', '.join(others)} is something else")
+        raise InputError(f"safetensors can hold only tensors, but the state of {', '.join(others)} is something else")
     cls = parametrize.type_before_parametrizations(module)
     hyper_parameters = _plain(dict(getattr(module, "hparams", {})))
     settings = {
@@ -131,8 +131,8 @@ def load(folder: str | Path, module: nn.Module | None = None) -> nn.Module:
 
     Args:
         folder: What :func:`save` or ``ncmtl export`` wrote.
-        module: A new module of the class that was compacted, for classes that cannot be built from their
-            ``hparams`` alone. It is changed.
+        module: A new module of the class that was compacted, for classes that cannot be built from
+            nothing but their ``hparams``. It is changed.
 
     Returns:
         The compact module, in evaluation mode.
@@ -205,7 +205,7 @@ def _restructure(module: nn.Module, clusters: Mapping[str, Tensor]) -> None:
         for whole, part in module.named_modules():
             if isinstance(part, TaskModule) and target.name.startswith(f"{whole}."):
                 raise InputError(
-                    f"{target.name} is a part of the TaskModule {whole}, which can be made compact as a whole alone: "
+                    f"{target.name} is a part of the TaskModule {whole}, which can only be made compact as a whole: "
                     f"train with the target {whole!r}"
                 )
         for name, _ in target.parameters[0]:

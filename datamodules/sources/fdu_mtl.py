@@ -13,7 +13,7 @@ from lightning_ncmtl.errors import InputError
 class FDUMTL(Source):
     """A folder with ``DOMAIN.task.train`` and ``DOMAIN.task.test`` of lines ``label<TAB>text``.
 
-    ``DOMAIN.task.unlabel`` holds lines of text alone.
+    ``DOMAIN.task.unlabel`` holds lines of nothing but text.
 
     Args:
         path: The folder.

@@ -26,7 +26,7 @@ csv.field_size_limit(2**31 - 1)  # long documents
 def read_lines(file: Path) -> Iterator[tuple[str, str] | Problem]:
     r"""The lines of a text file, plain or ``.gz``, and where each stands: ``(line, "file:number")``.
 
-    Bytes that are not UTF-8 become U+FFFD. Lines end with ``\n`` or ``\r\n`` alone, not with the rarer ends of lines
+    Bytes that are not UTF-8 become U+FFFD. Lines end with ``\n`` or ``\r\n`` only, not with the rarer ends of lines
     that texts may hold. Where a ``.gz`` breaks off or is damaged, the last item is a problem.
     """
     number = 0

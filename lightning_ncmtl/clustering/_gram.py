@@ -41,7 +41,7 @@ def gram(x: Tensor) -> Tensor:
     for columns in blocks(x):
         block = x[:, columns].to(torch.float64, copy=True)
         block -= block[:1].clone()
-        for start in range(0, len(x), ROWS):  # the lower triangle alone
+        for start in range(0, len(x), ROWS):  # only the lower triangle
             products[start:, start : start + ROWS].addmm_(block[start:], block[start : start + ROWS].T)
     return products.tril_().add_(products.tril(-1).T) if len(x) > ROWS else products
 

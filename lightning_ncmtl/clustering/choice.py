@@ -1,4 +1,4 @@
-"""How many clusters? Chosen from the inner products of the points alone."""
+"""How many clusters? Chosen from nothing but the inner products of the points."""
 
 import torch
 from torch import Tensor

@@ -50,7 +50,7 @@ def kmeans(
     Args:
         x: Points ``[N, D]``, of any floating type and on any device.
         k: Number of clusters, ``1 <= k <= N``.
-        backend: ``"gram"``, torch alone: exact in float64, on inner products of the points or on distances to the
+        backend: ``"gram"``, only torch: exact in float64, on inner products of the points or on distances to the
             centres, whichever costs less; ``"faiss"``: FAISS in float32, on the GPU of ``x`` where the build of FAISS
             supports it; or ``"auto"``, now always ``"gram"``: the clusters of its cold starts are better, and its
             warm starts take half the time of FAISS where weights are many, a fraction of a millisecond else
@@ -115,7 +115,7 @@ def warm_assignments(
         centers: The means of these clusters ``[K, D]`` of each layer, where they are known.
 
     Returns:
-        ``[N]`` of each layer: what :func:`kmeans` with the backend ``gram`` finds for it alone; where nothing
+        ``[N]`` of each layer: what :func:`kmeans` with the backend ``gram`` finds for it by itself; where nothing
         changes on a CPU, the same tensor.
     """
     found = list(assignments)

@@ -286,7 +286,7 @@ def _check_one_module(part: nn.Module | nn.Parameter, name: str) -> None:
 
 
 def _check_apart(module: nn.Module, targets: list[Target], trainable: bool) -> None:
-    """Each parameter must belong to one task of one target alone."""
+    """Each parameter must belong to only one task of one target."""
     owners: dict[int, list[str]] = {}
     for path, owner in module.named_modules():  # each module once, whatever the number of paths to it
         for name, parameter in owner.named_parameters(path, recurse=False, remove_duplicate=False):

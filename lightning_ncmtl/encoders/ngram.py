@@ -31,7 +31,7 @@ class NGram(WordEncoder):
     Args:
         vocab_size: Rows of the embedding table; at least the number of words in the vocabulary.
         embedding_dim: Size of the vectors.
-        n: Words in the longest run; 1 for words alone.
+        n: Words in the longest run; 1 for words only.
         num_buckets: Number of vectors for runs of words.
         dropout: Dropout on document vectors.
         word_dropout: Share of words and runs that are left out of each document in training, which does more against
@@ -61,7 +61,7 @@ class NGram(WordEncoder):
         with torch.no_grad():
             self.embedding.weight *= 0.05  # so that what words have learned stands out from the random rest
         self.runs = nn.Embedding(num_buckets, embedding_dim)
-        self.runs.weight.requires_grad = n > 1  # DDP would wait for the gradients of words alone
+        self.runs.weight.requires_grad = n > 1  # DDP would wait for their gradients
         self.reset_parameters()
         self.out_features = embedding_dim
 

@@ -113,7 +113,7 @@ def _read(path: str, pretrained: bool) -> tuple[nn.Module, Any]:
 
 def _check(path: str, config: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"{path!r} is an encoder with a decoder ({config.model_type}): choose an encoder alone")
+        raise InputError(f"{path!r} is an encoder with a decoder ({config.model_type}): choose one without a decoder")
     if not all(isinstance(getattr(config, name, None), int) for name in ("vocab_size", "hidden_size")):
         raise InputError(f"{path!r} is no model of text ({config.model_type}): choose an encoder of text")
 

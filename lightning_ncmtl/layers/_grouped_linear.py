@@ -138,7 +138,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         of_x, of_weight, of_bias, _ = ctx.needs_input_grad
-        # Gradients are enabled for second derivatives alone.
+        # Gradients are enabled only for second derivatives.
         gradients: Callable[..., Any] = _apply_gradients if torch.is_grad_enabled() else _gradients
         grads = gradients(grad, *ctx.saved_tensors, ctx.plan, of_x, of_weight or of_bias)
         return (*(found if needed else None for found, needed in zip(grads, ctx.needs_input_grad, strict=False)), None)

@@ -12,12 +12,9 @@ from torch import Tensor
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers.per_task import Clusters
 
-# What products cost, in the time that one more row takes, as measured by benchmarks/task_layers.py on a CPU (float32):
-_READING = 16  # a task's matrix, whose reading is most of the work where tasks have few rows
-_COPYING = 16  # a copy of it and of its gradient
-_CALLING = 2**17  # a call of torch, times the size of the matrix: 40 rows of 100 x 32, 2 of 256 x 256
-_MEETING = 2**21  # the same with several threads, which wait for each other in each call
-_LAUNCHING = 1024  # a call on a GPU, where a launch takes as long as very many rows: an estimate, not measured
+# Numbers in the matrix of a task from which on padding costs a CPU more than a call for each task (as measured by
+# benchmarks/task_layers.py: so it is with 256 x 256, not with 100 x 32)
+_LARGE = 2**14
 
 Integers: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 
@@ -65,7 +62,7 @@ class Routing:
         self._on_host: Integers | None = None
         self._sorted = rows  # as of sorted(), where that is known
         if rows is not None or torch.compiler.is_exporting():
-            return  # when exported, layers read the task ids alone
+            return  # when exported, layers read only the task ids
         if torch.compiler.is_compiling():
             self._sorted = _sort_op(task_ids, num_tasks)
         else:
@@ -177,7 +174,7 @@ def _(
 
 
 def make_plan(order: Tensor, counts: Tensor, size: int, device: torch.device) -> Plan:
-    """Choose how to multiply, by what it costs.
+    """Choose how to multiply.
 
     Args:
         order: ``[B]``, as of :meth:`Routing.sorted`.
@@ -186,8 +183,7 @@ def make_plan(order: Tensor, counts: Tensor, size: int, device: torch.device) ->
         device: Where the rows are.
     """
     number, rows = _numpy(counts), _numpy(order)
-    calling = (_CALLING if torch.get_num_threads() == 1 else _MEETING) // size
-    depth, copied = _choose(number, calling if device.type == "cpu" else _LAUNCHING)
+    depth, copied = _choose(number, size, device.type == "cpu")
     large = np.flatnonzero(number > depth)
     ends = number[large].cumsum()
     tasks, fill, place = None, rows[:0], rows[:0]
@@ -214,18 +210,12 @@ def make_plan(order: Tensor, counts: Tensor, size: int, device: torch.device) ->
     )
 
 
-def _choose(counts: Integers, calling: int) -> tuple[int, bool]:
-    """The cheapest depth, out of 0 to the most rows of any task, and whether to copy the matrices of small tasks."""
-    tasks = np.bincount(counts)  # how many tasks have 0, 1, ... rows
-    depths = np.arange(len(tasks))
-    to_there = tasks.cumsum()
-    more = len(counts) - to_there  # how many have more rows than that
-    rows_of_more = np.dot(tasks, depths) - (tasks * depths).cumsum()
-    alone = np.where(more, 4 * calling + more * (_READING + calling) + rows_of_more, 0)
-    # Calls for preparing each of the two ways are counted as 4, and as 2 for copying.
-    in_place = len(counts) * (_READING + depths)
-    copied = 2 * calling + (to_there - tasks[0]) * (_READING + _COPYING + depths)
-    batched = np.minimum(in_place, copied) + 4 * calling
-    batched[0] = 0
-    depth = int((batched + alone).argmin())
-    return depth, bool(copied[depth] < in_place[depth])
+def _choose(counts: Integers, size: int, on_cpu: bool) -> tuple[int, bool]:
+    """The depth of the batched product, and whether it takes copies of the matrices of the tasks that are present.
+
+    Twice the mean number of rows: padding then at most doubles the work, and few tasks need a product of their own.
+    """
+    present, rows = np.count_nonzero(counts), counts.sum()
+    if not present or (on_cpu and size > _LARGE and rows >= 4 * present):
+        return 0, False
+    return int(min(counts.max(), max(1, 2 * rows // present))), bool(present < len(counts) / 2)

@@ -1,4 +1,4 @@
-"""Networks of which each sees the rows of one task alone."""
+"""Networks of which each sees the rows of one task only."""
 
 import copy
 from collections.abc import Iterable, Mapping

@@ -15,7 +15,7 @@ class HardShare(MultiTaskModule):
     """A shared encoder, and specific layers and a head for each task (the paper, 4.1).
 
     It is :class:`lightning_ncmtl.NCMTL` without clustering. With ``share_layers`` it is the control that the paper
-    lacks: the same network with one cluster in every layer, so that the heads alone belong to the tasks.
+    lacks: the same network with one cluster in every layer, so that only the heads belong to the tasks.
 
     Args:
         encoder: The hard layers: maps ``inputs`` to ``[B, encoder.out_features]``.

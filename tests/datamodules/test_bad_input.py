@@ -210,7 +210,7 @@ def test_a_domain_with_one_class(tmp_path: Path, log: pytest.LogCaptureFixture) 
     assert len(use(data)["train"]) == 12
     assert data.task_classes == [[1], [0, 1]]
     (line,) = lines(log, "one class alone")
-    assert line.startswith("train: 'a' has one class alone (good): there is nothing to learn")
+    assert line.startswith("train: 'a' has only one class (good): there is nothing to learn")
 
 
 def test_nothing_but_documents_without_labels(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:

@@ -72,7 +72,7 @@ def test_a_domain_with_one_class_is_told(tmp_path: Path, caplog: pytest.LogCaptu
     with caplog.at_level("INFO"):
         found = corpus(Fixed(documents), tmp_path)
     assert found.domain_classes["a"] == [1]
-    assert "train: 'a' has one class alone (1): there is nothing to learn" in caplog.text
+    assert "train: 'a' has only one class (1): there is nothing to learn" in caplog.text
     assert "train: 'c' has no labels: the domain is left out" in caplog.text
     assert found.domains == ["a", "b"]
     assert found.read("train")["text"][:] == ["x", "x", "y"]

@@ -146,7 +146,7 @@ def test_a_model_without_positions_needs_max_tokens(tmp_path: Path) -> None:
         ("{}", "is no folder or name on the hub of a model that can be read: "),
         ('{"model_type": "bert", "hidden_size": "big"}', "of a model that can be read: .*hidden_size"),
         ('{"model_type": "bert"}', "of a model that can be read: .*no file named model.safetensors"),
-        ('{"model_type": "bart"}', r"is an encoder with a decoder \(bart\): choose an encoder alone"),
+        ('{"model_type": "bart"}', r"is an encoder with a decoder \(bart\): choose one without a decoder"),
         ('{"model_type": "vit"}', r"is no model of text \(vit\): choose an encoder of text"),
     ],
 )

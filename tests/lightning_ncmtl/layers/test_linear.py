@@ -64,7 +64,7 @@ def every_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Every way of multiplying, whatever would be chosen."""
     if request.param is not None:
         depth, copied = request.param
-        monkeypatch.setattr(routing, "_choose", lambda counts, calling: (min(depth, int(counts.max())), copied))
+        monkeypatch.setattr(routing, "_choose", lambda counts, *_: (min(depth, int(counts.max())), copied))
         monkeypatch.setattr(_grouped_linear, "_LITTLE", 0)
 
 
