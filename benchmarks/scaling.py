@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --json FILE --figure FILE.png
 
 prints Markdown. The network is :class:`lightning_ncmtl.NCMTL` with nothing before its layers per task: a cluster layer
-from 64 to 32 with K = min(20, N / 2) clusters (one for two tasks, which k-means leaves alone) and a head from 32 to 2.
+from 64 to 32 with K = min(20, N / 2) clusters (for two tasks one, without k-means) and a head from 32 to 2.
 ``Trainer.fit`` trains it with Adam on batches that are ready, of a fixed number of rows, spread evenly over the tasks
 (more tasks than rows have their turns). The warm-up has 20 steps, or more until each task came four times; then the
 callback clusters at every step and never freezes. In a step that *moves* a task to another cluster it has more to do.
@@ -16,10 +16,6 @@ Where there are more tasks than rows, it does less: it leaves absent tasks alone
 
 Memory is the peak above what the process held before, up to the *first* clustering and in *later* steps. The floor is
 what must be held: weights, gradients, two averages of Adam, and the residuals of the cluster layer.
-
-A curve has a local exponent between two numbers of tasks, ``log(y2 / y1) / log(N2 / N1)``, and as a whole is fitted by
-``a + b N^p``, with the least squares of relative errors. It bends where the growing part is as large as the constant
-one, at ``N = (a / b)^(1 / p)``: much below more tasks are nearly free, much above the exponent is p.
 """
 
 import argparse
@@ -38,10 +34,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from lightning_ncmtl import NCMTL
@@ -52,17 +46,14 @@ from lightning_ncmtl.modules import MultiTaskModule
 WIDTHS = (64, 32, 2)
 MOST_CLUSTERS = 20
 WARMUP, PASSES, TURN = 20, 4, 6  # steps and passes over all tasks, before the first clustering; steps of a turn
-EXPONENTS = np.arange(0.25, 3.01, 0.05)
-CURVES = {  # of the fits: a key of the results, and its name
+CURVES = {  # in the picture: a key of the results, and its name
     "with": "step with",
     "without": "step without",
-    "forward": "forward and backward",
-    "optimizer": "optimizer",
     "callback": "in the callback",
-    "first": "first clustering",
     "loop": "step of the loop",
     "memory_first": "memory, first",
     "memory_later": "memory, later",
+    "floor": "floor",
 }
 
 
@@ -208,66 +199,31 @@ def ask(**case: Any) -> dict[str, Any]:
         return pool.submit(measure_alone, **case).result()
 
 
-def fit(tasks: list[int], values: list[float]) -> dict[str, float]:
-    """``a + b N^p`` with relative errors of ``misfit`` at most; ``bend`` is infinite or 0 if one part is missing."""
-    n, y = np.array(tasks, dtype=float), np.array(values)
-    found = [(*nnls(np.stack([1 / y, n**p / y], 1), np.ones(len(y))), p) for p in EXPONENTS]
-    (a, b), _, p = min(found, key=lambda solution: solution[1])
-    misfit = np.abs((a + b * n**p) / y - 1).max()
-    return {"a": a, "b": b, "p": p, "bend": (a / b) ** (1 / p) if b else math.inf, "misfit": misfit}
-
-
-def curves(cases: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each with four points: tasks, values, local exponents, fit; without two tasks, which k-means leaves alone."""
-    found: dict[str, dict[str, Any]] = {}
-    for key in CURVES:
-        points = [(case["tasks"], max(case[key], 1e-6)) for case in cases if case["clusters"] > 1 and key in case]
-        tasks, values = [n for n, _ in points], [value for _, value in points]
-        if len(points) > 3:
-            local = [math.log(y / x) / math.log(n / m) for (m, x), (n, y) in itertools.pairwise(points)]
-            found[key] = {"tasks": tasks, "values": values, "exponents": local, **fit(tasks, values)}
-    return found
-
-
 def row(cells: Iterable[object], header: bool = False) -> None:
     found = [str(cell) for cell in cells]
     print("| " + " | ".join(found) + " |" + ("\n|" + " --- |" * len(found)) * header, flush=True)
 
 
-def show(cases: list[dict[str, Any]], found: dict[str, dict[str, Any]]) -> None:
-    """The tables that need all cases."""
+def show_memory(cases: list[dict[str, Any]]) -> None:
     print("\nMemory in MiB:\n")
     row(["tasks", "floor", "first", "later", "later / floor", "loop"], header=True)
     for case in cases:
         cells = [f"{case[key]:,.1f}" for key in ("floor", "memory_first", "memory_later")]
         loop = f"{case['loop_memory']:,.1f}" if "loop_memory" in case else ""
         row([f"{case['tasks']:,}", *cells, f"{case['memory_later'] / case['floor']:.1f}", loop])
-    if not found:
-        return
-    tasks = found["with"]["tasks"]
-    print("\nFit a + b N^p (with the largest relative error), its bend, and local exponents up to each N:\n")
-    row(["", "a", "p", "bends at N =", "error", *(f"{n:,}" for n in tasks[1:])], header=True)
-    for key, curve in found.items():
-        a = f"{curve['a']:.1f} MiB" if "memory" in key else f"{curve['a'] * 1e3:.2f} ms"
-        bend = f"{curve['bend']:,.0f}" if tasks[0] <= curve["bend"] <= tasks[-1] else "not here"
-        local = [f"{exponent:.2f}" for exponent in curve["exponents"]]
-        row([CURVES[key], a, f"{curve['p']:.2f}", bend, f"{curve['misfit']:.0%}", *local])
 
 
-def draw(cases: list[dict[str, Any]], found: dict[str, dict[str, Any]], title: str, file: str) -> None:
+def draw(cases: list[dict[str, Any]], title: str, file: str) -> None:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     times, memory = figure.subplots(1, 2)
-    for key in ("with", "without", "callback", "loop", "memory_first", "memory_later"):
-        axes, factor = (memory, 1.0) if "memory" in key else (times, 1e3)
-        if curve := found.get(key):
-            (line,) = axes.plot(curve["tasks"], np.multiply(curve["values"], factor), "o-", label=CURVES[key])
-            if curve["tasks"][0] <= curve["bend"] <= curve["tasks"][-1]:
-                axes.axvline(curve["bend"], color=line.get_color(), linestyle=":")
-    memory.plot([case["tasks"] for case in cases], [case["floor"] for case in cases], "k--", label="floor")
+    for key, name in CURVES.items():
+        axes, factor = (memory, 1.0) if "memory" in key or key == "floor" else (times, 1e3)
+        points = [(case["tasks"], factor * case[key]) for case in cases if key in case]
+        axes.plot(*zip(*points, strict=True), "k--" if key == "floor" else "o-", label=name)
     for axes, unit in ((times, "ms"), (memory, "MiB")):
         axes.set(xscale="log", yscale="log", xlabel="tasks", ylabel=unit)
         axes.legend()
-    figure.suptitle(f"{title}; dotted: where a curve bends", fontsize=9)
+    figure.suptitle(title, fontsize=9)
     figure.savefig(file, dpi=120)
 
 
@@ -307,11 +263,10 @@ def main() -> None:
         cells += [f"{case['loop'] / case['without']:.1f}"] if "loop" in case else [""]
         row([f"{n:,}", case["clusters"], f"{case['parameters']:,}", *cells])
         if arguments.json:  # after each: nothing is lost if this is cut short
-            content = {"machine": machine, "cases": cases, "curves": curves(cases)}
-            Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
-    show(cases, curves(cases))
+            Path(arguments.json).write_text(json.dumps({"machine": machine, "cases": cases}, indent=1) + "\n")
+    show_memory(cases)
     if arguments.figure:
-        draw(cases, curves(cases), machine, arguments.figure)
+        draw(cases, machine, arguments.figure)
 
 
 if __name__ == "__main__":
