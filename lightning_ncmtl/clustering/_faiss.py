@@ -1,9 +1,7 @@
 """The FAISS backend of :func:`lightning_ncmtl.clustering.kmeans`: FAISS's k-means, where the points are if it can."""
 
-import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_ncmtl.clustering._ranks import warn
 from lightning_ncmtl.errors import InputError
 
 _problem = "is not installed"
@@ -110,18 +109,10 @@ def _probe(device: int) -> str | None:
 
 @cache  # once
 def _warn_of_copies(reason: str | None) -> None:
-    if _rank() == 0:
-        warnings.warn(
-            f"k-means with backend='faiss' copies the weights to the CPU for every clustering, as {reason}: without "
-            "faiss-cpu, pip install 'lightning-ncmtl[gpu]' (see docs/gpu.md), or choose backend='gram'",
-            stacklevel=2,
-        )
-
-
-def _rank() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
+    warn(
+        f"k-means with backend='faiss' copies the weights to the CPU for every clustering, as {reason}: without "
+        "faiss-cpu, pip install 'lightning-ncmtl[gpu]' (see docs/gpu.md), or choose backend='gram'"
+    )
 
 
 class _Points(Protocol):

@@ -12,7 +12,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from lightning_ncmtl.clustering import _faiss
+from lightning_ncmtl.clustering import _faiss, _ranks
 from lightning_ncmtl.clustering._faiss import check_faiss, faiss_lloyd, faiss_on_gpu
 from lightning_ncmtl.errors import InputError
 
@@ -297,7 +297,7 @@ def test_rank_of_the_process_group_comes_first(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 5)
-    assert _faiss._rank() == 5
+    assert _ranks.get_rank() == 5
 
 
 class OnGPU(Tensor):
