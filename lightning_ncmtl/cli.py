@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import lightning_ncmtl.encoders
+import lightning_ncmtl.modules  # noqa: F401
 from lightning_ncmtl.callbacks import (
     ClusterReport,
     NetworkClusteringCallback,

@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import lightning_ncmtl
+
 # What the extras bring, and what is slow to import
 HEAVY = {
     "datasets", "filelock", "huggingface_hub", "jinja2", "jsonargparse", "matplotlib", "pandas", "pyarrow", "sklearn",
@@ -70,3 +74,16 @@ def test_the_command_line_says_what_to_install(tmp_path: Path) -> None:
         (line,) = result.stderr.splitlines()[-1:]
         assert line.startswith("ncmtl: error: this command needs ")
         assert line.endswith(f"which is not installed: pip install 'lightning-ncmtl[{extra}]'")
+
+
+def test_clustering_does_not_wait_for_lightning() -> None:
+    code = "import sys, lightning_ncmtl; from lightning_ncmtl import NetworkClustering, TaskLinear; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900, check=True)
+    assert not {name.split(".")[0] for name in result.stdout.split()} & (HEAVY | {"pytorch_lightning", "lightning"})
+
+
+def test_all_names_are_there() -> None:
+    assert set(lightning_ncmtl.__all__) <= set(dir(lightning_ncmtl))
+    assert all(getattr(lightning_ncmtl, name).__name__ == name for name in lightning_ncmtl.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        lightning_ncmtl.nothing  # noqa: B018

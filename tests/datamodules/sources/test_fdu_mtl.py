@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from data import make_data
 
+from lightning_ncmtl.datamodules import SplitSettings
 from lightning_ncmtl.datamodules.sources import FDUMTL, Document, Problem
 from lightning_ncmtl.errors import InputError
 
@@ -115,12 +116,11 @@ def test_copies_in_the_real_corpus() -> None:
         "validation copies": 95,
     }
     assert sum(counts["validation copies"] for counts in data.copies.values()) == 280
-    data.deduplicate = True  # by the same search
+    data.split = SplitSettings(deduplicate=True)  # by the same search
     data.setup("validate")
     assert sum(counts["train"] for counts in data.copies.values()) == 19_380 - 387
     assert sum(counts["validation copies"] for counts in data.copies.values()) == 0
-    data.deduplicate = False
-    data.folds = 10
+    data.split = SplitSettings(folds=10)
     data.setup("validate")
     assert all(140 < counts["validation"] < 170 for counts in data.copies.values())
     assert sum(counts["validation copies"] for counts in data.copies.values()) == 0

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_pretrained_vectors_are_loaded_once(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "v.txt").write_text(f"opinion1 {' 1' * 7} 2\n".replace("  ", " "))
-    datamodule.vectors_path = str(tmp_path / "v.txt")
+    datamodule.text = replace(datamodule.text, vectors=str(tmp_path / "v.txt"))
     model = make_model(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
     make_trainer(max_steps=1).fit(model, datamodule=datamodule)
     assert datamodule.tokenizer is not None
