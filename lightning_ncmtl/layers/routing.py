@@ -213,9 +213,10 @@ def make_plan(order: Tensor, counts: Tensor, size: int, device: torch.device) ->
 def _choose(counts: Integers, size: int, on_cpu: bool) -> tuple[int, bool]:
     """The depth of the batched product, and whether it takes copies of the matrices of the tasks that are present.
 
-    Twice the mean number of rows: padding then at most doubles the work, and few tasks need a product of their own.
+    The depth is one more than twice the median number of rows: padding then mostly does no more than double the work,
+    even if one task has most of the rows, and few tasks need a product of their own.
     """
-    present, rows = np.count_nonzero(counts), counts.sum()
-    if not present or (on_cpu and size > _LARGE and rows >= 4 * present):
+    present = counts[counts > 0]
+    if not len(present) or (on_cpu and size > _LARGE and counts.sum() >= 4 * len(present)):
         return 0, False
-    return int(min(counts.max(), max(1, 2 * rows // present))), bool(present < len(counts) / 2)
+    return int(min(counts.max(), 1 + 2 * np.median(present))), len(present) < len(counts) / 2

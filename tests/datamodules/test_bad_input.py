@@ -209,7 +209,7 @@ def test_a_domain_with_one_class(tmp_path: Path, log: pytest.LogCaptureFixture) 
     data = module(tmp_path)
     assert len(use(data)["train"]) == 12
     assert data.task_classes == [[1], [0, 1]]
-    (line,) = lines(log, "one class alone")
+    (line,) = lines(log, "only one class")
     assert line.startswith("train: 'a' has only one class (good): there is nothing to learn")
 
 
