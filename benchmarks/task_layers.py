@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ncmtl import TaskLinear
-from lightning_ncmtl.layers import CompactLinear
+from lightning_ncmtl.layers import CompactLayer
 from lightning_ncmtl.layers.routing import Routing, route
 
 CLUSTERS = 10
@@ -127,13 +127,13 @@ def networks(shape: Shape, task_ids: Tensor, layers: int) -> dict[str, Callable[
         FLOOR: stack(nn.Linear),
         "ours": stack(lambda *sizes: TaskLinear(n, *sizes), task_ids),
         "ours, routed": stack(lambda *sizes: TaskLinear(n, *sizes), routing),
-        OURS[2]: stack(lambda *sizes: CompactLinear(assignment, *sizes), task_ids),
+        OURS[2]: stack(lambda *sizes: CompactLayer(TaskLinear(len(assignment), *sizes), assignment), task_ids),
         "loop": stack(lambda *sizes: Loop(n, *sizes), task_ids),
         "loop of masks": stack(lambda *sizes: LoopOfMasks(n, *sizes), task_ids),
     }
     if shape.batch * shape.inside * shape.outside < 2**28:
         found["gather"] = stack(lambda *sizes: Gather(n, *sizes), task_ids)
-    if n * int(routing.sorted()[1].max()) * shape.inside < 2**25:
+    if n * int(routing.sort()[1].max()) * shape.inside < 2**25:
         found["vmap"] = stack(lambda *sizes: VMap(n, *sizes), task_ids)
     return found  # type: ignore[return-value]
 

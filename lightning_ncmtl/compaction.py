@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from lightning_ncmtl.clustering import find_targets
 from lightning_ncmtl.compatibility import instantiate_module
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import CompactLinear, CompactModule, TaskLinear, TaskModule, cluster_layers, uncompiled
+from lightning_ncmtl.layers import CompactLayer, TaskLinear, TaskModule, cluster_layers, uncompiled
 
 Module = TypeVar("Module", bound=nn.Module)
 _SETTINGS, _WEIGHTS = "settings.json", "model.safetensors"
@@ -25,7 +25,7 @@ _SETTINGS, _WEIGHTS = "settings.json", "model.safetensors"
 def compact(module: Module, assignments: Mapping[str, Tensor] | None = None) -> Module:
     """Copy a trained module so that the tasks of a cluster truly share one set of weights.
 
-    - A :class:`lightning_ncmtl.ClusterLinear` becomes a :class:`lightning_ncmtl.layers.CompactLinear`; its outputs are
+    - A :class:`lightning_ncmtl.ClusterLinear` becomes a :class:`lightning_ncmtl.layers.CompactLayer`; its outputs are
       the same up to the order in which a product is summed. So does a :class:`lightning_ncmtl.TaskModule`.
     - In a ``ModuleList`` or ``ModuleDict`` the parameters of a cluster's tasks become one object. The modules, and so
       the outputs, stay as they are.
@@ -196,11 +196,8 @@ def _restructure(module: nn.Module, clusters: Mapping[str, Tensor]) -> None:
             continue
         path, _, attribute = target.name.rpartition(".")
         layer = getattr(module.get_submodule(path), attribute)
-        if isinstance(layer, TaskLinear):
-            setattr(module.get_submodule(path), attribute, CompactLinear.of(layer, assignment, first))
-            continue
-        if isinstance(layer, TaskModule):
-            setattr(module.get_submodule(path), attribute, CompactModule(layer, assignment, first))
+        if isinstance(layer, (TaskLinear, TaskModule)):
+            setattr(module.get_submodule(path), attribute, CompactLayer(layer, assignment))
             continue
         for whole, part in module.named_modules():
             if isinstance(part, TaskModule) and target.name.startswith(f"{whole}."):

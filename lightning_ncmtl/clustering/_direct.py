@@ -40,7 +40,7 @@ def means(x: Tensor, assignment: Tensor, k: int) -> Tensor:
         return (belongs @ x.double()).div_(belongs.sum(1, keepdim=True).clamp_(min=1)).to(x.dtype)
     groups = members(assignment, k)
     centers = x.new_empty(k, x.shape[1])
-    for columns in _gram.blocks(x):
+    for columns in _gram.split_columns(x):
         centers[:, columns] = _mean(x[:, columns].double(), groups)
     return centers
 
@@ -60,7 +60,7 @@ def still_nearest(x: Tensor, assignment: Tensor, centers: Tensor) -> bool:
         return False
     dtype = torch.float64 if x.dtype == torch.float64 or _float32_is_rounded() else torch.float32
     total: list[Tensor] = []
-    for columns in _gram.blocks(x):
+    for columns in _gram.split_columns(x):
         center = centers[:, columns].to(dtype)
         # From the first centre, as a large common offset would be rounded
         block, gap = x[:, columns].to(dtype) - center[0], center - center[0]
@@ -75,7 +75,7 @@ def still_nearest(x: Tensor, assignment: Tensor, centers: Tensor) -> bool:
     # A product of W numbers is wrong by at most W / 2 eps times the norms, of which the largest is that of a point. The
     # means were rounded to the type of x.
     norm = math.sqrt(norms.amax())
-    width = x[:, _gram.blocks(x)[0]].shape[1]
+    width = x[:, _gram.split_columns(x)[0]].shape[1]
     rounding = torch.finfo(dtype).eps * (width + 8) * norm
     rounding += torch.finfo(x.dtype).eps * (norm + float(torch.linalg.vector_norm(centers[0], dtype=dtype)))
     return bool(ahead.amin() > 8 * norm * rounding)
@@ -92,32 +92,26 @@ def _float32_is_rounded() -> bool:
 def distances_to(x: Tensor, centers: Tensor) -> "Sums":
     """How far the points are from given centres ``[K, D]``."""
     sums = Sums.zeros(x, len(centers))
-    for columns in _gram.blocks(x):
+    for columns in _gram.split_columns(x):
         block = x[:, columns].double()
         offset = block[0]
         sums.add(block - offset, centers[:, columns].double() - offset)
     return sums
 
 
-def distances_to_means(x: Tensor, assignment: Tensor, k: int) -> tuple["Sums", Tensor]:
-    """How far the points are from the means of the clusters; and the means ``[K, D]``."""
+def distances_to_means(x: Tensor, assignment: Tensor, k: int) -> "Sums":
+    """How far the points are from the means of the clusters."""
     groups = members(assignment, k)
-    centers = x.new_empty(k, x.shape[1])
     sums = Sums.zeros(x, k)
-    for columns in _gram.blocks(x):
+    for columns in _gram.split_columns(x):
         block = x[:, columns].to(torch.float64, copy=True)
-        offset = block[0].clone()  # distances cancel under a large common offset
-        block -= offset
-        center = _mean(block, groups)
-        sums.add(block, center)
-        centers[:, columns] = center.add_(offset)
+        block -= block[0].clone()  # distances cancel under a large common offset
+        sums.add(block, _mean(block, groups))
     sums.between.masked_fill_(groups.counts == 0, math.inf)
-    return sums, centers
+    return sums
 
 
-def lloyd(
-    x: Tensor, assignment: Tensor, k: int, max_iterations: int, wait: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, int]:
+def lloyd(x: Tensor, assignment: Tensor, k: int, max_iterations: int, wait: bool) -> Tensor:
     """Lloyd's iterations, each one pass over the points.
 
     Args:
@@ -129,39 +123,26 @@ def lloyd(
             the device.
 
     Returns:
-        The clusters ``[N]``; their means ``[K, D]`` and the sum of squared distances, where they are known; and the
-        number of iterations.
+        The clusters ``[N]``.
     """
     clusters = torch.full((), k, device=x.device)
     for iteration in range(1, max_iterations + 1):
-        sums, centers = distances_to_means(x, assignment, k)
+        sums = distances_to_means(x, assignment, k)
         # A cluster that loses all its points now is filled in the next iteration, if there is one.
         full = wait and iteration < max_iterations and bool(sums.between.amax() < math.inf)
         new = _gram.reassign(sums.distances, sums.norms, assignment, sums.margin, None if full else clusters)
         if wait and torch.equal(new, assignment):
-            return new, centers, sums.distances.gather(1, new.unsqueeze(1)).sum() + sums.norms.sum(), iteration
+            break
         assignment = new
-    return assignment, None, None, max_iterations
+    return assignment
 
 
-def cold_start(x: Tensor, k: int, restarts: int, max_iterations: int, generator: torch.Generator) -> tuple[Tensor, int]:
-    """The best of several starts: the clusters ``[N]`` and the iterations of the longest start.
-
-    k-means++ draws from a sample of the points, anew for each start: N x N products would be too many.
-    """
-    best, best_inertia, longest = None, math.inf, 0
-    for _ in range(restarts):
-        sample = torch.randperm(len(x), generator=generator)[: _gram.sample_size(k)].to(x.device)
-        found, iterations = _gram.cold_start(_gram.gram(x[sample]), k, 1, max_iterations, generator)
-        nearest = distances_to(x, means(x[sample], found, k)).distances.argmin(1)
-        assignment, _, inertia, more = lloyd(x, nearest, k, max_iterations, wait=True)
-        if inertia is None:
-            inertia = inertia_of(x, assignment, means(x, assignment, k))
-        longest = max(longest, iterations + more)
-        if best is None or inertia < best_inertia:
-            best, best_inertia = assignment, float(inertia)
-    assert best is not None
-    return best, longest
+def cold_start(x: Tensor, k: int, restarts: int, max_iterations: int, generator: torch.Generator) -> Tensor:
+    """The clusters ``[N]`` from the best of several starts on a sample: N x N products would be too many."""
+    sample = torch.randperm(len(x), generator=generator)[: _gram.sample_size(k)].to(x.device)
+    found = _gram.cold_start(_gram.gram(x[sample]), k, restarts, max_iterations, generator)
+    nearest = distances_to(x, means(x[sample], found, k)).distances.argmin(1)
+    return lloyd(x, nearest, k, max_iterations, wait=True)
 
 
 def inertia_of(x: Tensor, assignment: Tensor, centers: Tensor) -> Tensor:
@@ -169,14 +150,14 @@ def inertia_of(x: Tensor, assignment: Tensor, centers: Tensor) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     parts = [
         sum_of_squares(x[:, columns].to(dtype) - centers[:, columns].to(dtype).contiguous().index_select(0, assignment))
-        for columns in _gram.blocks(x)
+        for columns in _gram.split_columns(x)
     ]
     return torch.stack(parts).sum() if parts else x.new_zeros((), dtype=torch.float64)
 
 
 def sum_of_squares(x: Tensor) -> Tensor:
     """0-d float64, of ``x`` [N, D], of float32 at least; short parts of rows are summed in its type."""
-    parts = [torch.linalg.vector_norm(x[:, columns], dim=1).double() for columns in _gram.blocks(x)]
+    parts = [torch.linalg.vector_norm(x[:, columns], dim=1).double() for columns in _gram.split_columns(x)]
     return torch.stack(parts).square_().sum() if parts else x.new_zeros((), dtype=torch.float64)
 
 

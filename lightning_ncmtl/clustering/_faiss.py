@@ -38,7 +38,7 @@ _PROBE_SECONDS = 120.0  # importing torch takes most of it, where many processes
 _TEMPORARY_BYTES = 64 * 2**20
 
 
-def faiss_lloyd(points: Tensor, starts: Tensor, max_iterations: int) -> tuple[Tensor, int]:
+def faiss_lloyd(points: Tensor, starts: Tensor, max_iterations: int) -> Tensor:
     """Lloyd's k-means by FAISS from each of several starts, of which the best is kept.
 
     Points on a GPU stay there if :func:`faiss_on_gpu`; else they are copied to the CPU, and a warning says so once.
@@ -50,7 +50,7 @@ def faiss_lloyd(points: Tensor, starts: Tensor, max_iterations: int) -> tuple[Te
 
     Returns:
         Labels ``[N]`` (int64, on the device of ``points``) of the start with the lowest sum of squared distances to
-        the centres, and its number of iterations. Clusters may be empty.
+        the centres. Clusters may be empty.
     """
     if faiss_on_gpu(points.device):
         with torch.cuda.device(points.device):
@@ -58,8 +58,7 @@ def faiss_lloyd(points: Tensor, starts: Tensor, max_iterations: int) -> tuple[Te
     if points.is_cuda:
         _warn_of_copies(_why_not_on_gpu(points.device))
     with _single_thread():
-        labels, iterations = _best(_OnCPU(points, starts.shape[1]), starts.cpu(), max_iterations)
-    return labels.to(points.device), iterations
+        return _best(_OnCPU(points, starts.shape[1]), starts.cpu(), max_iterations).to(points.device)
 
 
 def check_faiss() -> None:
@@ -125,13 +124,11 @@ class _Points(Protocol):
         """The nearest centre of each point, and the squared distance to it."""
 
 
-def _best(points: _Points, starts: Tensor, max_iterations: int) -> tuple[Tensor, int]:
-    runs = [_run(points, start, max_iterations) for start in starts]
-    _, labels, iterations = min(runs, key=lambda run: run[0])
-    return labels, iterations
+def _best(points: _Points, starts: Tensor, max_iterations: int) -> Tensor:
+    return min((_run(points, start, max_iterations) for start in starts), key=lambda run: run[0])[1]
 
 
-def _run(points: _Points, centers: Tensor, max_iterations: int) -> tuple[float, Tensor, int]:
+def _run(points: _Points, centers: Tensor, max_iterations: int) -> tuple[float, Tensor]:
     # FAISS stops at convergence from version 1.14 on, and on CPUs only. So it gets 2 iterations, 4, 8, ..., until the
     # objective stays the same: a warm start, which is the usual case, needs few.
     objectives: list[float] = []
@@ -142,7 +139,7 @@ def _run(points: _Points, centers: Tensor, max_iterations: int) -> tuple[float, 
         objectives += found
         done, more = done + more, 2 * more
     labels, distances = points.assign(centers)
-    return float(distances.sum(dtype=torch.float64)), labels, len(objectives)
+    return float(distances.sum(dtype=torch.float64)), labels
 
 
 class _OnCPU:

@@ -22,11 +22,13 @@ BLOCK = {"cpu": 2**19, "cuda": 2**25}
 ROWS = 256
 # Points up to which a cold start takes the products of all pairs, for all restarts at once
 MANY = 2048
+# Candidates of k-means++ for each centre: as many as centres, for starts that differ where these are few, but at most
+CANDIDATES = 20
 # Rounding of distances in float64, relative to the largest squared norm
 EPSILON = 1e-14
 
 
-def blocks(x: Tensor) -> list[slice]:
+def split_columns(x: Tensor) -> list[slice]:
     """Ranges of columns of ``x`` [N, D] that fit into :data:`BLOCK`."""
     width = max(BLOCK.get(x.device.type, 2**25) // len(x), 64)
     return [slice(start, start + width) for start in range(0, x.shape[1], width)]
@@ -38,7 +40,7 @@ def gram(x: Tensor) -> Tensor:
     So distances do not cancel under a large common offset.
     """
     products = x.new_zeros(len(x), len(x), dtype=torch.float64)
-    for columns in blocks(x):
+    for columns in split_columns(x):
         block = x[:, columns].to(torch.float64, copy=True)
         block -= block[:1].clone()
         for start in range(0, len(x), ROWS):  # only the lower triangle
@@ -51,7 +53,7 @@ def sample_size(k: int) -> int:
     return max(MANY, 8 * k)
 
 
-def scores(products: Tensor, assignment: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def measure_distances(products: Tensor, assignment: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """How far all points are from the centres of the clusters.
 
     Args:
@@ -72,12 +74,6 @@ def scores(products: Tensor, assignment: Tensor, k: int) -> tuple[Tensor, Tensor
     toward = toward.view(layers, points, restarts, k).transpose(1, 2)
     within = (members * toward).sum(2)
     return torch.sub(within.masked_fill_(counts == 0, math.inf).unsqueeze(2), toward, alpha=2), counts
-
-
-def inertias(products: Tensor, assignment: Tensor, k: int) -> Tensor:
-    """Sums of squared distances to the own centres, ``[L, R]``."""
-    own = scores(products, assignment, k)[0].gather(3, assignment.unsqueeze(3)).sum((2, 3))
-    return own + products.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
 
 
 def reassign(distances: Tensor, norms: Tensor, assignment: Tensor, margin: Tensor, clusters: Tensor | None) -> Tensor:
@@ -120,9 +116,7 @@ def reassign(distances: Tensor, norms: Tensor, assignment: Tensor, margin: Tenso
     return padded.scatter_(-1, target, numbers.expand_as(target))[..., :-1]
 
 
-def lloyd(
-    products: Tensor, assignment: Tensor, clusters: Sequence[int], max_iterations: int, wait: bool
-) -> tuple[Tensor, int]:
+def lloyd(products: Tensor, assignment: Tensor, clusters: Sequence[int], max_iterations: int, wait: bool) -> Tensor:
     """Lloyd's iterations on inner products, for several layers and restarts at once.
 
     Args:
@@ -134,7 +128,7 @@ def lloyd(
             the device.
 
     Returns:
-        ``[L, R, N]`` and the number of iterations.
+        ``[L, R, N]``.
     """
     k = max(clusters)
     norms = products.diagonal(dim1=1, dim2=2).unsqueeze(1)
@@ -142,14 +136,14 @@ def lloyd(
     # Filled on the device: a tensor of numbers from the host would wait for it
     bounds = torch.stack([torch.full((1, 1), number, device=products.device) for number in clusters])
     for iteration in range(1, max_iterations + 1):
-        distances, counts = scores(products, assignment, k)
+        distances, counts = measure_distances(products, assignment, k)
         # A cluster that loses all its points now is filled in the next iteration, if there is one.
         full = wait and iteration < max_iterations and bool(counts.amin() > 0)
         new = reassign(distances, norms, assignment, margin, None if full else bounds)
         if wait and torch.equal(new, assignment):
-            return new, iteration
+            break
         assignment = new
-    return assignment, max_iterations
+    return assignment
 
 
 def plus_plus(products: Tensor, k: int, restarts: int, generator: torch.Generator) -> Tensor:
@@ -166,8 +160,7 @@ def plus_plus(products: Tensor, k: int, restarts: int, generator: torch.Generato
     """
     norms = products.diagonal()
     distances = (norms + norms.unsqueeze(1) - 2 * products).clamp(min=0)
-    candidates = 2 + int(math.log(k))
-    draws = torch.rand(restarts, k, candidates, generator=generator, dtype=torch.float64).to(products.device)
+    draws = torch.rand(restarts, k, min(k, CANDIDATES), generator=generator, dtype=torch.float64).to(products.device)
     chosen = (draws[:, :1, 0] * len(products)).long()
     closest = distances[chosen[:, 0]]
     for step in range(1, k):
@@ -180,121 +173,47 @@ def plus_plus(products: Tensor, k: int, restarts: int, generator: torch.Generato
     return chosen
 
 
-def swap(products: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
-    """Improve k-means++ by local search (Lattanzi & Sohler, 2019): let a point take the place of a centre if it helps.
-
-    As many times as there are centres, a point is drawn as k-means++ would, and takes the place of that centre whose
-    loss costs least, unless that is worse than before.
-
-    Args:
-        products: ``[N, N]``.
-        chosen: ``[R, K]``.
-        generator: Source of random numbers, on the CPU.
-
-    Returns:
-        ``[R, K]``.
-    """
-    restarts, k = chosen.shape
-    norms = products.diagonal()
-    distances = (norms + norms.unsqueeze(1) - 2 * products).clamp(min=0)
-    draws = torch.rand(k, restarts, 1, generator=generator, dtype=torch.float64).to(products.device)
-    for draw in draws:
-        two, which = distances[chosen].topk(2, dim=1, largest=False)
-        (first, second), nearest = two.unbind(1), which[:, 0]
-        mass = first.cumsum(1)
-        point = torch.searchsorted(mass, draw * mass[:, -1:], right=True).clamp(max=len(products) - 1)
-        to_point = distances[point.squeeze(1)]  # [R, N]
-        kept = torch.minimum(first, to_point)
-        lost = torch.minimum(second, to_point) - kept  # what a point pays for the loss of its centre
-        owner = (nearest.unsqueeze(1) == torch.arange(k, device=chosen.device).unsqueeze(1)).double()
-        cost, centre = (owner @ lost.unsqueeze(2)).squeeze(2).min(1)
-        better = kept.sum(1) + cost < first.sum(1)
-        replaced = chosen.scatter(1, centre.unsqueeze(1), point)
-        chosen = torch.where(better.unsqueeze(1), replaced, chosen)
-    return chosen
-
-
-def nearest_points(products: Tensor, chosen: Tensor) -> Tensor:
-    """The clusters ``[R, N]`` around chosen points ``[R, K]``."""
-    return (products.diagonal()[chosen].unsqueeze(1) - 2 * products[:, chosen].transpose(0, 1)).argmin(2)
-
-
-def refine(products: Tensor, assignment: Tensor, k: int, max_moves: int) -> Tensor:
+def refine(products: Tensor, assignment: Tensor, k: int) -> Tensor:
     """Move single points while that helps (Hartigan's criterion), from where Lloyd's iterations stopped.
 
     Moving a point also moves the two centres, which Lloyd's criterion neglects: its optima need not be optima here.
-    What the points are to all other clusters stays the same, so a move costs two columns.
 
     Args:
         products: ``[N, N]``.
         assignment: ``[R, N]``.
         k: Number of clusters.
-        max_moves: Upper bound on the moves of each restart.
 
     Returns:
         ``[R, N]``.
     """
-    norms = products.diagonal()
+    norms, restarts = products.diagonal().unsqueeze(1), torch.arange(len(assignment), device=assignment.device)
     margin = EPSILON * norms.amax() * len(products)
-    members = products.new_zeros(*assignment.shape, k).scatter_(2, assignment.unsqueeze(2), 1)
-    sums, counts = products @ members, members.sum(1)
-    within = (members * sums).sum(1)
-    joins, leaves = _costs(norms, sums, counts, within, members.bool())
-    leaves, assignment = leaves.sum(2), assignment.clone()
-    found, restarts = assignment, torch.arange(len(assignment), device=assignment.device)
-    sign = torch.tensor([-1.0, 1.0], device=products.device, dtype=products.dtype)
-    for _ in range(max_moves):
-        least, cluster = joins.min(2)
-        gain, point = (leaves - least).max(1, keepdim=True)
-        moves = (gain > margin).squeeze(1)
-        if not moves.all():
-            found = found.index_copy(0, restarts, assignment)
-            state = (restarts, assignment, sums, counts, within, joins, leaves, cluster, point)
-            restarts, assignment, sums, counts, within, joins, leaves, cluster, point = (t[moves] for t in state)
-            if not len(restarts):
-                return found
-        goal = cluster.gather(1, point)
-        changed = torch.cat([assignment.gather(1, point), goal], 1)  # [R, 2]
-        assignment.scatter_(1, point, goal)
-        columns = changed.unsqueeze(1).expand(-1, len(products), -1)
-        part, row = sums.gather(2, columns), products[point.squeeze(1)].unsqueeze(2)
-        at_point = part.gather(1, point.unsqueeze(2).expand(-1, -1, 2)).squeeze(1)
-        within.scatter_add_(1, changed, 2 * sign * at_point + norms[point])
-        counts.scatter_add_(1, changed, sign.expand_as(changed))
-        part = torch.addcmul(part, row, sign)
-        sums.scatter_(2, columns, part)
-        own = assignment.unsqueeze(2) == columns
-        join, leave = _costs(norms, part, counts.gather(1, changed), within.gather(1, changed), own)
-        joins.scatter_(2, columns, join)
-        leaves = torch.where(own.any(2), leave.sum(2), leaves)
-    return found.index_copy(0, restarts, assignment)
+    members = torch.nn.functional.one_hot(assignment, k).double()
+    sums = products @ members
+    for _ in range(max(4 * len(products) // k, 16)):
+        counts = members.sum(1, keepdim=True)
+        size = counts.clamp(min=1)
+        distances = norms + ((members * sums).sum(1, keepdim=True) / size - 2 * sums) / size
+        # What it adds to the inertia to join another cluster, and what it saves to leave one's own: an empty cluster
+        # costs nothing to join, and a single point does not leave.
+        joins, goal = (distances * (counts / (counts + 1))).masked_fill_(members.bool(), math.inf).min(2)
+        leaves = (distances * members * ((counts > 1) * size / (size - 1).clamp(min=1))).sum(2)
+        gain, point = (leaves - joins).max(1)
+        moves = gain > margin
+        if not moves.any():
+            break
+        change = torch.nn.functional.one_hot(goal[restarts, point], k) - members[restarts, point]
+        change *= moves.unsqueeze(1)
+        members[restarts, point] += change
+        sums.addcmul_(products[point].unsqueeze(2), change.unsqueeze(1))
+    return members.argmax(2)
 
 
-def _costs(norms: Tensor, sums: Tensor, counts: Tensor, within: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """What it adds to the inertia to join a cluster, infinite for one's own; and what it saves to leave that, else 0.
-
-    Args:
-        norms: ``[N]``.
-        sums: ``[R, N, C]``, of the products with a cluster's points.
-        counts: ``[R, C]``.
-        within: ``[R, C]``, sums of the products between a cluster's points.
-        own: ``[R, N, C]``, whether a point is in a cluster.
-    """
-    size = counts.clamp(min=1).unsqueeze(1)
-    distances = norms.unsqueeze(1) + (within.unsqueeze(1) / size - 2 * sums) / size
-    counts = counts.unsqueeze(1)
-    joins = (distances * (counts / (counts + 1))).masked_fill_(own, math.inf)  # an empty cluster costs nothing to join
-    return joins, distances.mul_(own * (counts > 1) * size / (size - 1).clamp_(min=1))  # a single point does not leave
-
-
-def cold_start(
-    products: Tensor, k: int, restarts: int, max_iterations: int, generator: torch.Generator
-) -> tuple[Tensor, int]:
-    """The best of several k-means++ starts: the clusters ``[N]``, and the iterations of the longest start."""
-    drawn = plus_plus(products, k, restarts, generator)
-    # Local search finds better starts on average, but more alike: Lloyd's iterations run from both.
-    start = nearest_points(products, torch.cat([drawn, swap(products, drawn, generator)]))
-    found, iterations = lloyd(products.unsqueeze(0), start.unsqueeze(0), [k], max_iterations, wait=True)
-    refined = refine(products, found[0], k, max_moves=max(4 * len(products) // k, 16))
-    best = inertias(products.unsqueeze(0), refined.unsqueeze(0), k)[0].argmin()
-    return refined[best], iterations
+def cold_start(products: Tensor, k: int, restarts: int, max_iterations: int, generator: torch.Generator) -> Tensor:
+    """The best of several k-means++ starts: the clusters ``[N]``."""
+    chosen = plus_plus(products, k, restarts, generator)
+    start = (products.diagonal()[chosen].unsqueeze(1) - 2 * products[:, chosen].transpose(0, 1)).argmin(2)
+    found = lloyd(products.unsqueeze(0), start.unsqueeze(0), [k], max_iterations, wait=True)
+    refined = refine(products, found[0], k)
+    own = measure_distances(products.unsqueeze(0), refined.unsqueeze(0), k)[0][0].gather(2, refined.unsqueeze(2))
+    return refined[own.sum((1, 2)).argmin()]

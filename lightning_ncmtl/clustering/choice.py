@@ -16,7 +16,7 @@ def choose_num_clusters(
     points: Tensor,
     max_clusters: int = 20,
     *,
-    restarts: int = 10,
+    restarts: int = 20,
     seed: int = 0,
     group: dist.ProcessGroup | None = None,
 ) -> int:
@@ -43,8 +43,7 @@ def choose_num_clusters(
     generator = torch.Generator().manual_seed(seed)
     scores = {}
     for k in range(2, min(max_clusters, len(points) - 1) + 1):
-        assignment, _ = cold_start(products, k, restarts, 100, generator)
-        labels = assignment.cpu().numpy()
+        labels = cold_start(products, k, restarts, 100, generator).cpu().numpy()
         # Points that are all equal are in one cluster.
         scores[k] = float(silhouette_score(distances, labels, metric="precomputed")) if labels.any() else 0.0
     best = max(scores.values(), default=0.0)

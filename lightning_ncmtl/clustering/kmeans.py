@@ -22,13 +22,11 @@ class KMeansResult(NamedTuple):
         assignment: ``[N]`` int64, the cluster of each point.
         centers: ``[K, D]``, the mean of each cluster.
         inertia: 0-d float64 tensor, the sum of squared distances to the centres.
-        iterations: Lloyd iterations that the backend ran (0 where there was nothing to decide).
     """
 
     assignment: Tensor
     centers: Tensor
     inertia: Tensor
-    iterations: int
 
 
 @torch.no_grad()
@@ -77,22 +75,23 @@ def kmeans(
                 [5.0000]])
     """
     _check(x, k, backend, init, restarts, max_iterations, group)
+    waits = not (x.is_cuda and init is not None and init.ndim == 1)
     if k in (1, len(x)):
-        found = _Found(torch.arange(len(x), device=x.device) % k, iterations=0)
+        found = torch.arange(len(x), device=x.device) % k
     elif backend == "faiss":
-        found = _faiss(x, k, init, restarts, max_iterations, seed)
-    elif init is not None:
-        found = _warm(x, k, init, max_iterations, group)
+        found = _run_faiss(x, k, init, restarts, max_iterations, seed)
+    elif init is None:
+        found = _start_cold(x, k, restarts, max_iterations, seed, group)
     else:
-        found = _cold(x, k, restarts, max_iterations, seed, group)
-    centers = _direct.means(x, found.assignment, k) if found.centers is None else found.centers
-    inertia = found.inertia
-    if inertia is None:
-        inertia = summed(_direct.inertia_of(x, found.assignment, centers), group)
-    waits = not (x.is_cuda and _is_assignment(init))
+        if init.ndim == 2:
+            init = summed(_direct.distances_to(x, init).distances, group).argmin(1)
+        (found,) = warm_assignments([x], [k], [init], max_iterations, group)
+        found = found.clone() if found is init else found
+    centers = _direct.means(x, found, k)
+    inertia = summed(_direct.inertia_of(x, found, centers), group)
     if waits and not inertia.isfinite():
         raise InputError("k-means got values that are not finite (NaN or infinity)")
-    return KMeansResult(found.assignment, centers, inertia, found.iterations)
+    return KMeansResult(found, centers, inertia)
 
 
 @torch.no_grad()
@@ -120,20 +119,25 @@ def warm_assignments(
     """
     found = list(assignments)
     known = [None] * len(found) if centers is None else centers
-    layers = zip(points, clusters, assignments, known, strict=True)
-    moving = [layer for layer, given in enumerate(layers) if _settled(*given, group) is None]
+    moving = [
+        layer
+        for layer, (x, k, start, means) in enumerate(zip(points, clusters, assignments, known, strict=True))
+        # Only a CPU is asked whether points stay, which need not be waited for.
+        if group is not None
+        or not x.is_cpu
+        or not _direct.still_nearest(x, start, _direct.means(x, start, k) if means is None else means)
+    ]
     together = [layer for layer in moving if group is not None or _by_products(len(points[layer]), clusters[layer])]
     if together:
-        products = torch.stack([_gram.gram(points[layer]) for layer in together])
-        products = summed(products, group)
-        start = torch.stack([assignments[layer] for layer in together]).unsqueeze(1)
+        products = summed(torch.stack([_gram.gram(points[layer]) for layer in together]), group)
+        starts = torch.stack([assignments[layer] for layer in together]).unsqueeze(1)
         ks = [clusters[layer] for layer in together]
-        new, _ = _gram.lloyd(products, start, ks, max_iterations, wait=not products.is_cuda)
+        new = _gram.lloyd(products, starts, ks, max_iterations, wait=not products.is_cuda)
         for layer, assignment in zip(together, new[:, 0], strict=True):
             found[layer] = assignment
     for layer in set(moving) - set(together):
-        x, k = points[layer], clusters[layer]
-        found[layer], *_ = _direct.lloyd(x, assignments[layer], k, max_iterations, wait=not x.is_cuda)
+        x = points[layer]
+        found[layer] = _direct.lloyd(x, assignments[layer], clusters[layer], max_iterations, wait=not x.is_cuda)
     return found
 
 
@@ -152,15 +156,6 @@ def check_backend(backend: Backend) -> None:
         check_faiss()
 
 
-class _Found(NamedTuple):
-    """A clustering, and what the backend happens to know of it."""
-
-    assignment: Tensor
-    centers: Tensor | None = None
-    inertia: Tensor | None = None
-    iterations: int = 0
-
-
 def _by_products(n: int, k: int) -> bool:
     """Whether, from a given start, the products of all pairs cost less than distances to the centres.
 
@@ -169,44 +164,16 @@ def _by_products(n: int, k: int) -> bool:
     return n <= k + 32
 
 
-def _cold(
+def _start_cold(
     points: Tensor, k: int, restarts: int, max_iterations: int, seed: int, group: dist.ProcessGroup | None
-) -> _Found:
+) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     if group is None and len(points) > _gram.MANY:
-        assignment, iterations = _direct.cold_start(points, k, restarts, max_iterations, generator)
-        return _Found(assignment, iterations=iterations)
-    products = summed(_gram.gram(points), group)
-    assignment, iterations = _gram.cold_start(products, k, restarts, max_iterations, generator)
-    return _Found(assignment, iterations=iterations)
+        return _direct.cold_start(points, k, restarts, max_iterations, generator)
+    return _gram.cold_start(summed(_gram.gram(points), group), k, restarts, max_iterations, generator)
 
 
-def _settled(
-    points: Tensor, k: int, assignment: Tensor, centers: Tensor | None, group: dist.ProcessGroup | None
-) -> Tensor | None:
-    """The centres, if no point would leave its cluster. Only a CPU is asked, which need not be waited for."""
-    if group is not None or not points.is_cpu:
-        return None
-    centers = _direct.means(points, assignment, k) if centers is None else centers
-    return centers if _direct.still_nearest(points, assignment, centers) else None
-
-
-def _warm(points: Tensor, k: int, init: Tensor, max_iterations: int, group: dist.ProcessGroup | None) -> _Found:
-    wait = not points.is_cuda
-    if not _is_assignment(init):
-        wait = True
-        init = summed(_direct.distances_to(points, init).distances, group).argmin(1)
-    elif (centers := _settled(points, k, init, None, group)) is not None:
-        return _Found(init.clone(), centers, iterations=1)
-    if group is None and not _by_products(len(points), k):
-        return _Found(*_direct.lloyd(points, init, k, max_iterations, wait))
-    products = summed(_gram.gram(points), group)
-    assignment, iterations = _gram.lloyd(products[None], init[None, None], [k], max_iterations, wait)
-    inertia = _gram.inertias(products[None], assignment, k)[0, 0]
-    return _Found(assignment[0, 0], inertia=inertia, iterations=iterations)
-
-
-def _faiss(points: Tensor, k: int, init: Tensor | None, restarts: int, max_iterations: int, seed: int) -> _Found:
+def _run_faiss(points: Tensor, k: int, init: Tensor | None, restarts: int, max_iterations: int, seed: int) -> Tensor:
     if not points.isfinite().all():
         raise InputError("k-means got values that are not finite (NaN or infinity)")
     # Weights lie close together around a large common offset, in which float32 distances would cancel.
@@ -217,16 +184,16 @@ def _faiss(points: Tensor, k: int, init: Tensor | None, restarts: int, max_itera
         sample = torch.randperm(len(points), generator=generator)[: _gram.sample_size(k)]
         some = points[sample.to(points.device)]
         starts = some[_gram.plus_plus(_gram.gram(some), k, restarts, generator)]
-    elif _is_assignment(init):
+    elif init.ndim == 1:
         starts = _direct.means(points, init, k).unsqueeze(0)
     else:
         starts = (init - origin).float().unsqueeze(0)
-    assignment, iterations = faiss_lloyd(points, starts, max_iterations)
+    assignment = faiss_lloyd(points, starts, max_iterations)
     if len(assignment.unique()) < k:  # fill the empty clusters
-        sums, _ = _direct.distances_to_means(points, assignment, k)
+        sums = _direct.distances_to_means(points, assignment, k)
         clusters = torch.tensor(k, device=points.device)
         assignment = _gram.reassign(sums.distances, sums.norms, assignment, sums.margin, clusters)
-    return _Found(assignment, iterations=iterations)
+    return assignment
 
 
 def summed(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -234,10 +201,6 @@ def summed(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if group is not None:
         dist.all_reduce(value, group=group)
     return value
-
-
-def _is_assignment(init: Tensor | None) -> bool:
-    return init is not None and init.ndim == 1
 
 
 def _check(

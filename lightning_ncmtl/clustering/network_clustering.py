@@ -87,7 +87,7 @@ class NetworkClustering:
         warmup_steps: int = 200,
         every_n_steps: int = 1,
         commitment: float = 0.01,
-        restarts: int = 10,
+        restarts: int = 20,
         backend: Backend = "auto",
         metric: Metric = "euclidean",
         max_clusters: int = 20,

@@ -48,7 +48,7 @@ def assign_tasks(
     origins: Sequence[Tensor | None] | None = None,
     max_clusters: int = 20,
     warm_start: bool = True,
-    restarts: int = 10,
+    restarts: int = 20,
     seed: int = 0,
     backend: Backend = "auto",
     group: dist.ProcessGroup | None = None,

@@ -1,15 +1,15 @@
 """Layers with one set of weights per task, for rows of any tasks in any order."""
 
-from lightning_ncmtl.layers.linear import ClusterLinear, CompactLinear, TaskLinear, cluster_layers
+from lightning_ncmtl.layers.compact import CompactLayer
+from lightning_ncmtl.layers.linear import ClusterLinear, TaskLinear, cluster_layers
 from lightning_ncmtl.layers.names import plain_name, uncompiled
 from lightning_ncmtl.layers.per_task import PerTask
 from lightning_ncmtl.layers.routing import Routing, route
-from lightning_ncmtl.layers.task_module import CompactModule, TaskModule
+from lightning_ncmtl.layers.task_module import TaskModule
 
 __all__ = [
     "ClusterLinear",
-    "CompactLinear",
-    "CompactModule",
+    "CompactLayer",
     "PerTask",
     "Routing",
     "TaskLinear",

@@ -37,7 +37,7 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, routing: Rout
     if kind == "cpu" and x.dtype == weight.dtype == torch.float16:  # torch's own products of it are 10 times slower
         return grouped_linear(x.float(), weight.float(), None if bias is None else bias.float(), routing).half()
     if torch.compiler.is_compiling():
-        out: Tensor = _linear_op(x, weight, bias, *routing.sorted())
+        out: Tensor = _linear_op(x, weight, bias, *routing.sort())
         return out
     if kind == "cpu" and len(x) * weight[0].numel() <= _LITTLE:
         return _per_row(x, weight, bias, routing.task_ids.to(x.device, torch.int64))

@@ -4,7 +4,8 @@ Shapes: B batch, N tasks, K clusters.
 """
 
 import math
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers._grouped_linear import grouped_linear
 from lightning_ncmtl.layers.names import plain_name
-from lightning_ncmtl.layers.per_task import PerTask, of_clusters
+from lightning_ncmtl.layers.per_task import PerTask, select_clusters
 from lightning_ncmtl.layers.routing import Routing, route
 
 
@@ -100,8 +101,15 @@ class TaskLinear(PerTask):
         routing, clusters = route(task_ids, self.num_tasks), self.frozen_clusters
         if clusters is None:
             return grouped_linear(x, self.weight, self.bias, routing)
-        weight, *bias = of_clusters(clusters, self.weight, *([] if self.bias is None else [self.bias]))
-        return grouped_linear(x, weight, bias[0] if bias else None, routing.by(clusters))
+        weight, *bias = select_clusters(clusters, self.weight, *([] if self.bias is None else [self.bias]))
+        return grouped_linear(x, weight, bias[0] if bias else None, routing.merge_tasks(clusters))
+
+    def select_tasks(self, tasks: Sequence[int]) -> "TaskLinear":
+        """A layer with the weights of some tasks."""
+        result = TaskLinear(len(tasks), self.in_features, self.out_features, self.bias is not None).to(self.weight)
+        for mine, theirs in zip(result.parameters(), self.parameters(), strict=True):
+            mine.data.copy_(theirs.detach()[list(tasks)])
+        return result
 
     def extra_repr(self) -> str:
         return (
@@ -161,43 +169,3 @@ class ClusterLinear(TaskLinear):
 def cluster_layers(module: nn.Module) -> dict[str, ClusterLinear]:
     """The :class:`ClusterLinear` layers of a module by their names, whether they are compiled or not."""
     return {plain_name(name): layer for name, layer in module.named_modules() if isinstance(layer, ClusterLinear)}
-
-
-class CompactLinear(nn.Module):
-    """What remains of a :class:`ClusterLinear` after training: one set of weights per cluster.
-
-    Args:
-        assignment: ``[N]`` integers in ``0 .. K - 1``, the cluster of each task.
-        in_features: Size of each input row.
-        out_features: Size of each output row.
-        bias: Whether there is an additive bias.
-
-    Attributes:
-        clusters: A :class:`TaskLinear` with weights ``[K, out_features, in_features]``.
-        assignment: ``[N]`` buffer.
-    """
-
-    assignment: Tensor
-
-    def __init__(self, assignment: Tensor, in_features: int, out_features: int, bias: bool = True) -> None:
-        super().__init__()
-        self.register_buffer("assignment", assignment)
-        self.clusters = TaskLinear(int(assignment.max()) + 1, in_features, out_features, bias)
-
-    @classmethod
-    def of(cls, layer: TaskLinear, assignment: Tensor, first: list[int]) -> "CompactLinear":
-        """Take over the weights that a layer has for the tasks ``first [K]``, one of each cluster."""
-        weight, bias = layer.weight.detach(), layer.bias
-        compact = cls(assignment, layer.in_features, layer.out_features, bias is not None).to(weight)
-        compact.clusters.weight.data.copy_(weight[first])
-        if bias is not None and compact.clusters.bias is not None:
-            compact.clusters.bias.data.copy_(bias.detach()[first])
-        return compact.train(layer.training)
-
-    def forward(self, x: Tensor, task_ids: Tensor | Routing) -> Tensor:
-        """As :meth:`TaskLinear.forward`: ``x [B, in_features]`` and ``task_ids [B]`` to ``[B, out_features]``."""
-        task_ids = route(task_ids, len(self.assignment)).task_ids  # in range, or the error names what is not
-        clusters = self.assignment[task_ids]
-        if torch.compiler.is_compiling():  # where the sorting above is left out, as nothing takes its result
-            clusters = clusters.where(task_ids >= 0, -1)
-        return cast(Tensor, self.clusters(x, clusters))

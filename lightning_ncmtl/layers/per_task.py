@@ -78,7 +78,7 @@ class PerTask(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
 
-class _OfClusters(torch.autograd.Function):
+class _SelectClusters(torch.autograd.Function):
     """The mean over each cluster: as its tasks are equal, that of the first."""
 
     @staticmethod
@@ -98,10 +98,10 @@ class _OfClusters(torch.autograd.Function):
         return None, None, None, *(None if mean is None else mean.index_select(0, of_task) for mean in means)
 
 
-_apply: Callable[..., tuple[Tensor, ...]] = _OfClusters.apply
+_apply: Callable[..., tuple[Tensor, ...]] = _SelectClusters.apply
 
 
-def of_clusters(clusters: Clusters, *parameters: Tensor) -> tuple[Tensor, ...]:
+def select_clusters(clusters: Clusters, *parameters: Tensor) -> tuple[Tensor, ...]:
     """``[K, ...]`` of parameters ``[N, ...]``; their gradients go to the tasks of a cluster in equal parts."""
     device = parameters[0].device
     return _apply(*[values.to(device) for values in clusters[:3]], *parameters)

@@ -58,9 +58,9 @@ class Routing:
         self.task_ids = task_ids
         self.num_tasks = num_tasks
         self._plans: dict[tuple[int, torch.device], Plan] = {}
-        self._by: dict[bytes, Routing] = {}
+        self._merged: dict[bytes, Routing] = {}
         self._on_host: Integers | None = None
-        self._sorted = rows  # as of sorted(), where that is known
+        self._sorted = rows  # as of sort(), where that is known
         if rows is not None or torch.compiler.is_exporting():
             return  # when exported, layers read only the task ids
         if torch.compiler.is_compiling():
@@ -68,7 +68,7 @@ class Routing:
         else:
             self._ids()
 
-    def sorted(self) -> tuple[Tensor, Tensor]:
+    def sort(self) -> tuple[Tensor, Tensor]:
         """The rows by task, on the CPU; sorted at the first call, as layers with little to do never ask.
 
         Returns:
@@ -82,7 +82,7 @@ class Routing:
             self._sorted = _sort(self._ids(), self.num_tasks)
         return self._sorted
 
-    def by(self, clusters: Clusters) -> "Routing":
+    def merge_tasks(self, clusters: Clusters) -> "Routing":
         """The same rows by cluster, as if each was a task; found once for layers with the same clusters."""
         num_clusters = len(clusters.first)
         if torch.compiler.is_compiling():
@@ -90,15 +90,15 @@ class Routing:
             return Routing(self.task_ids, num_clusters, rows)
         of_task = _numpy(clusters.on_host)
         key = of_task.tobytes()
-        if key not in self._by:
-            self._by[key] = Routing(torch.from_numpy(of_task[self._ids()]), num_clusters)
-        return self._by[key]
+        if key not in self._merged:
+            self._merged[key] = Routing(torch.from_numpy(of_task[self._ids()]), num_clusters)
+        return self._merged[key]
 
     def plan(self, size: int, device: torch.device) -> Plan:
         """How a layer multiplies whose matrices have ``size`` numbers; planned once for layers of the same size."""
         key = (size if device.type == "cpu" else 0, device)
         if key not in self._plans:
-            self._plans[key] = make_plan(*self.sorted(), size, device)
+            self._plans[key] = make_plan(*self.sort(), size, device)
         return self._plans[key]
 
     def _ids(self) -> Integers:
@@ -122,7 +122,7 @@ def route(task_ids: Tensor | Routing, num_tasks: int) -> Routing:
         InputError: If a task id is out of range, or the routing is for another number of tasks.
 
     Example:
-        >>> route(torch.tensor([2, 0, 2]), num_tasks=3).sorted()
+        >>> route(torch.tensor([2, 0, 2]), num_tasks=3).sort()
         (tensor([1, 0, 2]), tensor([1, 0, 2]))
     """
     if not isinstance(task_ids, Routing):
@@ -177,8 +177,8 @@ def make_plan(order: Tensor, counts: Tensor, size: int, device: torch.device) ->
     """Choose how to multiply.
 
     Args:
-        order: ``[B]``, as of :meth:`Routing.sorted`.
-        counts: ``[N]``, as of :meth:`Routing.sorted`.
+        order: ``[B]``, as of :meth:`Routing.sort`.
+        counts: ``[N]``, as of :meth:`Routing.sort`.
         size: Numbers in the matrix of a task.
         device: Where the rows are.
     """

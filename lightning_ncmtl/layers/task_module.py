@@ -4,6 +4,7 @@ Shapes: B batch, N tasks, K clusters, P tasks that are present, M rows of a task
 """
 
 import copy
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map  # what vmap knows as inpu
 
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers._cells import PlainCells
-from lightning_ncmtl.layers.per_task import Clusters, PerTask, of_clusters
+from lightning_ncmtl.layers.per_task import Clusters, PerTask, select_clusters
 from lightning_ncmtl.layers.routing import Routing, route
 
 
@@ -92,9 +93,9 @@ class TaskModule(PerTask):
         if torch.is_autocast_enabled(parameter.device.type):  # linear layers before this one give another type
             arguments = tree_map(lambda x: x.to(parameter.dtype) if x.is_floating_point() else x, arguments)
         with torch.autocast(parameter.device.type, enabled=False):
-            return self._of_rows(arguments, task_ids, ids)
+            return self._compute(arguments, task_ids, ids)
 
-    def _of_rows(self, arguments: Any, task_ids: Tensor | Routing, ids: Tensor) -> Any:
+    def _compute(self, arguments: Any, task_ids: Tensor | Routing, ids: Tensor) -> Any:
         weights: dict[str, Tensor] = dict(self.module.named_parameters())
         if torch.compiler.is_exporting():  # plain operations for any number of rows: each with weights of its own
             weights = {name: values[ids] for name, values in weights.items()}
@@ -103,7 +104,7 @@ class TaskModule(PerTask):
         clusters = self.frozen_clusters
         tasks, groups, place = _groups(task_ids, self.num_tasks, clusters, ids.device)
         if clusters is not None:
-            weights = dict(zip(weights, of_clusters(clusters, *weights.values()), strict=True))
+            weights = dict(zip(weights, select_clusters(clusters, *weights.values()), strict=True))
         if len(groups) > 1 or len(tasks) < self.num_tasks:  # else these are all, in order
             weights = {name: values.index_select(0, tasks) for name, values in weights.items()}
         parts = {name: values.split([len(rows) for rows in groups]) for name, values in weights.items()}
@@ -128,40 +129,17 @@ class TaskModule(PerTask):
         with PlainCells() if self._has_cells else nullcontext():
             return functional_call(self.module, weights, arguments)
 
+    def select_tasks(self, tasks: Sequence[int]) -> "TaskModule":
+        """A layer with the weights of some tasks."""
+        result = copy.deepcopy(self)
+        result.freeze_clusters(None)
+        result.num_tasks = len(tasks)
+        for parameter in result.parameters():
+            parameter.data = parameter.data[list(tasks)]
+        return result
+
     def extra_repr(self) -> str:
         return f"num_tasks={self.num_tasks}"
-
-
-class CompactModule(nn.Module):
-    """What remains of a :class:`TaskModule` after training: one set of weights per cluster.
-
-    Args:
-        layer: As training left it.
-        assignment: ``[N]`` integers in ``0 .. K - 1``, the cluster of each task.
-        first: ``[K]``, a task of each cluster, whose weights are taken over.
-
-    Attributes:
-        clusters: A :class:`TaskModule` of K sets of weights.
-        assignment: ``[N]`` buffer.
-    """
-
-    assignment: Tensor
-
-    def __init__(self, layer: TaskModule, assignment: Tensor, first: list[int]) -> None:
-        super().__init__()
-        self.register_buffer("assignment", assignment)
-        self.clusters = copy.deepcopy(layer)
-        self.clusters.freeze_clusters(None)
-        self.clusters.num_tasks = len(first)
-        for part in self.clusters.module.modules():
-            for parameter in part.parameters(recurse=False):
-                parameter.data = parameter.data[first]
-        self.train(layer.training)
-
-    def forward(self, inputs: Any, task_ids: Tensor | Routing) -> Any:
-        """As :meth:`TaskModule.forward`."""
-        ids = route(task_ids, len(self.assignment)).task_ids  # in range, or the error names what is not
-        return self.clusters(inputs, self.assignment[ids])
 
 
 def _check(module: nn.Module) -> None:
@@ -206,7 +184,9 @@ def _groups(
         - ``[B]``, the place of each row in the groups, flattened one after the other.
     """
     routing = route(task_ids, num_tasks)
-    order, counts = (values.numpy() for values in (routing if clusters is None else routing.by(clusters)).sorted())
+    order, counts = (
+        values.numpy() for values in (routing if clusters is None else routing.merge_tasks(clusters)).sort()
+    )
     present = np.flatnonzero(counts)
     if not len(present):  # no rows, but the shape of the output and gradients of zero: as if task 0 had none
         none = torch.zeros(0, dtype=torch.int64, device=device)

@@ -16,7 +16,7 @@ from lightning_ncmtl import NCMTL, ClusterLinear, TaskModule, compact
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import CompactLinear
+from lightning_ncmtl.layers import CompactLayer
 
 MakeTrainer = Callable[..., Trainer]
 CLUSTERS = torch.tensor([0, 1, 1, 0, 1, 1])
@@ -107,7 +107,7 @@ def test_ncmtl_trains_on(
     trainer = make_trainer(max_epochs=4)
     trainer.fit(small, datamodule=datamodule)
     assert loss(small) < before
-    assert all(isinstance(layer, CompactLinear) for layer in small.cluster_layers)
+    assert all(isinstance(layer, CompactLayer) for layer in small.cluster_layers)
     assert [len(layer.clusters.weight) for layer in small.cluster_layers] == [2, 3]
 
     trainer.save_checkpoint(tmp_path / "it.ckpt")

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_ncmtl import NCMTL, ClusterLinear, TaskLinear
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import CompactLinear, _grouped_linear, routing
+from lightning_ncmtl.layers import CompactLayer, _grouped_linear, routing
 from lightning_ncmtl.layers.routing import Routing, route
 
 
@@ -290,7 +290,7 @@ def test_clusters_get_the_sum_of_the_gradients_of_their_tasks() -> None:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(parameter[torch.tensor(first)[assignment]])
-    small = CompactLinear.of(layer, assignment, first)
+    small = CompactLayer(layer, assignment)
     x = torch.randn(len(ids), 4, dtype=torch.float64)
     for given_ids in (ids, route(ids, 10)):
         out, of_x, *of_tasks = gradients(layer, x, ids, layer)
@@ -303,7 +303,7 @@ def test_clusters_get_the_sum_of_the_gradients_of_their_tasks() -> None:
 
 @pytest.mark.parametrize("task", [-1, 10])
 def test_compact_layers_refuse_ids_out_of_range(task: int) -> None:
-    small = CompactLinear(torch.arange(10) % 3, 4, 2)
+    small = CompactLayer(TaskLinear(10, 4, 2), torch.arange(10) % 3)
     with pytest.raises(InputError, match=f"task id {task} is out of range: the layer has tasks 0 to 9"):
         small(torch.randn(2, 4), torch.tensor([0, task]))
     compiled = torch.compile(small, backend="aot_eager", fullgraph=True)
