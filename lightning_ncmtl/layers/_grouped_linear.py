@@ -53,74 +53,72 @@ def _per_row(x: Tensor, weight: Tensor, bias: Tensor | None, task_ids: Tensor) -
     return torch.baddbmm(bias.index_select(0, task_ids).unsqueeze(1), rows, across).squeeze(1)
 
 
-def _padded(rows: Tensor, plan: Plan) -> Tensor:
-    """``[B, F]`` to ``[M, plan.depth, F]``, with zeros where a task has no row."""
+def _pad(rows: Tensor, plan: Plan) -> Tensor:
+    """``[B, F]`` to ``[M, plan.depth, F]``, with zeros where a task has no row; as they are if there is no depth."""
+    if not plan.depth:
+        return rows
     return F.pad(rows, (0, 0, 0, 1)).index_select(0, plan.fill).view(-1, plan.depth, rows.shape[1])
 
 
-def _batched(parameter: Tensor, plan: Plan) -> Tensor:
+def _select(parameter: Tensor, plan: Plan) -> Tensor:
     """What the tasks of the batched product have of a parameter ``[N, ...]``."""
     return parameter if plan.tasks is None else parameter.index_select(0, plan.tasks)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
-    """The products ``[B, O]``."""
+def _multiply(
+    rows: Tensor, padded: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, transposed: bool = False
+) -> Tensor:
+    """The products ``[B, O]`` of rows ``[B, I]``; transposed, the products ``[B, I]`` of rows ``[B, O]``."""
+    size = weight.shape[2 if transposed else 1]
     if plan.depth:
-        rows, across = _padded(x, plan), _batched(weight, plan).transpose(1, 2)
-        out = rows @ across if bias is None else torch.baddbmm(_batched(bias, plan).unsqueeze(1), rows, across)
+        across = _select(weight, plan)
+        across = across if transposed else across.transpose(1, 2)
+        out = padded @ across if bias is None else torch.baddbmm(_select(bias, plan).unsqueeze(1), padded, across)
         out = out.flatten(0, 1).index_select(0, plan.place)
     else:
-        out = x.new_empty(len(x), weight.shape[1])
+        out = rows.new_empty(len(rows), size)
     if plan.large:
-        x = x.index_select(0, plan.rows)
-        products = x.new_empty(len(x), weight.shape[1])
-        across = weight.transpose(1, 2)
+        rows = rows.index_select(0, plan.rows)
+        products = rows.new_empty(len(rows), size)
+        across = weight if transposed else weight.transpose(1, 2)
         for task, start, end in plan.large:
             if bias is None:
-                torch.mm(x[start:end], across[task], out=products[start:end])
+                torch.mm(rows[start:end], across[task], out=products[start:end])
             else:
-                torch.addmm(bias[task], x[start:end], across[task], out=products[start:end])
+                torch.addmm(bias[task], rows[start:end], across[task], out=products[start:end])
         out.index_copy_(0, plan.rows, products)
     return out
+
+
+def _sum_outer(grad: Tensor, padded: Tensor, x: Tensor, tasks: int, plan: Plan) -> tuple[Tensor, Tensor]:
+    """The gradients of all weights ``[N, O, I]`` and biases ``[N, O]``; zeros for absent tasks."""
+    shape = (tasks, grad.shape[1], x.shape[1])
+    if plan.depth:
+        weight, bias = padded.transpose(1, 2) @ _pad(x, plan), padded.sum(1)
+        if plan.tasks is not None:
+            weight = grad.new_zeros(shape).index_copy_(0, plan.tasks, weight)
+            bias = grad.new_zeros(shape[:2]).index_copy_(0, plan.tasks, bias)
+    else:
+        new = grad.new_empty if len(plan.large) == tasks else grad.new_zeros
+        weight, bias = new(shape), new(shape[:2])
+    if plan.large:
+        grad, x = grad.index_select(0, plan.rows), x.index_select(0, plan.rows)
+        for task, start, end in plan.large:
+            torch.mm(grad[start:end].t(), x[start:end], out=weight[task])
+            torch.sum(grad[start:end], 0, out=bias[task])
+    return weight, bias
 
 
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor, plan: Plan, of_x: bool, of_weight: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Of ``x``, ``weight`` and a bias, given that ``[B, O]`` of the products; zeros for absent tasks."""
+    """Of ``x``, ``weight`` and a bias, given that ``[B, O]`` of the products."""
     if torch.is_autocast_enabled(x.device.type):  # where backward() is called under it; types are those of forward
         with torch.autocast(x.device.type, enabled=False):
             return _gradients(grad, x, weight, plan, of_x, of_weight)
-    tasks, outside, inside = weight.shape
-    grad_x = grad_weight = grad_bias = None
-    if plan.depth:
-        rows = _padded(grad, plan)
-        if of_x:
-            grad_x = (rows @ _batched(weight, plan)).flatten(0, 1).index_select(0, plan.place)
-        if of_weight:
-            grad_weight, grad_bias = rows.transpose(1, 2) @ _padded(x, plan), rows.sum(1)
-            if plan.tasks is not None:
-                grad_weight = grad.new_zeros(weight.shape).index_copy_(0, plan.tasks, grad_weight)
-                grad_bias = grad.new_zeros(tasks, outside).index_copy_(0, plan.tasks, grad_bias)
-    else:
-        if of_x:
-            grad_x = torch.empty_like(x)
-        if of_weight:
-            new = grad.new_empty if len(plan.large) == tasks else grad.new_zeros
-            grad_weight, grad_bias = new(weight.shape), new(tasks, outside)
-    if plan.large:
-        grad = grad.index_select(0, plan.rows)
-        if grad_x is not None:
-            products = x.new_empty(len(grad), inside)
-            for task, start, end in plan.large:
-                torch.mm(grad[start:end], weight[task], out=products[start:end])
-            grad_x.index_copy_(0, plan.rows, products)
-        if grad_weight is not None and grad_bias is not None:
-            x, across = x.index_select(0, plan.rows), grad.t()
-            for task, start, end in plan.large:
-                torch.mm(across[:, start:end], x[start:end], out=grad_weight[task])
-                torch.sum(grad[start:end], 0, out=grad_bias[task])
-    return grad_x, grad_weight, grad_bias
+    padded = _pad(grad, plan)
+    grad_x = _multiply(grad, padded, weight, None, plan, transposed=True) if of_x else None
+    return grad_x, *(_sum_outer(grad, padded, x, len(weight), plan) if of_weight else (None, None))
 
 
 class _Linear(torch.autograd.Function):
@@ -128,7 +126,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
-        return _linear(x, weight, bias, plan)
+        return _multiply(x, _pad(x, plan), weight, bias, plan)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -177,7 +175,8 @@ _apply_gradients: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Gradients.appl
 # For torch.compile: one step each, inside of which shapes may depend on values.
 @torch.library.custom_op("lightning_ncmtl::grouped_linear", mutates_args=())
 def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor, counts: Tensor) -> Tensor:
-    return _linear(x, weight, bias, make_plan(order, counts, weight[0].numel(), x.device))
+    plan = make_plan(order, counts, weight[0].numel(), x.device)
+    return _multiply(x, _pad(x, plan), weight, bias, plan)
 
 
 @_linear_op.register_fake
