@@ -46,13 +46,14 @@ def compact(module: Module, assignments: Mapping[str, Tensor] | None = None) -> 
             were named to the callback; a ``ClusterLinear`` keeps its own.
 
     Returns:
-        The copy, in which ``parameters()`` are K sets instead of N.
+        The copy, in which ``parameters()`` are K sets instead of N. Its attribute ``compact_clusters`` says the cluster of each task,
+        ``{target: {task: cluster}}``.
 
     Raises:
         InputError: If there are no clusters, tasks of a cluster have different weights, or the module is compact.
     """
     module = uncompiled(module)
-    if hasattr(module, "_compact_clusters"):
+    if hasattr(module, "compact_clusters"):
         raise InputError(f"{type(module).__name__} is compact already")
     clusters = _own_assignments(module) | {name: a.cpu() for name, a in (assignments or {}).items()}
     if not clusters:
@@ -102,7 +103,7 @@ def save(module: nn.Module, folder: str | Path, data: Mapping[str, Any] | None =
         InputError: If the folder has files, or the module was not made by :func:`compact`.
     """
     folder = Path(folder)
-    if not hasattr(module, "_compact_clusters"):
+    if not hasattr(module, "compact_clusters"):
         raise InputError(f"{type(module).__name__} is not compact: save(compact(module), ...)")
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"the folder {str(folder)!r} is not empty: choose another one")
@@ -113,7 +114,7 @@ def save(module: nn.Module, folder: str | Path, data: Mapping[str, Any] | None =
     settings = {
         "class": f"{cls.__module__}.{cls.__qualname__}",
         "hyper_parameters": hyper_parameters if _is_json(hyper_parameters) else None,
-        "clusters": module._compact_clusters,
+        "clusters": module.compact_clusters,
         "data": dict(data or {}),
     }
     if not _is_json(settings["data"]):
@@ -208,7 +209,7 @@ def _restructure(module: nn.Module, clusters: Mapping[str, Tensor]) -> None:
         for name, _ in target.parameters[0]:
             path, _, attribute = name.rpartition(".")
             parametrize.register_parametrization(module.get_submodule(path), attribute, _Expand(assignment, first))
-    module._compact_clusters = named  # type: ignore[assignment]
+    module.compact_clusters = named  # type: ignore[assignment]
 
 
 class _Expand(nn.Module):

@@ -38,7 +38,7 @@ def find_layout(
     names = list(layers) if targets is None else targets
     if len(set(names)) < len(names):
         raise InputError(f"targets must differ, found {names}")
-    if not names and hasattr(module, "_compact_clusters"):
+    if not names and hasattr(module, "compact_clusters"):
         raise InputError("the model is compact, its tasks share for good: train it without network clustering")
     if not names:
         raise InputError(
