@@ -46,8 +46,8 @@ def compact(module: Module, assignments: Mapping[str, Tensor] | None = None) -> 
             were named to the callback; a ``ClusterLinear`` keeps its own.
 
     Returns:
-        The copy, in which ``parameters()`` are K sets instead of N. Its attribute ``compact_clusters`` says the cluster of each task,
-        ``{target: {task: cluster}}``.
+        The copy, in which ``parameters()`` are K sets instead of N. Its attribute ``compact_clusters`` says the cluster
+        of each task, ``{target: {task: cluster}}``.
 
     Raises:
         InputError: If there are no clusters, tasks of a cluster have different weights, or the module is compact.
