@@ -10,7 +10,7 @@ from datasets.utils import tqdm
 
 from lightning_ncmtl.compatibility import rank_zero_info
 from lightning_ncmtl.datamodules.cache import Cache, key_of
-from lightning_ncmtl.datamodules.document_table import Facts, classes_of, integers, sort_labels, write_documents
+from lightning_ncmtl.datamodules.document_table import Facts, classes_of, first_entries, sort_labels, write_documents
 from lightning_ncmtl.datamodules.sources import Label, Source, Split
 from lightning_ncmtl.errors import InputError
 
@@ -82,9 +82,8 @@ class Corpus:
         """The table of a split.
 
         Returns:
-            Columns ``text``, ``task_id``, ``label`` (-1: unknown) and ``index`` (0, 1, ...). If documents may have
-            several labels also ``task_ids`` and ``labels``, lists of equal length; ``task_id`` and ``label`` are then
-            the first of them, or 0 and -1.
+            Columns ``text``, and the lists ``task_ids`` and ``labels``: an entry for each task of a document, which is
+            one, with the label -1 where it is unknown; if documents may have several labels, all that are known.
 
         Raises:
             InputError: If there is no such split, or nothing in it that can be used.
@@ -103,8 +102,8 @@ class Corpus:
             if split == "train":
                 self._use(facts)
             elif split == "test" and not self.source.multi_label:
-                labelled = integers(table, "task_id")[integers(table, "label") >= 0]
-                counts = np.bincount(labelled, minlength=len(self.domains))
+                tasks, labels = first_entries(table)
+                counts = np.bincount(tasks[labels >= 0], minlength=len(self.domains))
                 if missing := [domain for domain, count in zip(self.domains, counts, strict=True) if not count]:
                     rank_zero_info(f"{split}: no documents with labels of {', '.join(missing)}")
             self._tables[split] = table

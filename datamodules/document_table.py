@@ -15,6 +15,7 @@ from lightning_ncmtl.datamodules.sources import Document, Label, Problem
 from lightning_ncmtl.datamodules.sources.base import plain_label
 from lightning_ncmtl.errors import InputError
 
+SCHEMA = pa.schema({"text": pa.string(), "task_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
 _SHOWN = 5  # problems of a split that are told one by one
 _ROWS, _CHARACTERS = 1000, 1 << 24  # of documents that are written at a time
 
@@ -56,13 +57,9 @@ def write_documents(
         multi_label: Whether a document may have several labels, or none.
     """
     writer = _Writer(domains, classes, multi_label)
-    if classes is not None and not drop_empty:
-        _write_batches(path, writer.batches(items), writer.schema)
-        return writer.facts(domains)
-    # The numbers are known when all was read: they are put in by a second pass.
     first = path.with_name(f"{path.name}-first")
     try:
-        _write_batches(first, writer.batches(items), writer.schema)
+        _write_batches(first, writer.batches(items))
         counts = writer.counts if classes is not None else {domain: len(writer.found[domain]) for domain in domains}
         used = [domain for domain in domains if counts[domain] or not drop_empty]
         for domain in domains:
@@ -71,10 +68,14 @@ def write_documents(
                 writer.of_domains.append(f"{domain!r} has no {what}: the domain is left out")
         facts = writer.facts(used)
         names = sort_labels({name for domain in used for name in facts["classes"][domain]})
+        if used == list(domains) and names == writer.names:
+            first.rename(path)
+            return facts
+        # The numbers are known when all was read: they are put in by a second pass.
         tasks = np.array([used.index(domain) if domain in used else -1 for domain in domains], dtype=np.int32)
         labels = np.array([names.index(name) if name in names else -1 for name in writer.names] + [-1], dtype=np.int32)
         with pa.memory_map(str(first)) as source, pa.ipc.open_stream(source) as batches:
-            _write_batches(path, _renumber(batches, tasks, labels), writer.schema)
+            _write_batches(path, (_renumber(batch, tasks, labels) for batch in batches))
         return facts
     finally:
         first.unlink(missing_ok=True)
@@ -98,10 +99,6 @@ class _Writer:
         self.problems: list[str] = []
         self.more = 0
         self.of_domains: list[str] = []
-        fields = [("text", pa.string()), ("task_id", pa.int32()), ("label", pa.int32()), ("index", pa.int64())]
-        if multi_label:
-            fields += [("task_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))]
-        self.schema = pa.schema(fields)
 
     def facts(self, domains: Sequence[str]) -> Facts:
         for domain, count in self.unknown.items():
@@ -122,8 +119,8 @@ class _Writer:
             self.more += 1
 
     def batches(self, items: Iterable[Document | Problem]) -> Iterator[pa.RecordBatch]:
-        rows: list[tuple[Any, ...]] = []
-        written = characters = 0
+        rows: list[dict[str, Any]] = []
+        characters = 0
         for item in items:
             if isinstance(item, Problem):
                 self.report(str(item))
@@ -131,24 +128,15 @@ class _Writer:
             pairs = self._pairs(item)
             if not pairs and (item.labels or not self.multi_label):
                 continue
-            first = pairs[0] if pairs else (0, -1)
-            row: tuple[Any, ...] = (item.text, *first, written + len(rows))
-            labelled = [pair for pair in pairs if pair[1] >= 0]
-            rows.append(
-                (*row, *([list(part) for part in zip(*labelled, strict=True)] or [[], []])) if self.multi_label else row
-            )
+            if self.multi_label:
+                pairs = [pair for pair in pairs if pair[1] >= 0]
+            tasks, labels = zip(*pairs, strict=True) if pairs else ((), ())
+            rows.append({"text": item.text, "task_ids": tasks, "labels": labels})
             characters += len(item.text)
             if len(rows) == _ROWS or characters > _CHARACTERS:
-                yield self._batch(rows)
-                written, characters, rows = written + len(rows), 0, []
-        yield self._batch(rows)
-
-    def _batch(self, rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
-        columns = list(zip(*rows, strict=True)) or [()] * len(self.schema)
-        return pa.record_batch(
-            [pa.array(values, field.type) for values, field in zip(columns, self.schema, strict=True)],
-            schema=self.schema,
-        )
+                yield pa.RecordBatch.from_pylist(rows, SCHEMA)
+                rows, characters = [], 0
+        yield pa.RecordBatch.from_pylist(rows, SCHEMA)
 
     def _pairs(self, document: Document) -> list[tuple[int, int]]:
         """Task and class of each label that can be used."""
@@ -177,37 +165,37 @@ class _Writer:
         return pairs
 
 
-def integers(documents: Dataset, column: str) -> NDArray[np.int64]:
-    """A column of a whole table."""
-    values: Any = documents.data.column(column).to_numpy()
-    return np.asarray(values, dtype=np.int64)
+def first_entries(documents: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Task and label ``[n]`` of each document's first entry; 0 and -1 where it has none."""
+
+    def first(column: str, otherwise: int) -> Any:
+        lists = documents.data.column(column)
+        return pc.fill_null(pc.list_flatten(pc.list_slice(lists, 0, 1, return_fixed_size_list=True)), otherwise)
+
+    return first("task_ids", 0).to_numpy().astype(np.int64), first("labels", -1).to_numpy().astype(np.int64)
 
 
-def _write_batches(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+def read_texts(documents: Dataset) -> Iterator[list[str]]:
+    """The texts of a table, some at a time."""
+    for rows in documents.with_format(None).select_columns("text").iter(1000):
+        yield rows["text"]
+
+
+def _write_batches(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
         for batch in batches:
             writer.write_batch(batch)
 
 
-def _renumber(batches: Iterable[pa.RecordBatch], tasks: Any, labels: Any) -> Iterator[pa.RecordBatch]:
-    """Put new numbers in the place of old ones; a domain whose new number is -1 is left out with its documents."""
-    written = 0
-    for batch in batches:
-        several = "task_ids" in batch.schema.names  # they have no entry of such a domain
-        columns = {name: batch.column(name) for name in batch.schema.names}
-        for name, numbers in (("task_id", tasks), ("label", labels)):
-            columns[name] = pa.array(numbers[columns[name].to_numpy()], pa.int32())
-            if several:
-                lists = columns[f"{name}s"]
-                flat = pa.array(numbers[lists.flatten().to_numpy()], pa.int32())
-                columns[f"{name}s"] = pa.ListArray.from_arrays(lists.offsets, flat)
-        if several:
-            columns["task_id"] = pc.max_element_wise(columns["task_id"], 0)
-        new = pa.record_batch(columns, schema=batch.schema)
-        new = new.filter(pc.greater_equal(new["task_id"], 0))
-        place = new.schema.get_field_index("index")
-        yield new.set_column(place, batch.schema.field(place), pa.array(range(written, written + len(new)), pa.int64()))
-        written += len(new)
+def _renumber(batch: pa.RecordBatch, tasks: Any, labels: Any) -> pa.RecordBatch:
+    """Put new numbers in the place of old ones; documents of a domain whose new number is -1 are left out."""
+    columns = {"text": batch["text"]}
+    for name, numbers in (("task_ids", tasks), ("labels", labels)):
+        new = pa.array(numbers[batch[name].flatten().to_numpy()])
+        columns[name] = pa.ListArray.from_arrays(batch[name].offsets, new)
+    used = np.ones(len(batch), dtype=bool)
+    used[pc.list_parent_indices(columns["task_ids"]).filter(pc.less(columns["task_ids"].flatten(), 0))] = False
+    return pa.record_batch(columns, schema=SCHEMA).filter(pa.array(used))
 
 
 def classes_of(
