@@ -1,14 +1,15 @@
 """Datasets of the Hugging Face hub, or in its formats on disk."""
 
 from collections.abc import Collection, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
 from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
 
-from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, fingerprint_files
-from lightning_ncmtl.datamodules.sources.files import ARROW_DAMAGE, batch_rows
-from lightning_ncmtl.datamodules.sources.rows import Layout, domain_name
+from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, choose, fingerprint_files
+from lightning_ncmtl.datamodules.sources.files import ARROW_DAMAGE, Rows, batch_rows, convert
+from lightning_ncmtl.datamodules.sources.rows import Layout, check_columns, domain_name
 from lightning_ncmtl.errors import InputError
 
 # What load_dataset takes for a format, and would read the working directory in it.
@@ -47,10 +48,7 @@ class HuggingFace(Source):
                 "set either data.source.domain, with data.source.name where needed, or data.source.configs: "
                 f"found {domain=}, {name=}, {configs=}"
             )
-        if not text or not label:
-            raise InputError(
-                f"documents need columns: set data.source.text and data.source.label, found {text=}, {label=}"
-            )
+        self.text = check_columns(text, label)
         if unknown := set(split_names or ()) - set(get_args(Split)):
             raise InputError(
                 f"data.source.split_names knows {', '.join(get_args(Split))}, found {', '.join(sorted(unknown))}"
@@ -61,7 +59,6 @@ class HuggingFace(Source):
         self.name = name
         self.domain = domain
         self.configs = configs
-        self.text = (text,) if isinstance(text, str) else tuple(text)
         self.label = label
         self.split_names = split_names
         self._names = {"train": "train", "test": "test", "unlabel": "unsupervised", **(split_names or {})}
@@ -86,18 +83,14 @@ class HuggingFace(Source):
 
     def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
         parts = self._parts(split)
-        known = self.domains() if self.configs or "train" in self.splits() else None
-        for domain in domains or ():
-            if known is not None and domain not in known:
-                raise InputError(f"unknown domain {domain!r}: {self.path!r} has {', '.join(known)}")
+        if domains is not None and (self.configs or "train" in self.splits()):
+            choose(domains, self.domains(), repr(self.path))
         if not self.configs:
-            for item in self._read(split, parts[None]):
-                if isinstance(item, Problem) or domains is None or all(domain in domains for domain in item.labels):
-                    yield item
+            yield from self._read(split, parts[None], domains)
             return
         for domain in sorted(self.configs) if domains is None else domains:
             if domain in parts:
-                yield from self._read(split, parts[domain], domain)
+                yield from self._read(split, parts[domain], domains, domain)
             else:
                 yield Problem(f"{self.path}/{domain}", f"the configuration has no split {self._names[split]!r}")
 
@@ -131,25 +124,22 @@ class HuggingFace(Source):
                     )
         return found
 
-    def _layout(self, split: Split) -> Layout:
-        return Layout(self.text, None if split == "unlabel" else self.label, self.domain)
+    def _layout(self, split: Split, domains: Collection[str] | None = None) -> Layout:
+        return Layout(self.text, None if split == "unlabel" else self.label, self.domain, domains)
 
-    def _read(self, split: Split, data: Dataset, config: str | None = None) -> Iterator[Document | Problem]:
-        layout = self._layout(split)
+    def _read(
+        self, split: Split, data: Dataset, domains: Collection[str] | None, config: str | None = None
+    ) -> Iterator[Document | Problem]:
+        layout = self._layout(split, domains)
         data = data.select_columns(layout.columns)
         classes = _classes(data)
         place = self.path if config is None else f"{self.path}/{config}"
-        for number, row in enumerate(_rows(data)):
-            where = f"{place}[{self._names[split]}][{number}]"
-            if isinstance(row, str):
-                yield Problem(where, row)
-                continue
-            try:
-                row.update({column: _class_name(row[column], names) for column, names in classes.items()})
-            except LookupError as error:
-                yield Problem(where, str(error))
-                continue
-            yield layout.document(row, where, config or "")
+
+        def make(row: dict[str, Any], where: str) -> Document | None:
+            row.update({column: _class_name(row[column], names) for column, names in classes.items()})
+            return layout.document(row, where, config or "")
+
+        return convert(_rows(data, (f"{place}[{self._names[split]}][{number}]" for number in count())), make)
 
 
 def _load(path: str, config: str | None) -> dict[str, Dataset]:
@@ -169,12 +159,12 @@ def _load(path: str, config: str | None) -> dict[str, Dataset]:
     return {str(data.split or "train"): data} if isinstance(data, Dataset) else dict(data)
 
 
-def _rows(data: Dataset) -> Iterator[dict[str, Any] | str]:
+def _rows(data: Dataset, places: Iterator[str]) -> Rows:
     try:
         for batch in data.with_format("arrow").iter(batch_size=128):
-            yield from batch_rows(batch)
+            yield from batch_rows(batch, places)
     except ARROW_DAMAGE as error:
-        yield f"cannot be read from here on: {error}"
+        yield Problem(next(places), f"cannot be read from here on: {error}")
 
 
 def _classes(data: Dataset) -> dict[str, list[str]]:
@@ -186,5 +176,5 @@ def _class_name(value: int | None, names: list[str]) -> str | None:
     if value is None or value == -1:
         return None
     if not 0 <= value < len(names):
-        raise LookupError(f"expected one of {len(names)} classes, found {value}")
+        raise ValueError(f"expected one of {len(names)} classes, found {value}")
     return names[value]

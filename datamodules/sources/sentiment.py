@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from lightning_ncmtl.datamodules.sources.base import Document, Label, Problem, Source, Split, fingerprint_files
-from lightning_ncmtl.datamodules.sources.files import read_lines
+from lightning_ncmtl.datamodules.sources.base import Document, Label, Problem, Source, Split, choose, fingerprint_files
+from lightning_ncmtl.datamodules.sources.files import convert, read_lines
 from lightning_ncmtl.errors import InputError
 
 Lines = Iterable[tuple[str, str] | Problem]
@@ -54,9 +54,7 @@ class MultiDomainSentiment(Source):
         known = self.domains()
         if split not in self.splits():
             raise InputError(f"the reviews in {str(self.path)!r} have no {split} split")
-        for domain in known if domains is None else domains:
-            if domain not in known:
-                raise InputError(f"unknown domain {domain!r}: {str(self.path)!r} has {', '.join(known)}")
+        for domain in choose(domains, known, repr(str(self.path))):
             for name, label in NAMES[split].items():
                 file = self._file(domain, name)
                 if file is not None:
@@ -128,22 +126,16 @@ def _read_tags(lines: Lines, domain: str, label: int | None) -> Iterator[Documen
 
 def _read_terms(lines: Lines, domain: str, label: int | None) -> Iterator[Document | Problem]:
     """The processed form: ``term:count term:count ... #label#:positive``, a line per document."""
-    for item in lines:
-        if isinstance(item, Problem):
-            yield item
-            continue
-        line, where = item
+
+    def parse(line: str, where: str) -> Document | None:
         if not line.strip():
-            continue
-        try:
-            text, found = _parse_terms(line)
-        except ValueError as error:
-            yield Problem(where, str(error))
-            continue
+            return None
+        text, found = _parse_terms(line)
         if label is not None and found is None:
-            yield Problem(where, "the line has no #label#")
-        else:
-            yield Document(text, {domain: None if label is None else found}, where)
+            raise ValueError("the line has no #label#")
+        return Document(text, {domain: None if label is None else found}, where)
+
+    return convert(lines, parse)
 
 
 def _parse_terms(line: str) -> tuple[str, Label | None]:

@@ -4,9 +4,9 @@ import glob
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, fingerprint_files
-from lightning_ncmtl.datamodules.sources.files import check_suffix, read_rows
-from lightning_ncmtl.datamodules.sources.rows import Layout, clean
+from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, choose, fingerprint_files
+from lightning_ncmtl.datamodules.sources.files import check_suffix, convert, read_rows
+from lightning_ncmtl.datamodules.sources.rows import Layout, check_columns, clean
 from lightning_ncmtl.errors import InputError
 
 __all__ = ["Tables", "read_rows"]
@@ -42,17 +42,13 @@ class Tables(Source):
         label: str | dict[str, str] = "label",
         domain: str | None = None,
     ) -> None:
-        if not text or not label:
-            raise InputError(
-                f"documents need columns: set data.source.text and data.source.label, found {text=}, {label=}"
-            )
+        self.text = check_columns(text, label)
         if isinstance(label, dict) and domain is not None:
             raise InputError(
                 f"either the labels name the domains, or the column {domain!r} does: "
                 "set data.source.domain to null, or data.source.label to one column"
             )
         self.files: dict[Split, str | list[str] | None] = {"train": train, "test": test, "unlabel": unlabel}
-        self.text = (text,) if isinstance(text, str) else tuple(text)
         self.label = label
         self.domain = domain
         self._domains: tuple[str, list[str]] | None = None  # and the fingerprint of the files that have them
@@ -78,18 +74,13 @@ class Tables(Source):
         by_file = self.domain is None and not self.multi_label
         files = self._find(split)
         if domains is not None:
-            known = {*self.domains(), *(self._files_by_domain(split) if by_file else ())}
-            for domain in domains:
-                if domain not in known:
-                    raise InputError(f"unknown domain {domain!r}: the files have {', '.join(sorted(known))}")
+            choose(domains, {*self.domains(), *(self._files_by_domain(split) if by_file else ())}, "the corpus")
         if by_file:
             yield from self._read_by_domain(split, domains)
             return
         layout = self._layout(split, domains)
         for file in files:
-            for item in _read(file, layout):
-                if isinstance(item, Problem) or domains is None or all(domain in domains for domain in item.labels):
-                    yield item
+            yield from _read(file, layout)
 
     def fingerprint(self) -> str:
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
@@ -102,7 +93,7 @@ class Tables(Source):
             label = {name: column for name, column in sorted(label.items()) if domains is None or name in domains}
         if split == "unlabel":
             label = {} if self.multi_label else None
-        return Layout(self.text, label, self.domain)
+        return Layout(self.text, label, self.domain, domains)
 
     def _find(self, split: Split) -> list[Path]:
         """The files of a split, sorted."""
@@ -157,5 +148,6 @@ class Tables(Source):
 
 
 def _read(file: Path, layout: Layout, home: str = "") -> Iterator[Document | Problem]:
-    for item in read_rows(file, layout.columns, layout.optional):
-        yield item if isinstance(item, Problem) else layout.document(*item, home)
+    return convert(
+        read_rows(file, layout.columns, layout.optional), lambda row, where: layout.document(row, where, home)
+    )
