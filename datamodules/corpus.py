@@ -1,6 +1,5 @@
 """The documents of a source as tables on disk, with numbers for domains and classes."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +9,14 @@ from datasets.utils import tqdm
 
 from lightning_ncmtl.compatibility import rank_zero_info
 from lightning_ncmtl.datamodules.cache import Cache, key_of
-from lightning_ncmtl.datamodules.document_table import Facts, classes_of, first_entries, sort_labels, write_documents
+from lightning_ncmtl.datamodules.document_table import (
+    Facts,
+    classes_of,
+    first_entries,
+    read_documents,
+    sort_labels,
+    write_documents,
+)
 from lightning_ncmtl.datamodules.sources import Label, Source, Split
 from lightning_ncmtl.errors import InputError
 
@@ -95,8 +101,6 @@ class Corpus:
             table, facts = self._prepare(split)
             for line in facts["problems"]:
                 rank_zero_info(f"{split}: {line}")
-            if facts["more"]:
-                rank_zero_info(f"{split}: and {facts['more']:,} more problems")
             if not len(table):
                 raise InputError("; ".join([f"there are no documents in the {split} split", *facts["problems"][:1]]))
             if split == "train":
@@ -128,12 +132,11 @@ class Corpus:
         domains = self.domains or None
         classes = self.classes if split == "train" else self.domain_classes
         name = f"{split}-{key_of(self.fingerprint, split, domains, classes, self._chosen)}"
-        facts_path = self.cache.folder / f"{name}.json"
 
         def make(path: Path) -> None:
             known = domains or self.source.domains()
             items = self.source.read(split, known if self._chosen else None)
-            facts = write_documents(
+            write_documents(
                 path,
                 tqdm(items, desc=f"Reading {split}", unit=" documents"),
                 known,
@@ -141,7 +144,5 @@ class Corpus:
                 drop_empty=domains is None,
                 multi_label=self.source.multi_label,
             )
-            facts_path.write_text(json.dumps(facts))
 
-        path = self.cache.get(f"{name}.arrow", make, facts_path)
-        return Dataset.from_file(str(path)), json.loads(facts_path.read_text())
+        return read_documents(self.cache.get(f"{name}.arrow", make))

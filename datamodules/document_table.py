@@ -1,5 +1,6 @@
 """Documents as a table on disk (Arrow), with numbers for domains and classes."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,15 +28,13 @@ class Facts(TypedDict):
         domains: Those numbered.
         classes: Of each domain.
         counts: Labels, known or not, of each domain.
-        problems: What was left out, a line each.
-        more: Number of problems beyond these.
+        problems: What was left out: a line each for the first, and how many more.
     """
 
     domains: list[str]
     classes: dict[str, list[Label]]
     counts: dict[str, int]
     problems: list[str]
-    more: int
 
 
 def write_documents(
@@ -59,30 +58,27 @@ def write_documents(
     writer = _Writer(domains, classes, multi_label)
     first = path.with_name(f"{path.name}-first")
     try:
-        _write_batches(first, writer.batches(items))
-        counts = writer.counts if classes is not None else {domain: len(writer.found[domain]) for domain in domains}
-        used = [domain for domain in domains if counts[domain] or not drop_empty]
-        for domain in domains:
-            if domain not in used:
-                what = "labels" if writer.counts[domain] else "documents"
-                writer.of_domains.append(f"{domain!r} has no {what}: the domain is left out")
-        facts = writer.facts(used)
-        names = sort_labels({name for domain in used for name in facts["classes"][domain]})
-        if used == list(domains) and names == writer.names:
-            first.rename(path)
-            return facts
+        _write_batches(first, SCHEMA, writer.batches(items))
+        facts = writer.facts(drop_empty)
         # The numbers are known when all was read: they are put in by a second pass.
-        tasks = np.array([used.index(domain) if domain in used else -1 for domain in domains], dtype=np.int32)
-        labels = np.array([names.index(name) if name in names else -1 for name in writer.names] + [-1], dtype=np.int32)
+        names = sort_labels({name for names in facts["classes"].values() for name in names})
+        tasks, labels = _places(domains, facts["domains"]), _places([*writer.codes, None], names)
         with pa.memory_map(str(first)) as source, pa.ipc.open_stream(source) as batches:
-            _write_batches(path, (_renumber(batch, tasks, labels) for batch in batches))
+            schema = SCHEMA.with_metadata({"facts": json.dumps(facts)})
+            _write_batches(path, schema, (_renumber(batch, tasks, labels) for batch in batches))
         return facts
     finally:
         first.unlink(missing_ok=True)
 
 
+def read_documents(path: Path) -> tuple[Dataset, Facts]:
+    """A table that :func:`write_documents` has written, on disk; and what it had found."""
+    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
+        return Dataset.from_file(str(path)), json.loads(batches.schema.metadata[b"facts"])
+
+
 class _Writer:
-    """Turns documents into batches of rows, and keeps count."""
+    """Turns documents into batches of rows, with numbers in the order of finding, and keeps count."""
 
     def __init__(
         self, domains: Sequence[str], classes: Mapping[str, Sequence[Label]] | None, multi_label: bool
@@ -90,26 +86,30 @@ class _Writer:
         self.classes = classes
         self.multi_label = multi_label
         self.tasks = {domain: task for task, domain in enumerate(domains)}
-        # All classes, in the order of their numbers where these are known
-        self.names: list[Label] = [] if classes is None else sort_labels({n for part in classes.values() for n in part})
-        self.codes = {_kind(name): code for code, name in enumerate(self.names)}
+        self.codes: dict[Label, int] = {}
         self.found: dict[str, set[Label]] = {domain: set() for domain in domains}
         self.counts = dict.fromkeys(domains, 0)
         self.unknown: Counter[str] = Counter()
         self.problems: list[str] = []
         self.more = 0
-        self.of_domains: list[str] = []
 
-    def facts(self, domains: Sequence[str]) -> Facts:
+    def facts(self, drop_empty: bool) -> Facts:
+        needed = self.found if self.classes is None else self.counts
+        used = [domain for domain in self.tasks if needed[domain] or not drop_empty]
+        classes = self.classes or {domain: sort_labels(self.found[domain]) for domain in used}
+        problems = self.problems.copy()
+        for domain, count in self.counts.items():
+            if domain not in used:
+                problems.append(f"{domain!r} has no {'labels' if count else 'documents'}: the domain is left out")
         for domain, count in self.unknown.items():
-            self.of_domains.append(f"left out {count:,} documents of {domain!r}, which has no training documents")
-        classes = self.classes or {domain: sort_labels(self.found[domain]) for domain in domains}
+            problems.append(f"left out {count:,} documents of {domain!r}, which has no training documents")
+        if self.more:
+            problems.append(f"and {self.more:,} more problems")
         return Facts(
-            domains=list(domains),
-            classes={domain: list(classes[domain]) for domain in domains},
-            counts={domain: self.counts[domain] for domain in domains},
-            problems=[*self.problems, *self.of_domains],
-            more=self.more,
+            domains=used,
+            classes={domain: list(classes[domain]) for domain in used},
+            counts={domain: self.counts[domain] for domain in used},
+            problems=problems,
         )
 
     def report(self, problem: str) -> None:
@@ -146,22 +146,15 @@ class _Writer:
             if domain not in self.tasks:
                 self.unknown[domain] += 1
                 continue
-            known = None if self.classes is None else self.classes[domain]
-            if label is None:
-                code = -1
-            elif known is not None and all(_kind(label) != _kind(name) for name in known):
-                names = ", ".join(map(repr, known))
-                what = f"the label {label!r} of {domain!r} is none of its classes {names}: set data.classes"
-                self.report(f"{document.where}: {what}" if document.where else what)
-                continue
-            else:
-                if _kind(label) not in self.codes:
-                    self.codes[_kind(label)] = len(self.names)
-                    self.names.append(label)
-                code = self.codes[_kind(label)]
+            if label is not None:
+                if self.classes is not None and label not in self.classes[domain]:
+                    names = ", ".join(map(repr, self.classes[domain]))
+                    what = f"the label {label!r} of {domain!r} is none of its classes {names}: set data.classes"
+                    self.report(f"{document.where}: {what}" if document.where else what)
+                    continue
                 self.found[domain].add(label)
             self.counts[domain] += 1
-            pairs.append((self.tasks[domain], code))
+            pairs.append((self.tasks[domain], -1 if label is None else self.codes.setdefault(label, len(self.codes))))
         return pairs
 
 
@@ -181,8 +174,14 @@ def read_texts(documents: Dataset) -> Iterator[list[str]]:
         yield rows["text"]
 
 
-def _write_batches(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
+def _places(items: Sequence[Label | None], among: Sequence[Label]) -> NDArray[np.int32]:
+    """The place of each item among others, -1 where it is not there."""
+    places: dict[Label | None, int] = {item: place for place, item in enumerate(among)}
+    return np.array([places.get(item, -1) for item in items], dtype=np.int32)
+
+
+def _write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 
@@ -213,10 +212,6 @@ def classes_of(
     return {domain: sort_labels(set(map(plain_label, classes[domain]))) for domain in domains}
 
 
-def _kind(label: Label) -> tuple[bool, Label]:
-    return isinstance(label, str), label
-
-
 def sort_labels(labels: Iterable[Label]) -> list[Label]:
     """Numbers first."""
-    return sorted(labels, key=_kind)
+    return sorted(labels, key=lambda label: (isinstance(label, str), label))

@@ -269,8 +269,9 @@ class MultiDomainDataModule(LightningDataModule):
         self._encoded.pop(stage, None)
 
     def _learn_vocabulary(self) -> None:
-        part = self._parts["train"]
-        text = self.text
+        if "train" not in self._parts:
+            self._divide()
+        part, text = self._parts["train"], self.text
         used = text.tokenizer, text.vocab_size, text.min_frequency, text.unlabelled_words
         key = key_of(part.table.cache_files, hashlib.sha256(part.places.tobytes()).digest(), used)
 
@@ -310,15 +311,12 @@ class MultiDomainDataModule(LightningDataModule):
     def _encode(self, stage: Stage) -> Documents:
         if stage not in self._encoded:
             if self.tokenizer is None:  # an untrained model is validated or tested, without a checkpoint
-                if "train" not in self._parts:
-                    self._divide()
                 self._learn_vocabulary()
-            tokenizer = self.tokenizer
-            assert tokenizer is not None
+            assert self.tokenizer is not None
             part = self._parts[stage]
             cache = self.cache if stage == "predict" else self.corpus.cache
             num_proc = self.num_proc or (os.cpu_count() if len(part.table) > _MANY else None)
-            encoded = encode_table(part.table, tokenizer, self.text.limits, cache, num_proc)
+            encoded = encode_table(part.table, self.tokenizer, self.text.limits, cache, num_proc)
             documents = Documents(encoded, part.places, part.clean, part.multi_label)
             self.counts[stage] = counts = {
                 "documents": len(documents),

@@ -95,11 +95,10 @@ class Encoder:
 
     Args:
         tokenizer: The vocabulary.
-        max_words: Longer sentences are cut into pieces of this many words; by default they are not.
-        max_sentences: Documents are truncated to this many sentences (or pieces); by default they are not.
-        max_tokens: Documents are truncated to this many words, special ones included; by default they are not.
-        keep: The part of a truncated document that is kept: its ``start``, its ``end``, or half of each (``both``; Sun
-            et al., 2019).
+        max_words: As in :class:`lightning_ncmtl.datamodules.TextSettings`, but by default without a limit.
+        max_sentences: The same.
+        max_tokens: The same; special words count, too.
+        keep: As there.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """Datasets of the Hugging Face hub, or in its formats on disk."""
 
 from collections.abc import Collection, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, get_args
@@ -62,12 +63,14 @@ class HuggingFace(Source):
         self.label = label
         self.split_names = split_names
         self._names = {"train": "train", "test": "test", "unlabel": "unsupervised", **(split_names or {})}
-        self._loaded: dict[str | None, dict[str, Dataset]] = {}  # by configuration and split
+        # Configurations, by the domain that each is; by none where a column tells it
+        self._homes: dict[str, str | None] = {config: config for config in configs} if configs else {"": name}
+        self._loaded: dict[str, dict[str, Dataset]] = {}  # the same way, and by split
 
     def domains(self) -> list[str]:
         if self.configs:
             return sorted(set(self.configs))
-        data = self._parts("train")[None]
+        data = self._parts("train")[""]
         classes = _classes(data).get(str(self.domain))
         try:
             values = data.unique(self.domain)
@@ -85,35 +88,34 @@ class HuggingFace(Source):
         parts = self._parts(split)
         if domains is not None and (self.configs or "train" in self.splits()):
             choose(domains, self.domains(), repr(self.path))
-        if not self.configs:
-            yield from self._read(split, parts[None], domains)
-            return
-        for domain in sorted(self.configs) if domains is None else domains:
-            if domain in parts:
-                yield from self._read(split, parts[domain], domains, domain)
-            else:
-                yield Problem(f"{self.path}/{domain}", f"the configuration has no split {self._names[split]!r}")
+        layout = self._layout(split, domains)
+        for home in domains if self.configs and domains is not None else sorted(self._homes):
+            place = f"{self.path}/{home}" if home else self.path
+            if home not in parts:
+                yield Problem(place, f"the configuration has no split {self._names[split]!r}")
+                continue
+            data = parts[home].select_columns(layout.columns)
+            places = map(f"{place}[{self._names[split]}][{{}}]".format, count())
+            yield from convert(_rows(data, places), partial(_document, layout, _classes(data), home))
 
     def fingerprint(self) -> str:
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         loaded = {
-            f"{config}/{split}": data for split in sorted(self.splits()) for config, data in self._parts(split).items()
+            f"{home}/{split}": data for split in sorted(self.splits()) for home, data in self._parts(split).items()
         }
         files = [Path(file["filename"]) for data in loaded.values() for file in data.cache_files]
         prints = {name: data._fingerprint for name, data in loaded.items()}
         return fingerprint_files({"class": "HuggingFace", **settings, "loaded": prints}, files)
 
-    def _parts(self, split: Split, required: bool = True) -> dict[str | None, Dataset]:
-        """The data of a split by configuration, where there is any."""
-        configs: list[str | None] = [*self.configs] if self.configs else [self.name]
-        for config in configs:
-            if config not in self._loaded:
-                self._loaded[config] = _load(self.path, config)
-        parts = {config if self.configs else None: data for config, data in self._loaded.items()}
+    def _parts(self, split: Split, required: bool = True) -> dict[str, Dataset]:
+        """The data of a split by domain, where there is any."""
+        for home, config in self._homes.items():
+            if home not in self._loaded:
+                self._loaded[home] = _load(self.path, config)
         name = self._names.get(split, split)
-        found = {config: data[name] for config, data in parts.items() if name in data}
+        found = {home: data[name] for home, data in self._loaded.items() if name in data}
         if required and not found:
-            others = ", ".join(sorted({other for data in parts.values() for other in data}))
+            others = ", ".join(sorted({other for data in self._loaded.values() for other in data}))
             raise InputError(f"{self.path!r} has no split {name!r} but {others}: set data.source.split_names")
         for data in found.values():
             for column in self._layout(split).columns:
@@ -126,20 +128,6 @@ class HuggingFace(Source):
 
     def _layout(self, split: Split, domains: Collection[str] | None = None) -> Layout:
         return Layout(self.text, None if split == "unlabel" else self.label, self.domain, domains)
-
-    def _read(
-        self, split: Split, data: Dataset, domains: Collection[str] | None, config: str | None = None
-    ) -> Iterator[Document | Problem]:
-        layout = self._layout(split, domains)
-        data = data.select_columns(layout.columns)
-        classes = _classes(data)
-        place = self.path if config is None else f"{self.path}/{config}"
-
-        def make(row: dict[str, Any], where: str) -> Document | None:
-            row.update({column: _class_name(row[column], names) for column, names in classes.items()})
-            return layout.document(row, where, config or "")
-
-        return convert(_rows(data, (f"{place}[{self._names[split]}][{number}]" for number in count())), make)
 
 
 def _load(path: str, config: str | None) -> dict[str, Dataset]:
@@ -157,6 +145,13 @@ def _load(path: str, config: str | None) -> dict[str, Dataset]:
             f"and name or configs where it has several ({type(error).__name__}: {reason})"
         ) from error
     return {str(data.split or "train"): data} if isinstance(data, Dataset) else dict(data)
+
+
+def _document(
+    layout: Layout, classes: dict[str, list[str]], home: str, row: dict[str, Any], where: str
+) -> Document | None:
+    row.update({column: _class_name(row[column], names) for column, names in classes.items()})
+    return layout.document(row, where, home)
 
 
 def _rows(data: Dataset, places: Iterator[str]) -> Rows:
