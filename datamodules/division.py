@@ -150,8 +150,7 @@ class Division:
             if not near:
                 rank_zero_info("too many documents to compare all words: copies are those with the same start")
             with path.open("wb") as file:
-                texts = chain.from_iterable(chain.from_iterable(map(read_texts, parts)))
-                np.save(file, find_pairs(texts, near))
+                np.save(file, find_pairs(chain.from_iterable(read_texts(*parts)), near))
 
         # The tables tell all that they were made of.
         key = key_of(splits, *[part.cache_files for part in parts])

@@ -168,10 +168,11 @@ def first_entries(documents: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int
     return first("task_ids", 0).to_numpy().astype(np.int64), first("labels", -1).to_numpy().astype(np.int64)
 
 
-def read_texts(documents: Dataset) -> Iterator[list[str]]:
-    """The texts of a table, some at a time."""
-    for rows in documents.with_format(None).select_columns("text").iter(1000):
-        yield rows["text"]
+def read_texts(*tables: Dataset) -> Iterator[list[str]]:
+    """The texts of tables, some at a time."""
+    for table in tables:
+        for rows in table.with_format(None).select_columns("text").iter(1000):
+            yield rows["text"]
 
 
 def _places(items: Sequence[Label | None], among: Sequence[Label]) -> NDArray[np.int32]:

@@ -275,13 +275,10 @@ class MultiDomainDataModule(LightningDataModule):
         used = text.tokenizer, text.vocab_size, text.min_frequency, text.unlabelled_words
         key = key_of(part.table.cache_files, hashlib.sha256(part.places.tobytes()).digest(), used)
 
-        def texts() -> Iterator[list[str]]:
-            yield from read_texts(part.table.select(part.places))
-            if text.unlabelled_words:
-                yield from read_texts(self.corpus.read("unlabel"))
-
         def make(path: Path) -> None:
-            train_tokenizer(texts(), text.tokenizer, text.vocab_size, text.min_frequency).save(str(path))
+            more = [self.corpus.read("unlabel")] if text.unlabelled_words else []
+            texts = read_texts(part.table.select(part.places), *more)
+            train_tokenizer(texts, text.tokenizer, text.vocab_size, text.min_frequency).save(str(path))
 
         self.tokenizer = Tokenizer.from_file(str(self.corpus.cache.get(f"vocabulary-{key}.json", make)))
 

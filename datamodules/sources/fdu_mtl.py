@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -39,7 +40,11 @@ class FDUMTL(Source):
             raise InputError(f"the folder {str(self.path)!r} holds no file DOMAIN.task.{split}")
         chosen = choose(domains, {*self._names("train"), *found}, repr(str(self.path)))
         for domain in found if domains is None else chosen:
-            yield from self._read(domain, split)
+            file = self.path / f"{domain}.task.{split}"
+            if file.is_file():
+                yield from convert(read_lines(file), partial(_parse, domain=domain, split=split))
+            else:
+                yield Problem(str(file), f"there is no such file, so {domain!r} has no {split} documents")
 
     def fingerprint(self) -> str:
         return fingerprint_files({"class": "FDUMTL"}, self.path.glob("*.task.*"))
@@ -48,18 +53,11 @@ class FDUMTL(Source):
         """The domains with a file for the split."""
         return sorted(file.name.removesuffix(f".task.{split}") for file in self.path.glob(f"*.task.{split}"))
 
-    def _read(self, domain: str, split: Split) -> Iterator[Document | Problem]:
-        file = self.path / f"{domain}.task.{split}"
-        if not file.is_file():
-            yield Problem(str(file), f"there is no such file, so {domain!r} has no {split} documents")
-            return
 
-        def parse(line: str, where: str) -> Document:
-            if split == "unlabel":
-                return Document(line, {domain: None}, where)
-            label, tab, text = line.partition("\t")
-            if not tab or not re.fullmatch(r"-?\d{1,18}", label.strip(), re.ASCII):
-                raise ValueError(f"expected 'label<TAB>text', found {line[:40]!r}")
-            return Document(text, {domain: int(label)}, where)
-
-        yield from convert(read_lines(file), parse)
+def _parse(line: str, where: str, domain: str, split: Split) -> Document:
+    if split == "unlabel":
+        return Document(line, {domain: None}, where)
+    label, tab, text = line.partition("\t")
+    if not tab or not re.fullmatch(r"-?\d{1,18}", label.strip(), re.ASCII):
+        raise ValueError(f"expected 'label<TAB>text', found {line[:40]!r}")
+    return Document(text, {domain: int(label)}, where)

@@ -5,6 +5,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
@@ -54,7 +55,7 @@ def read_rows(file: Path, columns: Collection[str] = (), optional: Collection[st
         InputError: If the file has another suffix.
     """
     empty = True
-    reader = _reader(file)
+    reader = find_reader(file)
     if reader is _read_jsonl:
         columns = [column for column in columns if column not in optional]
     for item in reader(file, columns):
@@ -75,11 +76,6 @@ def convert(items: Iterable[Any], make: Callable[[Any, str], Any]) -> Iterator[A
             yield made
 
 
-def check_suffix(file: Path) -> None:
-    """Raise an InputError if :func:`read_rows` cannot read such files."""
-    _reader(file)
-
-
 def batch_rows(batch: Any, places: Iterator[str]) -> Rows:
     """The rows of a pyarrow ``RecordBatch`` or ``Table``, which stand at the next ``places``."""
     try:
@@ -95,7 +91,8 @@ def batch_rows(batch: Any, places: Iterator[str]) -> Rows:
         yield from zip(rows, places, strict=False)  # rows first, so that no place is lost
 
 
-def _reader(file: Path) -> Callable[[Path, Collection[str]], Rows]:
+def find_reader(file: Path) -> Callable[[Path, Collection[str]], Rows]:
+    """What reads such files; an InputError if :func:`read_rows` cannot read them."""
     name = file.name.lower()
     reader = _READERS.get(Path(name.removesuffix(".gz")).suffix)
     if reader is None or name.endswith(".parquet.gz"):
@@ -137,10 +134,6 @@ def _read_csv(file: Path, columns: Collection[str], delimiter: str = ",") -> Row
                     yield dict(zip(header, row, strict=True)), where
     except DAMAGE as error:
         yield _damaged(file, number, error)
-
-
-def _read_tsv(file: Path, columns: Collection[str]) -> Rows:
-    return _read_csv(file, columns, delimiter="\t")
 
 
 def _read_jsonl(file: Path, columns: Collection[str]) -> Rows:
@@ -208,7 +201,7 @@ def _one_line(error: BaseException) -> str:
 
 _READERS: dict[str, Callable[[Path, Collection[str]], Rows]] = {
     ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".tsv": partial(_read_csv, delimiter="\t"),
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }

@@ -95,8 +95,8 @@ class HuggingFace(Source):
                 yield Problem(place, f"the configuration has no split {self._names[split]!r}")
                 continue
             data = parts[home].select_columns(layout.columns)
-            places = map(f"{place}[{self._names[split]}][{{}}]".format, count())
-            yield from convert(_rows(data, places), partial(_document, layout, _classes(data), home))
+            rows = _rows(data, f"{place}[{self._names[split]}]")
+            yield from convert(rows, partial(_document, layout, _classes(data), home))
 
     def fingerprint(self) -> str:
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
@@ -154,7 +154,8 @@ def _document(
     return layout.document(row, where, home)
 
 
-def _rows(data: Dataset, places: Iterator[str]) -> Rows:
+def _rows(data: Dataset, where: str) -> Rows:
+    places = (f"{where}[{number}]" for number in count())
     try:
         for batch in data.with_format("arrow").iter(batch_size=128):
             yield from batch_rows(batch, places)

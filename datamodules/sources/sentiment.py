@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -81,8 +82,10 @@ def _read(file: Path, domain: str, label: int | None) -> Iterator[Document | Pro
             return
         if start := first[0].strip():
             # A line of terms may start with <num>, but has colons.
-            form = _read_tags if start.startswith("<") and ":" not in start else _read_terms
-            yield from form(chain([first], lines), domain, label)
+            if start.startswith("<") and ":" not in start:
+                yield from _read_tags(chain([first], lines), domain, label)
+            else:
+                yield from convert(chain([first], lines), partial(_parse_terms, domain=domain, label=label))
             return
     yield Problem(f"{file}:1", "empty: the file has no reviews")
 
@@ -124,34 +127,25 @@ def _read_tags(lines: Lines, domain: str, label: int | None) -> Iterator[Documen
         yield Problem(start, "the <review> is not closed")
 
 
-def _read_terms(lines: Lines, domain: str, label: int | None) -> Iterator[Document | Problem]:
-    """The processed form: ``term:count term:count ... #label#:positive``, a line per document."""
-
-    def parse(line: str, where: str) -> Document | None:
-        if not line.strip():
-            return None
-        text, found = _parse_terms(line)
-        if label is not None and found is None:
-            raise ValueError("the line has no #label#")
-        return Document(text, {domain: None if label is None else found}, where)
-
-    return convert(lines, parse)
-
-
-def _parse_terms(line: str) -> tuple[str, Label | None]:
+def _parse_terms(line: str, where: str, domain: str, label: int | None) -> Document | None:
+    """A line of the processed form: ``term:count term:count ... #label#:positive``."""
+    if not line.strip():
+        return None
     words: list[str] = []
-    label: Label | None = None
+    found: Label | None = None
     for item in re.findall(r"[^ \t]+", line):
         term, _, count = item.rpartition(":")
         if term == "#label#":
-            label = _parse_label(count)
+            found = _parse_label(count)
         elif not term or not re.fullmatch(r"\d{1,9}", count, re.ASCII) or int(count) > MOST_WORDS // 100:
             raise ValueError(f"expected 'term:count', found {item[:40]!r}")
         elif "_" not in term.strip("_"):
             words += [term] * int(count)
             if len(words) > MOST_WORDS:
                 raise ValueError(f"the terms are counted more than {MOST_WORDS:,} times")
-    return " ".join(words), label
+    if label is not None and found is None:
+        raise ValueError("the line has no #label#")
+    return Document(" ".join(words), {domain: None if label is None else found}, where)
 
 
 def _parse_label(text: str) -> Label:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, choose, fingerprint_files
-from lightning_ncmtl.datamodules.sources.files import check_suffix, convert, read_rows
+from lightning_ncmtl.datamodules.sources.files import convert, find_reader, read_rows
 from lightning_ncmtl.datamodules.sources.rows import Layout, check_columns, clean
 from lightning_ncmtl.errors import InputError
 
@@ -119,7 +119,7 @@ class Tables(Source):
                 )
             found |= files
         for name in found:
-            check_suffix(Path(name))
+            find_reader(Path(name))  # refuses those that cannot be read
         return sorted(map(Path, found))
 
     def _scan(self) -> list[str]:
