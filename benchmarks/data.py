@@ -99,7 +99,8 @@ def plain_loader(data: MultiDomainDataModule) -> "DataLoader[Any]":
             return len(documents)
 
         def __getitem__(self, place: int) -> pa.Table:
-            return documents.table[[documents.places[place]]]
+            row = documents.table[[documents.places[place]]]
+            return row.append_column("index", pa.array([documents.places[place]]))
 
     return DataLoader(
         Rows(), data.batch_size, shuffle=True, collate_fn=lambda tables: collate(pa.concat_tables(tables))

@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from lightning_ncmtl.datamodules.copies import Flags, Integers
+from lightning_ncmtl.datamodules.document_table import first_entries
 
 
 class _Sometimes(TypedDict, total=False):
@@ -38,13 +39,14 @@ class Batch(_Sometimes):
     index: Tensor
 
 
-def collate(table: pa.Table) -> Batch:
+def collate(table: pa.Table, multi_label: bool = False) -> Batch:
     """Make a batch of rows of a table.
 
     Args:
         table: Columns ``tokens`` and ``sentence_lengths`` as :class:`lightning_ncmtl.datamodules.text.Encoder` gives
-            them, with ``task_id`` (or ``task_ids``), ``label`` (or ``labels``) and ``index``, and ``clean`` where it
-            is known; no row at all makes an empty batch.
+            them, with the lists ``task_ids`` and ``labels``, with ``index``, and ``clean`` where it is known; no row
+            at all makes an empty batch.
+        multi_label: Whether documents may have several labels, or none.
     """
     batch = Batch(
         inputs={
@@ -52,13 +54,13 @@ def collate(table: pa.Table) -> Batch:
             "sentence_lengths": _flat(table, "sentence_lengths"),
             "document_lengths": _lengths(table, "sentence_lengths"),
         },
-        task_ids=_flat(table, "task_ids" if "task_ids" in table.column_names else "task_id"),
-        labels=_flat(table, "labels" if "labels" in table.column_names else "label"),
-        index=_flat(table, "index"),
+        task_ids=_flat(table, "task_ids"),
+        labels=_flat(table, "labels"),
+        index=_tensor(table["index"]),
     )
     if "clean" in table.column_names:
-        batch["clean"] = _flat(table, "clean").bool()
-    if "labels" in table.column_names:
+        batch["clean"] = _tensor(table["clean"]).bool()
+    if multi_label:
         rows = torch.arange(len(table)).repeat_interleave(_lengths(table, "labels"))
         batch["index"], batch["rows"] = batch["index"][rows], rows
         if "clean" in batch:
@@ -67,39 +69,50 @@ def collate(table: pa.Table) -> Batch:
 
 
 def _flat(table: pa.Table, name: str) -> Tensor:
-    """A column's values, or those of all its lists, one after the other."""
-    column = table[name].combine_chunks()
-    values: Any = column.flatten() if pa.types.is_list(column.type) else column
-    return torch.from_numpy(values.to_numpy(zero_copy_only=False).astype("int64"))
+    """The values of all lists of a column, one after the other."""
+    return _tensor(table[name].combine_chunks().flatten())
 
 
 def _lengths(table: pa.Table, name: str) -> Tensor:
-    return torch.from_numpy(table[name].combine_chunks().value_lengths().to_numpy(zero_copy_only=False).astype("int64"))
+    return _tensor(table[name].combine_chunks().value_lengths())
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.from_numpy(values.to_numpy(zero_copy_only=False).astype("int64"))
 
 
 class Documents(torch.utils.data.Dataset[Batch]):
-    """Encoded documents, from which a list of places makes a batch.
+    """Documents of a stage; encoded ones make a batch of a list of places.
 
     Args:
-        table: The table of a whole split, as :func:`collate` reads it.
+        table: The table of a whole split, as :meth:`lightning_ncmtl.datamodules.corpus.Corpus.read` gives it, or with
+            the texts encoded.
         places: ``[n]``, the rows of the table that are used; all by default.
         clean: Whether each row of the table is clean, where it is known.
+        multi_label: Whether documents may have several labels, or none.
     """
 
-    def __init__(self, table: Dataset, places: Integers | None = None, clean: Flags | None = None) -> None:
+    def __init__(
+        self, table: Dataset, places: Integers | None = None, clean: Flags | None = None, multi_label: bool = False
+    ) -> None:
         self.table = table.with_format("arrow")
         self.places = np.arange(len(table)) if places is None else places
         self.clean = clean
+        self.multi_label = multi_label
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, chosen: Sequence[int]) -> Batch:
         places = self.places[np.asarray(chosen, dtype=np.int64)]
-        rows = self.table[places]
+        rows = self.table[places].append_column("index", pa.array(places))
         if self.clean is not None:
             rows = rows.append_column("clean", pa.array(self.clean[places]))
-        return collate(rows)
+        return collate(rows, self.multi_label)
+
+    def tasks(self) -> Integers:
+        """The task ``[n]`` of each document: of several, the first."""
+        return first_entries(self.table)[0][self.places]
 
     def column(self, name: str) -> Any:
         """The values ``[n]`` of a column, as numpy has them."""

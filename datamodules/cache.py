@@ -51,27 +51,22 @@ class Cache:
         finally:
             lock.release()
 
-    def get(self, name: str, make: Callable[[Path], None], beside: Path | None = None) -> Path:
+    def get(self, name: str, make: Callable[[Path], None]) -> Path:
         """The path of a file, which is made if it is not there.
 
         Args:
             name: The file's name.
             make: Writes the file to the path that it is given. If it fails, nothing is kept; if several processes need
                 the file, one makes it and the others wait.
-            beside: Another file that ``make`` writes: where it is gone, both are made anew.
 
         Raises:
             InputError: If the folder cannot be written.
         """
         path = self.folder / name
-
-        def is_there() -> bool:
-            return path.exists() and (beside is None or beside.exists())
-
-        if is_there():
+        if path.exists():
             return path
         with self.lock(name):
-            if not is_there():
+            if not path.exists():
                 unfinished = path.with_name(f"unfinished-{name}")
                 try:
                     make(unfinished)

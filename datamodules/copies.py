@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,18 +48,12 @@ def find_pairs(texts: Iterable[str], near: bool = True) -> Integers:
     """
     if not near:
         return _find_same_starts(texts)
-    words = [" ".join(re.findall(_WORD, text.lower())) for text in texts]
-    starts: dict[str | int, int] = {}
+    texts = list(texts)
     different: dict[str, int] = {}  # equal texts have equal starts; the first of them stands for all
-    pairs = []
-    for index, row in enumerate(words):
-        first = starts.setdefault(row.replace(" ", "")[:SAME_START] or index, index)
-        if first != index:
-            pairs.append((first, index))
-        different.setdefault(row, index)
+    for index, text in enumerate(texts):
+        different.setdefault(" ".join(re.findall(_WORD, text.lower())), index)
     chosen = np.array(list(different.values()), dtype=np.int64)
-    similar = chosen[_find_similar(list(different))]
-    return np.concatenate([np.array(pairs, dtype=np.int64).reshape(-1, 2), similar])
+    return np.concatenate([_find_same_starts(texts), chosen[_find_similar(list(different))]])
 
 
 def group_copies(pairs: Integers, count: int) -> Integers:
@@ -92,14 +86,9 @@ def deal_folds(groups: Integers, strata: Integers, folds: int, seed: int) -> Int
     Returns:
         The fold ``[n]`` of each document.
     """
-    rng = np.random.default_rng(seed)
-    strata_of_groups = strata[~repeats(groups)]
-    fold_of_groups = np.empty(len(strata_of_groups), dtype=np.int64)
-    dealt = 0
-    for stratum in np.unique(strata):
-        members = rng.permutation(np.flatnonzero(strata_of_groups == stratum))
-        fold_of_groups[members] = (dealt + np.arange(len(members))) % folds
-        dealt += len(members)
+    order = np.concatenate([np.empty(0, dtype=np.int64), *_shuffle(groups, strata, seed)])
+    fold_of_groups = np.empty_like(order)
+    fold_of_groups[order] = np.arange(len(order)) % folds
     return fold_of_groups[groups]
 
 
@@ -115,17 +104,22 @@ def deal_share(groups: Integers, strata: Integers, share: float, seed: Sequence[
     Returns:
         Which documents ``[n]`` are chosen.
     """
-    rng = np.random.default_rng(seed)
-    strata_of_groups = strata[~repeats(groups)]
-    chosen = np.zeros(len(strata_of_groups), dtype=bool)
+    chosen = np.zeros(len(np.unique(groups)), dtype=bool)
     dealt = 0
-    for stratum in np.unique(strata):
-        members = rng.permutation(np.flatnonzero(strata_of_groups == stratum))
+    for members in _shuffle(groups, strata, seed):
         # What rounding takes from one stratum it gives to the next.
         count = round(share * (dealt + len(members))) - round(share * dealt)
         chosen[members[:count]] = True
         dealt += len(members)
     return chosen[groups]
+
+
+def _shuffle(groups: Integers, strata: Integers, seed: int | Sequence[int]) -> Iterator[Integers]:
+    """The groups of each stratum (that of their first document), in random order."""
+    rng = np.random.default_rng(seed)
+    strata_of_groups = strata[~repeats(groups)]
+    for stratum in np.unique(strata):
+        yield rng.permutation(np.flatnonzero(strata_of_groups == stratum))
 
 
 def _find_same_starts(texts: Iterable[str]) -> Integers:

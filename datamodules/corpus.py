@@ -1,6 +1,5 @@
 """The documents of a source as tables on disk, with numbers for domains and classes."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +9,14 @@ from datasets.utils import tqdm
 
 from lightning_ncmtl.compatibility import rank_zero_info
 from lightning_ncmtl.datamodules.cache import Cache, key_of
-from lightning_ncmtl.datamodules.document_table import Facts, classes_of, integers, sort_labels, write_documents
+from lightning_ncmtl.datamodules.document_table import (
+    Facts,
+    classes_of,
+    first_entries,
+    read_documents,
+    sort_labels,
+    write_documents,
+)
 from lightning_ncmtl.datamodules.sources import Label, Source, Split
 from lightning_ncmtl.errors import InputError
 
@@ -82,9 +88,8 @@ class Corpus:
         """The table of a split.
 
         Returns:
-            Columns ``text``, ``task_id``, ``label`` (-1: unknown) and ``index`` (0, 1, ...). If documents may have
-            several labels also ``task_ids`` and ``labels``, lists of equal length; ``task_id`` and ``label`` are then
-            the first of them, or 0 and -1.
+            Columns ``text``, and the lists ``task_ids`` and ``labels``: an entry for each task of a document, which is
+            one, with the label -1 where it is unknown; if documents may have several labels, all that are known.
 
         Raises:
             InputError: If there is no such split, or nothing in it that can be used.
@@ -96,15 +101,13 @@ class Corpus:
             table, facts = self._prepare(split)
             for line in facts["problems"]:
                 rank_zero_info(f"{split}: {line}")
-            if facts["more"]:
-                rank_zero_info(f"{split}: and {facts['more']:,} more problems")
             if not len(table):
                 raise InputError("; ".join([f"there are no documents in the {split} split", *facts["problems"][:1]]))
             if split == "train":
                 self._use(facts)
             elif split == "test" and not self.source.multi_label:
-                labelled = integers(table, "task_id")[integers(table, "label") >= 0]
-                counts = np.bincount(labelled, minlength=len(self.domains))
+                tasks, labels = first_entries(table)
+                counts = np.bincount(tasks[labels >= 0], minlength=len(self.domains))
                 if missing := [domain for domain, count in zip(self.domains, counts, strict=True) if not count]:
                     rank_zero_info(f"{split}: no documents with labels of {', '.join(missing)}")
             self._tables[split] = table
@@ -129,12 +132,11 @@ class Corpus:
         domains = self.domains or None
         classes = self.classes if split == "train" else self.domain_classes
         name = f"{split}-{key_of(self.fingerprint, split, domains, classes, self._chosen)}"
-        facts_path = self.cache.folder / f"{name}.json"
 
         def make(path: Path) -> None:
             known = domains or self.source.domains()
             items = self.source.read(split, known if self._chosen else None)
-            facts = write_documents(
+            write_documents(
                 path,
                 tqdm(items, desc=f"Reading {split}", unit=" documents"),
                 known,
@@ -142,7 +144,5 @@ class Corpus:
                 drop_empty=domains is None,
                 multi_label=self.source.multi_label,
             )
-            facts_path.write_text(json.dumps(facts))
 
-        path = self.cache.get(f"{name}.arrow", make, facts_path)
-        return Dataset.from_file(str(path)), json.loads(facts_path.read_text())
+        return read_documents(self.cache.get(f"{name}.arrow", make))

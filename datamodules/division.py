@@ -1,10 +1,10 @@
 """Which documents train, validate and test, and which of them have copies."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
 
 from lightning_ncmtl.compatibility import rank_zero_info
 from lightning_ncmtl.datamodules.cache import key_of
@@ -18,7 +18,7 @@ from lightning_ncmtl.datamodules.copies import (
     group_copies,
 )
 from lightning_ncmtl.datamodules.corpus import Corpus
-from lightning_ncmtl.datamodules.document_table import integers
+from lightning_ncmtl.datamodules.document_table import first_entries, read_texts
 from lightning_ncmtl.datamodules.settings import SplitSettings
 from lightning_ncmtl.datamodules.sources import Split
 from lightning_ncmtl.errors import InputError
@@ -47,10 +47,9 @@ class Division:
         self.corpus = corpus
         self.seed = split.seed
         documents = corpus.read("train")
-        self.tasks = integers(documents, "task_id")
-        # Every domain and label, those without one included
-        labels = integers(documents, "label")
+        self.tasks, labels = first_entries(documents)
         self.labelled = labels >= 0
+        # Every domain and label, those without one included
         self.strata = self.tasks * (len(corpus.class_names) + 1) + labels + 1
         splits: list[Split] = ["train"]
         if "test" in corpus.source.splits() and (split.deduplicate or test):
@@ -151,15 +150,9 @@ class Division:
             if not near:
                 rank_zero_info("too many documents to compare all words: copies are those with the same start")
             with path.open("wb") as file:
-                np.save(file, find_pairs(_texts(parts), near))
+                np.save(file, find_pairs(chain.from_iterable(read_texts(*parts)), near))
 
         # The tables tell all that they were made of.
         key = key_of(splits, *[part.cache_files for part in parts])
         found: Integers = np.load(self.corpus.cache.get(f"copies-{key}.npy", make))
         return found
-
-
-def _texts(parts: list[Dataset]) -> Iterator[str]:
-    for part in parts:
-        for batch in part.select_columns("text").iter(1000):
-            yield from batch["text"]

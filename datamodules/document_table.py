@@ -1,5 +1,6 @@
 """Documents as a table on disk (Arrow), with numbers for domains and classes."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning_ncmtl.datamodules.sources import Document, Label, Problem
 from lightning_ncmtl.datamodules.sources.base import plain_label
 from lightning_ncmtl.errors import InputError
 
+SCHEMA = pa.schema({"text": pa.string(), "task_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
 _SHOWN = 5  # problems of a split that are told one by one
 _ROWS, _CHARACTERS = 1000, 1 << 24  # of documents that are written at a time
 
@@ -26,15 +28,13 @@ class Facts(TypedDict):
         domains: Those numbered.
         classes: Of each domain.
         counts: Labels, known or not, of each domain.
-        problems: What was left out, a line each.
-        more: Number of problems beyond these.
+        problems: What was left out: a line each for the first, and how many more.
     """
 
     domains: list[str]
     classes: dict[str, list[Label]]
     counts: dict[str, int]
     problems: list[str]
-    more: int
 
 
 def write_documents(
@@ -56,32 +56,29 @@ def write_documents(
         multi_label: Whether a document may have several labels, or none.
     """
     writer = _Writer(domains, classes, multi_label)
-    if classes is not None and not drop_empty:
-        _write_batches(path, writer.batches(items), writer.schema)
-        return writer.facts(domains)
-    # The numbers are known when all was read: they are put in by a second pass.
     first = path.with_name(f"{path.name}-first")
     try:
-        _write_batches(first, writer.batches(items), writer.schema)
-        counts = writer.counts if classes is not None else {domain: len(writer.found[domain]) for domain in domains}
-        used = [domain for domain in domains if counts[domain] or not drop_empty]
-        for domain in domains:
-            if domain not in used:
-                what = "labels" if writer.counts[domain] else "documents"
-                writer.of_domains.append(f"{domain!r} has no {what}: the domain is left out")
-        facts = writer.facts(used)
-        names = sort_labels({name for domain in used for name in facts["classes"][domain]})
-        tasks = np.array([used.index(domain) if domain in used else -1 for domain in domains], dtype=np.int32)
-        labels = np.array([names.index(name) if name in names else -1 for name in writer.names] + [-1], dtype=np.int32)
+        _write_batches(first, SCHEMA, writer.batches(items))
+        facts = writer.facts(drop_empty)
+        # The numbers are known when all was read: they are put in by a second pass.
+        names = sort_labels({name for names in facts["classes"].values() for name in names})
+        tasks, labels = _places(domains, facts["domains"]), _places([*writer.codes, None], names)
         with pa.memory_map(str(first)) as source, pa.ipc.open_stream(source) as batches:
-            _write_batches(path, _renumber(batches, tasks, labels), writer.schema)
+            schema = SCHEMA.with_metadata({"facts": json.dumps(facts)})
+            _write_batches(path, schema, (_renumber(batch, tasks, labels) for batch in batches))
         return facts
     finally:
         first.unlink(missing_ok=True)
 
 
+def read_documents(path: Path) -> tuple[Dataset, Facts]:
+    """A table that :func:`write_documents` has written, on disk; and what it had found."""
+    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
+        return Dataset.from_file(str(path)), json.loads(batches.schema.metadata[b"facts"])
+
+
 class _Writer:
-    """Turns documents into batches of rows, and keeps count."""
+    """Turns documents into batches of rows, with numbers in the order of finding, and keeps count."""
 
     def __init__(
         self, domains: Sequence[str], classes: Mapping[str, Sequence[Label]] | None, multi_label: bool
@@ -89,30 +86,30 @@ class _Writer:
         self.classes = classes
         self.multi_label = multi_label
         self.tasks = {domain: task for task, domain in enumerate(domains)}
-        # All classes, in the order of their numbers where these are known
-        self.names: list[Label] = [] if classes is None else sort_labels({n for part in classes.values() for n in part})
-        self.codes = {_kind(name): code for code, name in enumerate(self.names)}
+        self.codes: dict[Label, int] = {}
         self.found: dict[str, set[Label]] = {domain: set() for domain in domains}
         self.counts = dict.fromkeys(domains, 0)
         self.unknown: Counter[str] = Counter()
         self.problems: list[str] = []
         self.more = 0
-        self.of_domains: list[str] = []
-        fields = [("text", pa.string()), ("task_id", pa.int32()), ("label", pa.int32()), ("index", pa.int64())]
-        if multi_label:
-            fields += [("task_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))]
-        self.schema = pa.schema(fields)
 
-    def facts(self, domains: Sequence[str]) -> Facts:
+    def facts(self, drop_empty: bool) -> Facts:
+        needed = self.found if self.classes is None else self.counts
+        used = [domain for domain in self.tasks if needed[domain] or not drop_empty]
+        classes = self.classes or {domain: sort_labels(self.found[domain]) for domain in used}
+        problems = self.problems.copy()
+        for domain, count in self.counts.items():
+            if domain not in used:
+                problems.append(f"{domain!r} has no {'labels' if count else 'documents'}: the domain is left out")
         for domain, count in self.unknown.items():
-            self.of_domains.append(f"left out {count:,} documents of {domain!r}, which has no training documents")
-        classes = self.classes or {domain: sort_labels(self.found[domain]) for domain in domains}
+            problems.append(f"left out {count:,} documents of {domain!r}, which has no training documents")
+        if self.more:
+            problems.append(f"and {self.more:,} more problems")
         return Facts(
-            domains=list(domains),
-            classes={domain: list(classes[domain]) for domain in domains},
-            counts={domain: self.counts[domain] for domain in domains},
-            problems=[*self.problems, *self.of_domains],
-            more=self.more,
+            domains=used,
+            classes={domain: list(classes[domain]) for domain in used},
+            counts={domain: self.counts[domain] for domain in used},
+            problems=problems,
         )
 
     def report(self, problem: str) -> None:
@@ -122,8 +119,8 @@ class _Writer:
             self.more += 1
 
     def batches(self, items: Iterable[Document | Problem]) -> Iterator[pa.RecordBatch]:
-        rows: list[tuple[Any, ...]] = []
-        written = characters = 0
+        rows: list[dict[str, Any]] = []
+        characters = 0
         for item in items:
             if isinstance(item, Problem):
                 self.report(str(item))
@@ -131,24 +128,15 @@ class _Writer:
             pairs = self._pairs(item)
             if not pairs and (item.labels or not self.multi_label):
                 continue
-            first = pairs[0] if pairs else (0, -1)
-            row: tuple[Any, ...] = (item.text, *first, written + len(rows))
-            labelled = [pair for pair in pairs if pair[1] >= 0]
-            rows.append(
-                (*row, *([list(part) for part in zip(*labelled, strict=True)] or [[], []])) if self.multi_label else row
-            )
+            if self.multi_label:
+                pairs = [pair for pair in pairs if pair[1] >= 0]
+            tasks, labels = zip(*pairs, strict=True) if pairs else ((), ())
+            rows.append({"text": item.text, "task_ids": tasks, "labels": labels})
             characters += len(item.text)
             if len(rows) == _ROWS or characters > _CHARACTERS:
-                yield self._batch(rows)
-                written, characters, rows = written + len(rows), 0, []
-        yield self._batch(rows)
-
-    def _batch(self, rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
-        columns = list(zip(*rows, strict=True)) or [()] * len(self.schema)
-        return pa.record_batch(
-            [pa.array(values, field.type) for values, field in zip(columns, self.schema, strict=True)],
-            schema=self.schema,
-        )
+                yield pa.RecordBatch.from_pylist(rows, SCHEMA)
+                rows, characters = [], 0
+        yield pa.RecordBatch.from_pylist(rows, SCHEMA)
 
     def _pairs(self, document: Document) -> list[tuple[int, int]]:
         """Task and class of each label that can be used."""
@@ -158,56 +146,56 @@ class _Writer:
             if domain not in self.tasks:
                 self.unknown[domain] += 1
                 continue
-            known = None if self.classes is None else self.classes[domain]
-            if label is None:
-                code = -1
-            elif known is not None and all(_kind(label) != _kind(name) for name in known):
-                names = ", ".join(map(repr, known))
-                what = f"the label {label!r} of {domain!r} is none of its classes {names}: set data.classes"
-                self.report(f"{document.where}: {what}" if document.where else what)
-                continue
-            else:
-                if _kind(label) not in self.codes:
-                    self.codes[_kind(label)] = len(self.names)
-                    self.names.append(label)
-                code = self.codes[_kind(label)]
+            if label is not None:
+                if self.classes is not None and label not in self.classes[domain]:
+                    names = ", ".join(map(repr, self.classes[domain]))
+                    what = f"the label {label!r} of {domain!r} is none of its classes {names}: set data.classes"
+                    self.report(f"{document.where}: {what}" if document.where else what)
+                    continue
                 self.found[domain].add(label)
             self.counts[domain] += 1
-            pairs.append((self.tasks[domain], code))
+            pairs.append((self.tasks[domain], -1 if label is None else self.codes.setdefault(label, len(self.codes))))
         return pairs
 
 
-def integers(documents: Dataset, column: str) -> NDArray[np.int64]:
-    """A column of a whole table."""
-    values: Any = documents.data.column(column).to_numpy()
-    return np.asarray(values, dtype=np.int64)
+def first_entries(documents: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Task and label ``[n]`` of each document's first entry; 0 and -1 where it has none."""
+
+    def first(column: str, otherwise: int) -> Any:
+        lists = documents.data.column(column)
+        return pc.fill_null(pc.list_flatten(pc.list_slice(lists, 0, 1, return_fixed_size_list=True)), otherwise)
+
+    return first("task_ids", 0).to_numpy().astype(np.int64), first("labels", -1).to_numpy().astype(np.int64)
 
 
-def _write_batches(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
+def read_texts(*tables: Dataset) -> Iterator[list[str]]:
+    """The texts of tables, some at a time."""
+    for table in tables:
+        for rows in table.with_format(None).select_columns("text").iter(1000):
+            yield rows["text"]
+
+
+def _places(items: Sequence[Label | None], among: Sequence[Label]) -> NDArray[np.int32]:
+    """The place of each item among others, -1 where it is not there."""
+    places: dict[Label | None, int] = {item: place for place, item in enumerate(among)}
+    return np.array([places.get(item, -1) for item in items], dtype=np.int32)
+
+
+def _write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 
 
-def _renumber(batches: Iterable[pa.RecordBatch], tasks: Any, labels: Any) -> Iterator[pa.RecordBatch]:
-    """Put new numbers in the place of old ones; a domain whose new number is -1 is left out with its documents."""
-    written = 0
-    for batch in batches:
-        several = "task_ids" in batch.schema.names  # they have no entry of such a domain
-        columns = {name: batch.column(name) for name in batch.schema.names}
-        for name, numbers in (("task_id", tasks), ("label", labels)):
-            columns[name] = pa.array(numbers[columns[name].to_numpy()], pa.int32())
-            if several:
-                lists = columns[f"{name}s"]
-                flat = pa.array(numbers[lists.flatten().to_numpy()], pa.int32())
-                columns[f"{name}s"] = pa.ListArray.from_arrays(lists.offsets, flat)
-        if several:
-            columns["task_id"] = pc.max_element_wise(columns["task_id"], 0)
-        new = pa.record_batch(columns, schema=batch.schema)
-        new = new.filter(pc.greater_equal(new["task_id"], 0))
-        place = new.schema.get_field_index("index")
-        yield new.set_column(place, batch.schema.field(place), pa.array(range(written, written + len(new)), pa.int64()))
-        written += len(new)
+def _renumber(batch: pa.RecordBatch, tasks: Any, labels: Any) -> pa.RecordBatch:
+    """Put new numbers in the place of old ones; documents of a domain whose new number is -1 are left out."""
+    columns = {"text": batch["text"]}
+    for name, numbers in (("task_ids", tasks), ("labels", labels)):
+        new = pa.array(numbers[batch[name].flatten().to_numpy()])
+        columns[name] = pa.ListArray.from_arrays(batch[name].offsets, new)
+    used = np.ones(len(batch), dtype=bool)
+    used[pc.list_parent_indices(columns["task_ids"]).filter(pc.less(columns["task_ids"].flatten(), 0))] = False
+    return pa.record_batch(columns, schema=SCHEMA).filter(pa.array(used))
 
 
 def classes_of(
@@ -225,10 +213,6 @@ def classes_of(
     return {domain: sort_labels(set(map(plain_label, classes[domain]))) for domain in domains}
 
 
-def _kind(label: Label) -> tuple[bool, Label]:
-    return isinstance(label, str), label
-
-
 def sort_labels(labels: Iterable[Label]) -> list[Label]:
     """Numbers first."""
-    return sorted(labels, key=_kind)
+    return sorted(labels, key=lambda label: (isinstance(label, str), label))

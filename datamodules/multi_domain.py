@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
@@ -15,10 +15,10 @@ from torch import Tensor
 from lightning_ncmtl.compatibility import LightningDataModule, rank_zero_info
 from lightning_ncmtl.datamodules.batches import Documents
 from lightning_ncmtl.datamodules.cache import Cache, key_of
-from lightning_ncmtl.datamodules.copies import Flags, Integers, repeats
+from lightning_ncmtl.datamodules.copies import Flags, repeats
 from lightning_ncmtl.datamodules.corpus import Corpus
 from lightning_ncmtl.datamodules.division import Division
-from lightning_ncmtl.datamodules.document_table import classes_of, integers
+from lightning_ncmtl.datamodules.document_table import classes_of, read_texts
 from lightning_ncmtl.datamodules.predict_file import predict_table
 from lightning_ncmtl.datamodules.sampling import FixedBatchSampler, MixedBatchLoader, MixedBatchSampler
 from lightning_ncmtl.datamodules.settings import BatchSettings, SplitSettings, TextSettings, check_least
@@ -30,14 +30,6 @@ from lightning_ncmtl.errors import InputError
 Stage = Literal["train", "validation", "test", "predict"]
 _SPLIT, _TEXT, _BATCHES = SplitSettings(), TextSettings(), BatchSettings()
 _MANY = 50_000  # documents from which on several processes encode them
-
-
-class _Part(NamedTuple):
-    """The documents of a stage: rows of a table (all by default), and which rows are clean, where it is known."""
-
-    table: Dataset
-    places: Integers | None = None
-    clean: Flags | None = None
 
 
 class MultiDomainDataModule(LightningDataModule):
@@ -126,7 +118,7 @@ class MultiDomainDataModule(LightningDataModule):
         self.counts: dict[Stage, dict[str, int]] = {}
         self.copies: dict[str, dict[str, int]] = {}
         self._division: Division | None = None
-        self._parts: dict[Stage, _Part] = {}
+        self._parts: dict[Stage, Documents] = {}  # of texts
         self._encoded: dict[Stage, Documents] = {}
 
     @property
@@ -173,7 +165,7 @@ class MultiDomainDataModule(LightningDataModule):
         elif stage == "test":
             self._set_test_documents()
         elif stage == "predict":
-            self._set("predict", _Part(predict_table(self.predict_path, self.domains, self.cache)))
+            self._set("predict", Documents(predict_table(self.predict_path, self.domains, self.cache)))
         if stage == "fit" and self.tokenizer is None:
             self._learn_vocabulary()
         if stage != "predict":
@@ -199,18 +191,18 @@ class MultiDomainDataModule(LightningDataModule):
         return self._loader("predict")
 
     def documents(self, stage: Stage) -> Dataset:
-        """The documents of a stage that was set up: ``text``, ``label``, ``task_id``, ``index``, perhaps ``clean``.
+        """The documents of a stage that was set up: ``text``, ``task_ids``, ``labels``, ``index``, perhaps ``clean``.
 
-        If documents may have several labels, also ``task_ids`` and ``labels``.
+        Task ids and labels are lists, of one each if documents have one label.
         """
-        table, places, clean = self._parts[stage]
-        table = table if clean is None else table.add_column("clean", clean)
-        return table if places is None else table.select(places)
+        part = self._parts[stage]
+        table = part.table.with_format(None).add_column("index", np.arange(len(part.table)))
+        return (table if part.clean is None else table.add_column("clean", part.clean)).select(part.places)
 
     def predict_texts(self) -> Iterator[tuple[str, str]]:
         """Domain and text of what ``predict`` reads, in the order of ``index``."""
-        for rows in self._parts["predict"].table.iter(1000):
-            for task, text in zip(rows["task_id"], rows["text"], strict=True):
+        for rows in self._parts["predict"].table.with_format(None).iter(1000):
+            for (task,), text in zip(rows["task_ids"], rows["text"], strict=True):
                 yield self.domains[task], text
 
     def state_dict(self) -> dict[str, Any]:
@@ -244,56 +236,49 @@ class MultiDomainDataModule(LightningDataModule):
         division = Division(self.corpus, self.split, test)
         self._division = division
         documents, clean = self.corpus.read("train"), division.clean()
-        self._set("train", _Part(documents, division.train))
-        self._set("validation", _Part(documents, division.validation, clean))
-        self._count_copies("train", division.tasks[division.train], repeats(division.groups[division.train]))
-        self._count_copies("validation", division.tasks[division.validation], ~clean[division.validation])
+        several = self.source.multi_label
+        self._set("train", Documents(documents, division.train, None, several))
+        self._set("validation", Documents(documents, division.validation, clean, several))
+        self._count_copies("train", repeats(division.groups[division.train]))
+        self._count_copies("validation", ~clean[division.validation])
 
     def _set_test_documents(self) -> None:
         if "train" not in self.source.splits():
             rank_zero_info("test: without a training split, nothing tells which documents have a copy in training")
-            self._set("test", _Part(self.corpus.read("test")))
+            self._set("test", Documents(self.corpus.read("test"), multi_label=self.source.multi_label))
             return
         if self._division is None:
             self._divide(test=True)
         division = self._division
         assert division is not None
-        if division.test is not None:
-            part = _Part(self.corpus.read("train"), division.test, division.clean())
-        else:
-            part = _Part(self.corpus.read("test"), None, division.clean_test())
+        clean = division.clean_test() if division.test is None else division.clean()
+        table = self.corpus.read("test" if division.test is None else "train")
+        part = Documents(table, division.test, clean, self.source.multi_label)
         self._set("test", part)
-        table, places, clean = part
-        assert clean is not None
-        chosen = slice(None) if places is None else places
-        self._count_copies("test", integers(table, "task_id")[chosen], ~clean[chosen])
+        self._count_copies("test", ~clean[part.places])
 
-    def _count_copies(self, stage: Stage, tasks: Integers, copied: Flags) -> None:
+    def _count_copies(self, stage: Stage, copied: Flags) -> None:
+        tasks = self._parts[stage].tasks()
         counts = {stage: tasks, f"{stage} copies": tasks[copied]}
         for name, found in counts.items():
             for domain, count in zip(self.domains, np.bincount(found, minlength=self.num_tasks).tolist(), strict=True):
                 self.copies.setdefault(domain, {})[name] = count
 
-    def _set(self, stage: Stage, part: _Part) -> None:
+    def _set(self, stage: Stage, part: Documents) -> None:
         self._parts[stage] = part
         self._encoded.pop(stage, None)
 
     def _learn_vocabulary(self) -> None:
-        part = self._parts["train"]
-        text = self.text
+        if "train" not in self._parts:
+            self._divide()
+        part, text = self._parts["train"], self.text
         used = text.tokenizer, text.vocab_size, text.min_frequency, text.unlabelled_words
-        assert part.places is not None
         key = key_of(part.table.cache_files, hashlib.sha256(part.places.tobytes()).digest(), used)
 
-        def texts() -> Iterator[list[str]]:
-            for rows in part.table.select(part.places).select_columns("text").iter(1000):
-                yield rows["text"]
-            if text.unlabelled_words:
-                for rows in self.corpus.read("unlabel").select_columns("text").iter(1000):
-                    yield rows["text"]
-
         def make(path: Path) -> None:
-            train_tokenizer(texts(), text.tokenizer, text.vocab_size, text.min_frequency).save(str(path))
+            more = [self.corpus.read("unlabel")] if text.unlabelled_words else []
+            texts = read_texts(part.table.select(part.places), *more)
+            train_tokenizer(texts, text.tokenizer, text.vocab_size, text.min_frequency).save(str(path))
 
         self.tokenizer = Tokenizer.from_file(str(self.corpus.cache.get(f"vocabulary-{key}.json", make)))
 
@@ -301,7 +286,7 @@ class MultiDomainDataModule(LightningDataModule):
         documents = self._encode(stage)
         overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         sampler = (FixedBatchSampler if overfit else MixedBatchSampler)(
-            documents.column("task_id"),
+            documents.tasks(),
             documents.column("length"),
             self.batch_size,
             balance=self.batches.balance,
@@ -323,24 +308,21 @@ class MultiDomainDataModule(LightningDataModule):
     def _encode(self, stage: Stage) -> Documents:
         if stage not in self._encoded:
             if self.tokenizer is None:  # an untrained model is validated or tested, without a checkpoint
-                if "train" not in self._parts:
-                    self._divide()
                 self._learn_vocabulary()
-            tokenizer = self.tokenizer
-            assert tokenizer is not None
-            table, places, clean = self._parts[stage]
+            assert self.tokenizer is not None
+            part = self._parts[stage]
             cache = self.cache if stage == "predict" else self.corpus.cache
-            num_proc = self.num_proc or (os.cpu_count() if len(table) > _MANY else None)
-            encoded = encode_table(table, tokenizer, self.text.limits, cache, num_proc)
-            documents = Documents(encoded, places, clean)
+            num_proc = self.num_proc or (os.cpu_count() if len(part.table) > _MANY else None)
+            encoded = encode_table(part.table, self.tokenizer, self.text.limits, cache, num_proc)
+            documents = Documents(encoded, part.places, part.clean, part.multi_label)
             self.counts[stage] = counts = {
                 "documents": len(documents),
                 "with invalid characters": int(documents.column("invalid").sum()),
                 "empty": int(documents.column("empty").sum()),
                 "truncated": int(documents.column("truncated").sum()),
             }
-            if clean is not None:
-                counts["with a copy in training"] = int((~clean[documents.places]).sum())
+            if part.clean is not None:
+                counts["with a copy in training"] = int((~part.clean[part.places]).sum())
             self._encoded[stage] = documents
             rank_zero_info(f"{stage}: " + ", ".join(f"{value:,} {what}" for what, value in counts.items()))
         return self._encoded[stage]

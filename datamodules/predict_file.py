@@ -6,10 +6,10 @@ from pathlib import Path
 from datasets import Dataset
 
 from lightning_ncmtl.datamodules.cache import Cache, key_of
-from lightning_ncmtl.datamodules.document_table import write_documents
+from lightning_ncmtl.datamodules.document_table import read_documents, write_documents
 from lightning_ncmtl.datamodules.sources import Document, Problem
 from lightning_ncmtl.datamodules.sources.base import fingerprint_files
-from lightning_ncmtl.datamodules.sources.files import check_suffix, read_rows
+from lightning_ncmtl.datamodules.sources.files import find_reader, read_rows
 from lightning_ncmtl.datamodules.sources.rows import clean, domain_name
 from lightning_ncmtl.errors import InputError
 
@@ -34,13 +34,13 @@ def predict_table(name: str | None, domains: list[str], cache: Cache) -> Dataset
     path = Path(name)
     if not path.is_file():
         raise InputError(f"the file {name!r} does not exist: set data.predict_path")
-    check_suffix(path)
+    find_reader(path)  # refuses what cannot be read
 
     def make(table: Path) -> None:
         write_documents(table, _read(path, domains), domains, {domain: [] for domain in domains})
 
     key = key_of(fingerprint_files({}, [path]), domains)
-    return Dataset.from_file(str(cache.get(f"predict-{key}.arrow", make)))
+    return read_documents(cache.get(f"predict-{key}.arrow", make))[0]
 
 
 def _read(path: Path, domains: Sequence[str]) -> Iterator[Document]:

@@ -55,8 +55,8 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
 
     def __init__(
         self,
-        task_ids: Sequence[int],
-        lengths: Sequence[int],
+        task_ids: Sequence[int] | Integers,
+        lengths: Sequence[int] | Integers,
         batch_size: int,
         *,
         balance: Balance = "proportional",
@@ -209,7 +209,7 @@ class MixedBatchLoader(DataLoader[Any]):
         self._interrupted = state["epoch"], self._position
 
 
-def _integers(name: str, values: Sequence[int]) -> Integers:
+def _integers(name: str, values: Sequence[int] | Integers) -> Integers:
     array = np.asarray(values)
     if array.ndim != 1 or array.dtype.kind not in "iu" or array.min() < 0:
         found = array.min() if array.ndim == 1 and array.dtype.kind in "iuf" else f"{array.dtype} {array.shape}"

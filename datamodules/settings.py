@@ -54,7 +54,8 @@ class TextSettings:
         max_words: Sentences are cut into pieces of at most this many words.
         max_sentences: Documents are truncated to this many sentences.
         max_tokens: Documents are truncated to this many words; ``null`` for no limit, as for the two above.
-        keep: The part of a truncated document that is kept: its ``start``, its ``end``, or half of each (``both``).
+        keep: The part of a truncated document that is kept: its ``start``, its ``end``, or half of each (``both``;
+            Sun et al., 2019).
         vectors: Pretrained word vectors (see :func:`lightning_ncmtl.datamodules.vectors.read_vectors`), given to the
             encoder when training starts.
 

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 from huggingface_hub import hf_hub_download
@@ -18,6 +18,11 @@ PADDING, UNKNOWN = "[PAD]", "[UNK]"
 Keep = Literal["start", "end", "both"]
 _SENTENCE_END = re.compile(r"[.!?]+")
 _BOUNDARIES = "\u0120\u2581"  # what byte-level and SentencePiece vocabularies write for a space
+_ENCODED = pa.schema(
+    {name: pa.list_(pa.int32()) for name in ("tokens", "sentence_lengths")}
+    | {"length": pa.int32()}
+    | {name: pa.bool_() for name in ("empty", "truncated", "invalid")}
+)
 
 
 def train_tokenizer(
@@ -90,11 +95,10 @@ class Encoder:
 
     Args:
         tokenizer: The vocabulary.
-        max_words: Longer sentences are cut into pieces of this many words; by default they are not.
-        max_sentences: Documents are truncated to this many sentences (or pieces); by default they are not.
-        max_tokens: Documents are truncated to this many words, special ones included; by default they are not.
-        keep: The part of a truncated document that is kept: its ``start``, its ``end``, or half of each (``both``; Sun
-            et al., 2019).
+        max_words: As in :class:`lightning_ncmtl.datamodules.TextSettings`, but by default without a limit.
+        max_sentences: The same.
+        max_tokens: The same; special words count, too.
+        keep: As there.
     """
 
     def __init__(
@@ -117,11 +121,8 @@ class Encoder:
             raise InputError(f"max_tokens must be more than the {special} special words, found {max_tokens}")
         self.max_tokens = None if max_tokens is None else max_tokens - special
         vocabulary = tokenizer.get_vocab()
-        self.is_end = np.zeros(max(vocabulary.values(), default=0) + 1, dtype=bool)
-        for word, index in vocabulary.items():
-            self.is_end[index] = _SENTENCE_END.fullmatch(word.strip(_BOUNDARIES)) is not None
-        unknown = getattr(tokenizer.model, "unk_token", None) or UNKNOWN
-        self.unknown = vocabulary.get(unknown, 0)
+        self.ends = {index for word, index in vocabulary.items() if _SENTENCE_END.fullmatch(word.strip(_BOUNDARIES))}
+        self.unknown = vocabulary.get(getattr(tokenizer.model, "unk_token", None) or UNKNOWN, 0)
 
     def __call__(self, texts: Sequence[str]) -> pa.Table:
         """Encode texts.
@@ -131,67 +132,43 @@ class Encoder:
             per document; ``empty``, ``truncated`` and ``invalid`` (with characters that were no UTF-8). A document
             without words becomes one unknown word.
         """
-        rows = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        ids = [np.asarray(row.ids, dtype=np.int32) for row in rows]
-        empty = np.array([len(row) == 0 for row in ids], dtype=bool)
-        ids = [np.array([self.unknown], dtype=np.int32) if len(row) == 0 else row for row in ids]
-        lengths = np.array([len(row) for row in ids], dtype=np.int64)
-        words = np.concatenate([np.empty(0, dtype=np.int32), *ids])
-        kept = self._kept(lengths, self.max_tokens)
-        words, truncated = words[kept], _add(kept, lengths) < lengths
-        lengths = _add(kept, lengths)
-        sentences, of_document = self._cut(words, lengths)
-        pieces = np.bincount(of_document, minlength=len(ids))
-        kept = self._kept(pieces, self.max_sentences)
-        truncated |= _add(kept, pieces) < pieces
-        words = words[np.repeat(kept, sentences)]
-        sentences, pieces = sentences[kept], _add(kept, pieces)
-        last = pieces.cumsum()
-        lengths = np.diff(np.concatenate([[0], sentences.cumsum()])[np.concatenate([[0], last])])
-        ends = lengths.cumsum()
-        around = np.concatenate([self.prefix, self.suffix])
-        if len(around):
-            places = np.stack([ends - lengths, ends], axis=1).ravel()
-            places = np.repeat(places, np.tile([len(self.prefix), len(self.suffix)], len(ids)))
-            words = np.insert(words, places, np.tile(around, len(ids)))
-        sentences[last - pieces] += len(self.prefix)
-        sentences[last - 1] += len(self.suffix)
-        lengths = lengths + len(self.prefix) + len(self.suffix)
-        return pa.table(
-            {
-                "tokens": _lists(words.astype(np.int32), lengths),
-                "sentence_lengths": _lists(sentences.astype(np.int32), pieces),
-                "length": pa.array(lengths.astype(np.int32)),
-                "empty": pa.array(empty),
-                "truncated": pa.array(truncated),
-                "invalid": pa.array(["\ufffd" in text for text in texts], pa.bool_()),
-            }
-        )
+        rows = []
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        for text, ids in zip(texts, (encoding.ids for encoding in encodings), strict=True):
+            words = ids or [self.unknown]
+            sentences = self._keep(self._cut(self._keep(words, self.max_tokens)), self.max_sentences)
+            truncated = sum(map(len, sentences)) < len(words)
+            sentences[0] = self.prefix + sentences[0]
+            sentences[-1] = sentences[-1] + self.suffix
+            tokens = list(chain.from_iterable(sentences))
+            rows.append(
+                {
+                    "tokens": tokens,
+                    "sentence_lengths": list(map(len, sentences)),
+                    "length": len(tokens),
+                    "empty": not ids,
+                    "truncated": truncated,
+                    "invalid": "\ufffd" in text,
+                }
+            )
+        return pa.Table.from_pylist(rows, _ENCODED)
 
-    def _kept(self, lengths: Any, most: int | None) -> Any:
-        """Which of the items of all documents, one after the other, are within the limit."""
-        total = int(lengths.sum())
-        if most is None:
-            return np.ones(total, dtype=bool)
-        before = np.arange(total) - np.repeat(lengths.cumsum() - lengths, lengths)
-        behind = np.repeat(lengths, lengths) - 1 - before
+    def _keep(self, items: list[Any], most: int | None) -> list[Any]:
+        """The part of a document that is within the limit."""
+        if most is None or len(items) <= most:
+            return items
         first = {"start": most, "end": 0, "both": (most + 1) // 2}[self.keep]
-        return (before < first) | (behind < most - first) | (np.repeat(lengths, lengths) <= most)
+        return items[:first] + items[len(items) - most + first :]
 
-    def _cut(self, words: Any, lengths: Any) -> tuple[Any, Any]:
-        """The lengths of all sentences (or pieces), and the document of each."""
-        ends = lengths.cumsum()
-        is_end = self.is_end[words]
-        is_end[ends - 1] = True
-        stops = np.flatnonzero(is_end) + 1
-        sentences = np.diff(stops, prepend=0)
-        of_document = np.searchsorted(ends, stops)
-        if self.max_words is None:
-            return sentences, of_document
-        count = -(-sentences // self.max_words)
-        pieces = np.full(int(count.sum()), self.max_words, dtype=np.int64)
-        pieces[count.cumsum() - 1] = sentences - (count - 1) * self.max_words
-        return pieces, np.repeat(of_document, count)
+    def _cut(self, words: list[int]) -> list[list[int]]:
+        """The sentences of a document, or pieces of them."""
+        sentences = []
+        start = 0
+        for stop in sorted({*(place for place, word in enumerate(words, 1) if word in self.ends), len(words)}):
+            step = self.max_words or len(words)
+            sentences += [words[place : min(place + step, stop)] for place in range(start, stop, step)]
+            start = stop
+        return sentences
 
 
 def encode_table(
@@ -232,22 +209,9 @@ def _encode_rows(rows: pa.Table, encoder: Encoder) -> pa.Table:
     return encoded
 
 
-def _special(tokenizer: Tokenizer) -> tuple[Any, Any]:
+def _special(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """What a tokenizer puts before and behind each text."""
     inside = tokenizer.encode("a", add_special_tokens=False).ids
     around = tokenizer.encode("a").ids
     start = next((i for i in range(len(around)) if around[i : i + len(inside)] == inside), 0)
-    parts = around[:start], around[start + len(inside) :]
-    return np.array(parts[0], dtype=np.int32), np.array(parts[1], dtype=np.int32)
-
-
-def _add(flags: Any, lengths: Any) -> Any:
-    """How many of the items of each document are flagged."""
-    total = np.concatenate([[0], flags.cumsum()])
-    ends = lengths.cumsum()
-    return total[ends] - total[ends - lengths]
-
-
-def _lists(values: Any, lengths: Any) -> pa.ListArray:
-    offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    return around[:start], around[start + len(inside) :]

@@ -195,7 +195,7 @@ def test_export(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     tokenizer = Tokenizer.from_file(str(tmp_path / "small/tokenizer.json"))
     columns = Encoder(tokenizer, data["max_words"], data["max_sentences"])([line["text"] for line in lines])
     tasks = [data["domains"].index(line["domain"]) for line in lines]
-    for name, values in {"task_id": tasks, "label": [-1, -1], "index": [0, 1]}.items():
+    for name, values in {"task_ids": [[task] for task in tasks], "labels": [[-1], [-1]], "index": [0, 1]}.items():
         columns = columns.append_column(name, pa.array(values))
     batch = collate(columns)
     with torch.no_grad():

@@ -8,6 +8,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from lightning_ncmtl.errors import InputError
+
 Split = Literal["train", "test", "unlabel"]
 Label = str | int  # in this order: what reads settings must not make numbers of texts such as "+1"
 
@@ -75,6 +77,14 @@ class Source(ABC):
     def fingerprint(self) -> str | None:
         """A text that changes whenever the documents do, without reading them; ``None`` if nothing may be cached."""
         return None
+
+
+def choose(domains: Collection[str] | None, known: Collection[str], corpus: str) -> Collection[str]:
+    """The domains to read, by default all. An InputError if the corpus, in words, does not have one of them."""
+    for domain in domains or ():
+        if domain not in known:
+            raise InputError(f"unknown domain {domain!r}: {corpus} has {', '.join(sorted(known))}")
+    return known if domains is None else domains
 
 
 def plain_label(label: object) -> Label:

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, fingerprint_files
-from lightning_ncmtl.datamodules.sources.files import read_lines
+from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, choose, fingerprint_files
+from lightning_ncmtl.datamodules.sources.files import convert, read_lines
 from lightning_ncmtl.errors import InputError
 
 
@@ -35,13 +36,15 @@ class FDUMTL(Source):
         return {split for split in get_args(Split) if self._names(split)}
 
     def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
-        known = {*self._names("train"), *self._names(split)}
-        if not self._names(split):
+        if not (found := self._names(split)):
             raise InputError(f"the folder {str(self.path)!r} holds no file DOMAIN.task.{split}")
-        for domain in self._names(split) if domains is None else domains:
-            if domain not in known:
-                raise InputError(f"unknown domain {domain!r}: {str(self.path)!r} has {', '.join(sorted(known))}")
-            yield from self._read(domain, split)
+        chosen = choose(domains, {*self._names("train"), *found}, repr(str(self.path)))
+        for domain in found if domains is None else chosen:
+            file = self.path / f"{domain}.task.{split}"
+            if file.is_file():
+                yield from convert(read_lines(file), partial(_parse, domain=domain, split=split))
+            else:
+                yield Problem(str(file), f"there is no such file, so {domain!r} has no {split} documents")
 
     def fingerprint(self) -> str:
         return fingerprint_files({"class": "FDUMTL"}, self.path.glob("*.task.*"))
@@ -50,20 +53,11 @@ class FDUMTL(Source):
         """The domains with a file for the split."""
         return sorted(file.name.removesuffix(f".task.{split}") for file in self.path.glob(f"*.task.{split}"))
 
-    def _read(self, domain: str, split: Split) -> Iterator[Document | Problem]:
-        file = self.path / f"{domain}.task.{split}"
-        if not file.is_file():
-            yield Problem(str(file), f"there is no such file, so {domain!r} has no {split} documents")
-            return
-        for item in read_lines(file):
-            if isinstance(item, Problem):
-                yield item
-                continue
-            line, where = item
-            label, tab, text = line.partition("\t")
-            if split == "unlabel":
-                yield Document(line, {domain: None}, where)
-            elif tab and re.fullmatch(r"-?\d{1,18}", label.strip(), re.ASCII):
-                yield Document(text, {domain: int(label)}, where)
-            else:
-                yield Problem(where, f"expected 'label<TAB>text', found {line[:40]!r}")
+
+def _parse(line: str, where: str, domain: str, split: Split) -> Document:
+    if split == "unlabel":
+        return Document(line, {domain: None}, where)
+    label, tab, text = line.partition("\t")
+    if not tab or not re.fullmatch(r"-?\d{1,18}", label.strip(), re.ASCII):
+        raise ValueError(f"expected 'label<TAB>text', found {line[:40]!r}")
+    return Document(text, {domain: int(label)}, where)

@@ -4,7 +4,9 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -53,7 +55,7 @@ def read_rows(file: Path, columns: Collection[str] = (), optional: Collection[st
         InputError: If the file has another suffix.
     """
     empty = True
-    reader = _reader(file)
+    reader = find_reader(file)
     if reader is _read_jsonl:
         columns = [column for column in columns if column not in optional]
     for item in reader(file, columns):
@@ -63,25 +65,34 @@ def read_rows(file: Path, columns: Collection[str] = (), optional: Collection[st
         yield Problem(f"{file}:1", "empty: the file has no rows")
 
 
-def check_suffix(file: Path) -> None:
-    """Raise an InputError if :func:`read_rows` cannot read such files."""
-    _reader(file)
+def convert(items: Iterable[Any], make: Callable[[Any, str], Any]) -> Iterator[Any]:
+    """What ``make`` makes of each item and its place, but ``None``; where it raises a ``ValueError``, a problem."""
+    for item in items:
+        try:
+            made = item if isinstance(item, Problem) else make(*item)
+        except ValueError as error:
+            made = Problem(item[1], str(error))
+        if made is not None:
+            yield made
 
 
-def batch_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
-    """The rows of a pyarrow ``RecordBatch`` or ``Table``; of a row that cannot be read, what is wrong with it."""
+def batch_rows(batch: Any, places: Iterator[str]) -> Rows:
+    """The rows of a pyarrow ``RecordBatch`` or ``Table``, which stand at the next ``places``."""
     try:
         batch.validate(full=True)
-        yield from batch.to_pylist()
+        rows = batch.to_pylist()
     except ARROW_DAMAGE as error:
         if len(batch) == 1:
-            yield f"the row cannot be read: {_one_line(error)}"
+            yield Problem(next(places), f"the row cannot be read: {_one_line(error)}")
             return
         for index in range(len(batch)):
-            yield from batch_rows(batch.slice(index, 1))
+            yield from batch_rows(batch.slice(index, 1), places)
+    else:
+        yield from zip(rows, places, strict=False)  # rows first, so that no place is lost
 
 
-def _reader(file: Path) -> Callable[[Path, Collection[str]], Rows]:
+def find_reader(file: Path) -> Callable[[Path, Collection[str]], Rows]:
+    """What reads such files; an InputError if :func:`read_rows` cannot read them."""
     name = file.name.lower()
     reader = _READERS.get(Path(name.removesuffix(".gz")).suffix)
     if reader is None or name.endswith(".parquet.gz"):
@@ -125,29 +136,21 @@ def _read_csv(file: Path, columns: Collection[str], delimiter: str = ",") -> Row
         yield _damaged(file, number, error)
 
 
-def _read_tsv(file: Path, columns: Collection[str]) -> Rows:
-    return _read_csv(file, columns, delimiter="\t")
-
-
 def _read_jsonl(file: Path, columns: Collection[str]) -> Rows:
-    for item in read_lines(file):
-        if isinstance(item, Problem):
-            yield item
-            continue
-        line, where = item
+    def parse(line: str, where: str) -> tuple[dict[str, Any], str] | None:
         if not line.strip():
-            continue
+            return None
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield Problem(where, f"not JSON: {error}")
-            continue
+            raise ValueError(f"not JSON: {error}") from error
         if not isinstance(row, dict):
-            yield Problem(where, f"expected a JSON object, found {line[:40]!r}")
-        elif wrong := _wrong_columns(columns, list(row)):
-            yield Problem(where, wrong)
-        else:
-            yield row, where
+            raise ValueError(f"expected a JSON object, found {line[:40]!r}")
+        if wrong := _wrong_columns(columns, list(row)):
+            raise ValueError(wrong)
+        return row, where
+
+    return convert(read_lines(file), parse)
 
 
 def _read_parquet(file: Path, columns: Collection[str]) -> Rows:
@@ -159,21 +162,19 @@ def _read_parquet(file: Path, columns: Collection[str]) -> Rows:
                 yield Problem(f"{file}:1", f"{wrong}; the file is skipped")
                 return
             for group in range(table.num_row_groups if names else 0):
-                first, number = number, number + table.metadata.row_group(group).num_rows
-                yield from _read_row_group(table, group, list(columns or names), file, first)
+                places = (f"{file}:{place}" for place in count(number))
+                number += table.metadata.row_group(group).num_rows
+                yield from _read_row_group(table, group, list(columns or names), places)
     except ARROW_DAMAGE as error:
         yield _damaged(file, number, error)
 
 
-def _read_row_group(table: pq.ParquetFile, group: int, columns: list[str], file: Path, number: int) -> Rows:
+def _read_row_group(table: pq.ParquetFile, group: int, columns: list[str], places: Iterator[str]) -> Rows:
     try:
         for batch in table.iter_batches(batch_size=128, row_groups=[group], columns=columns):
-            for row in batch_rows(batch):
-                where = f"{file}:{number}"
-                yield Problem(where, row) if isinstance(row, str) else (row, where)
-                number += 1
+            yield from batch_rows(batch, places)
     except ARROW_DAMAGE as error:
-        yield Problem(f"{file}:{number}", f"the rest of row group {group} is damaged: {_one_line(error)}")
+        yield Problem(next(places), f"the rest of row group {group} is damaged: {_one_line(error)}")
 
 
 def _open(file: Path, newline: str) -> TextIO:
@@ -200,7 +201,7 @@ def _one_line(error: BaseException) -> str:
 
 _READERS: dict[str, Callable[[Path, Collection[str]], Rows]] = {
     ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".tsv": partial(_read_csv, delimiter="\t"),
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }

@@ -1,14 +1,16 @@
 """Datasets of the Hugging Face hub, or in its formats on disk."""
 
 from collections.abc import Collection, Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
 from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
 
-from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, fingerprint_files
-from lightning_ncmtl.datamodules.sources.files import ARROW_DAMAGE, batch_rows
-from lightning_ncmtl.datamodules.sources.rows import Layout, domain_name
+from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, choose, fingerprint_files
+from lightning_ncmtl.datamodules.sources.files import ARROW_DAMAGE, Rows, batch_rows, convert
+from lightning_ncmtl.datamodules.sources.rows import Layout, check_columns, domain_name
 from lightning_ncmtl.errors import InputError
 
 # What load_dataset takes for a format, and would read the working directory in it.
@@ -47,10 +49,7 @@ class HuggingFace(Source):
                 "set either data.source.domain, with data.source.name where needed, or data.source.configs: "
                 f"found {domain=}, {name=}, {configs=}"
             )
-        if not text or not label:
-            raise InputError(
-                f"documents need columns: set data.source.text and data.source.label, found {text=}, {label=}"
-            )
+        self.text = check_columns(text, label)
         if unknown := set(split_names or ()) - set(get_args(Split)):
             raise InputError(
                 f"data.source.split_names knows {', '.join(get_args(Split))}, found {', '.join(sorted(unknown))}"
@@ -61,16 +60,17 @@ class HuggingFace(Source):
         self.name = name
         self.domain = domain
         self.configs = configs
-        self.text = (text,) if isinstance(text, str) else tuple(text)
         self.label = label
         self.split_names = split_names
         self._names = {"train": "train", "test": "test", "unlabel": "unsupervised", **(split_names or {})}
-        self._loaded: dict[str | None, dict[str, Dataset]] = {}  # by configuration and split
+        # Configurations, by the domain that each is; by none where a column tells it
+        self._homes: dict[str, str | None] = {config: config for config in configs} if configs else {"": name}
+        self._loaded: dict[str, dict[str, Dataset]] = {}  # the same way, and by split
 
     def domains(self) -> list[str]:
         if self.configs:
             return sorted(set(self.configs))
-        data = self._parts("train")[None]
+        data = self._parts("train")[""]
         classes = _classes(data).get(str(self.domain))
         try:
             values = data.unique(self.domain)
@@ -86,41 +86,36 @@ class HuggingFace(Source):
 
     def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
         parts = self._parts(split)
-        known = self.domains() if self.configs or "train" in self.splits() else None
-        for domain in domains or ():
-            if known is not None and domain not in known:
-                raise InputError(f"unknown domain {domain!r}: {self.path!r} has {', '.join(known)}")
-        if not self.configs:
-            for item in self._read(split, parts[None]):
-                if isinstance(item, Problem) or domains is None or all(domain in domains for domain in item.labels):
-                    yield item
-            return
-        for domain in sorted(self.configs) if domains is None else domains:
-            if domain in parts:
-                yield from self._read(split, parts[domain], domain)
-            else:
-                yield Problem(f"{self.path}/{domain}", f"the configuration has no split {self._names[split]!r}")
+        if domains is not None and (self.configs or "train" in self.splits()):
+            choose(domains, self.domains(), repr(self.path))
+        layout = self._layout(split, domains)
+        for home in domains if self.configs and domains is not None else sorted(self._homes):
+            place = f"{self.path}/{home}" if home else self.path
+            if home not in parts:
+                yield Problem(place, f"the configuration has no split {self._names[split]!r}")
+                continue
+            data = parts[home].select_columns(layout.columns)
+            rows = _rows(data, f"{place}[{self._names[split]}]")
+            yield from convert(rows, partial(_document, layout, _classes(data), home))
 
     def fingerprint(self) -> str:
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         loaded = {
-            f"{config}/{split}": data for split in sorted(self.splits()) for config, data in self._parts(split).items()
+            f"{home}/{split}": data for split in sorted(self.splits()) for home, data in self._parts(split).items()
         }
         files = [Path(file["filename"]) for data in loaded.values() for file in data.cache_files]
         prints = {name: data._fingerprint for name, data in loaded.items()}
         return fingerprint_files({"class": "HuggingFace", **settings, "loaded": prints}, files)
 
-    def _parts(self, split: Split, required: bool = True) -> dict[str | None, Dataset]:
-        """The data of a split by configuration, where there is any."""
-        configs: list[str | None] = [*self.configs] if self.configs else [self.name]
-        for config in configs:
-            if config not in self._loaded:
-                self._loaded[config] = _load(self.path, config)
-        parts = {config if self.configs else None: data for config, data in self._loaded.items()}
+    def _parts(self, split: Split, required: bool = True) -> dict[str, Dataset]:
+        """The data of a split by domain, where there is any."""
+        for home, config in self._homes.items():
+            if home not in self._loaded:
+                self._loaded[home] = _load(self.path, config)
         name = self._names.get(split, split)
-        found = {config: data[name] for config, data in parts.items() if name in data}
+        found = {home: data[name] for home, data in self._loaded.items() if name in data}
         if required and not found:
-            others = ", ".join(sorted({other for data in parts.values() for other in data}))
+            others = ", ".join(sorted({other for data in self._loaded.values() for other in data}))
             raise InputError(f"{self.path!r} has no split {name!r} but {others}: set data.source.split_names")
         for data in found.values():
             for column in self._layout(split).columns:
@@ -131,25 +126,8 @@ class HuggingFace(Source):
                     )
         return found
 
-    def _layout(self, split: Split) -> Layout:
-        return Layout(self.text, None if split == "unlabel" else self.label, self.domain)
-
-    def _read(self, split: Split, data: Dataset, config: str | None = None) -> Iterator[Document | Problem]:
-        layout = self._layout(split)
-        data = data.select_columns(layout.columns)
-        classes = _classes(data)
-        place = self.path if config is None else f"{self.path}/{config}"
-        for number, row in enumerate(_rows(data)):
-            where = f"{place}[{self._names[split]}][{number}]"
-            if isinstance(row, str):
-                yield Problem(where, row)
-                continue
-            try:
-                row.update({column: _class_name(row[column], names) for column, names in classes.items()})
-            except LookupError as error:
-                yield Problem(where, str(error))
-                continue
-            yield layout.document(row, where, config or "")
+    def _layout(self, split: Split, domains: Collection[str] | None = None) -> Layout:
+        return Layout(self.text, None if split == "unlabel" else self.label, self.domain, domains)
 
 
 def _load(path: str, config: str | None) -> dict[str, Dataset]:
@@ -169,12 +147,20 @@ def _load(path: str, config: str | None) -> dict[str, Dataset]:
     return {str(data.split or "train"): data} if isinstance(data, Dataset) else dict(data)
 
 
-def _rows(data: Dataset) -> Iterator[dict[str, Any] | str]:
+def _document(
+    layout: Layout, classes: dict[str, list[str]], home: str, row: dict[str, Any], where: str
+) -> Document | None:
+    row.update({column: _class_name(row[column], names) for column, names in classes.items()})
+    return layout.document(row, where, home)
+
+
+def _rows(data: Dataset, where: str) -> Rows:
+    places = (f"{where}[{number}]" for number in count())
     try:
         for batch in data.with_format("arrow").iter(batch_size=128):
-            yield from batch_rows(batch)
+            yield from batch_rows(batch, places)
     except ARROW_DAMAGE as error:
-        yield f"cannot be read from here on: {error}"
+        yield Problem(next(places), f"cannot be read from here on: {error}")
 
 
 def _classes(data: Dataset) -> dict[str, list[str]]:
@@ -186,5 +172,5 @@ def _class_name(value: int | None, names: list[str]) -> str | None:
     if value is None or value == -1:
         return None
     if not 0 <= value < len(names):
-        raise LookupError(f"expected one of {len(names)} classes, found {value}")
+        raise ValueError(f"expected one of {len(names)} classes, found {value}")
     return names[value]

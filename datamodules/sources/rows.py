@@ -1,10 +1,11 @@
 """From a row of a table to a document."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_ncmtl.datamodules.sources.base import Document, Label, Problem, plain_label
+from lightning_ncmtl.datamodules.sources.base import Document, Label, plain_label
+from lightning_ncmtl.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,13 @@ class Layout:
         text: Columns of the text, joined by newlines.
         label: Column of the label; or that of each domain's label, where documents may have several; or ``None``.
         domain: Column of the domain, if there is one.
+        domains: The domains whose documents are read; all by default.
     """
 
     text: tuple[str, ...]
     label: str | Mapping[str, str] | None
     domain: str | None = None
+    domains: Collection[str] | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -33,20 +36,27 @@ class Layout:
         labels = self.label.values() if isinstance(self.label, Mapping) else []
         return [column for column in labels if column not in self.text]
 
-    def document(self, row: Mapping[str, Any], where: str, home: str = "") -> Document | Problem:
-        """The document of a row, which belongs to the domain ``home`` where no column says more."""
-        try:
-            parts = [column for column in self.text if row[column] is not None] or self.text  # no title, say
-            text = "\n".join(_text(row[column], column) for column in parts)
-            if isinstance(self.label, Mapping):
-                found = {domain: _label(row.get(column), column) for domain, column in self.label.items()}
-                return Document(text, {domain: label for domain, label in found.items() if label is not None}, where)
-            label = None if self.label is None else _label(row[self.label], self.label)
-            return Document(
-                text, {home if self.domain is None else _domain(row[self.domain], self.domain): label}, where
-            )
-        except TypeError as error:
-            return Problem(where, str(error))
+    def document(self, row: Mapping[str, Any], where: str, home: str = "") -> Document | None:
+        """The document of a row, if it is read; it belongs to the domain ``home`` where no column says more.
+
+        Raises:
+            ValueError: If a cell cannot be used.
+        """
+        parts = [column for column in self.text if row[column] is not None] or self.text  # no title, say
+        text = "\n".join(_text(row[column], column) for column in parts)
+        if isinstance(self.label, Mapping):
+            found = {domain: _label(row.get(column), column) for domain, column in self.label.items()}
+            return Document(text, {domain: label for domain, label in found.items() if label is not None}, where)
+        label = None if self.label is None else _label(row[self.label], self.label)
+        domain = home if self.domain is None else _domain(row[self.domain], self.domain)
+        return Document(text, {domain: label}, where) if self.domains is None or domain in self.domains else None
+
+
+def check_columns(text: str | list[str], label: object) -> tuple[str, ...]:
+    """The columns of the text; an InputError if there are none of the text, or of the label."""
+    if not text or not label:
+        raise InputError(f"documents need columns: set data.source.text and data.source.label, found {text=}, {label=}")
+    return (text,) if isinstance(text, str) else tuple(text)
 
 
 def clean(text: str) -> str:
@@ -63,14 +73,14 @@ def domain_name(value: object) -> str | None:
 
 def _text(value: object, column: str) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"expected a text in {column!r}, found {_short(value)}")
+        raise ValueError(f"expected a text in {column!r}, found {_short(value)}")
     return clean(value)
 
 
 def _domain(value: object, column: str) -> str:
     name = domain_name(value)
     if name is None:
-        raise TypeError(f"expected a domain in {column!r}, found {_short(value)}")
+        raise ValueError(f"expected a domain in {column!r}, found {_short(value)}")
     return name
 
 
@@ -81,7 +91,7 @@ def _label(value: object, column: str) -> Label | None:
         return None
     if isinstance(value, int | float) and value == value // 1 and abs(value) < 10**18:
         return int(value)
-    raise TypeError(f"expected a label in {column!r}, a whole number or a text, found {_short(value)}")
+    raise ValueError(f"expected a label in {column!r}, a whole number or a text, found {_short(value)}")
 
 
 def _short(value: object) -> str:

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from lightning_ncmtl.datamodules.sources.base import Document, Label, Problem, Source, Split, fingerprint_files
-from lightning_ncmtl.datamodules.sources.files import read_lines
+from lightning_ncmtl.datamodules.sources.base import Document, Label, Problem, Source, Split, choose, fingerprint_files
+from lightning_ncmtl.datamodules.sources.files import convert, read_lines
 from lightning_ncmtl.errors import InputError
 
 Lines = Iterable[tuple[str, str] | Problem]
@@ -54,9 +55,7 @@ class MultiDomainSentiment(Source):
         known = self.domains()
         if split not in self.splits():
             raise InputError(f"the reviews in {str(self.path)!r} have no {split} split")
-        for domain in known if domains is None else domains:
-            if domain not in known:
-                raise InputError(f"unknown domain {domain!r}: {str(self.path)!r} has {', '.join(known)}")
+        for domain in choose(domains, known, repr(str(self.path))):
             for name, label in NAMES[split].items():
                 file = self._file(domain, name)
                 if file is not None:
@@ -83,8 +82,10 @@ def _read(file: Path, domain: str, label: int | None) -> Iterator[Document | Pro
             return
         if start := first[0].strip():
             # A line of terms may start with <num>, but has colons.
-            form = _read_tags if start.startswith("<") and ":" not in start else _read_terms
-            yield from form(chain([first], lines), domain, label)
+            if start.startswith("<") and ":" not in start:
+                yield from _read_tags(chain([first], lines), domain, label)
+            else:
+                yield from convert(chain([first], lines), partial(_parse_terms, domain=domain, label=label))
             return
     yield Problem(f"{file}:1", "empty: the file has no reviews")
 
@@ -126,40 +127,25 @@ def _read_tags(lines: Lines, domain: str, label: int | None) -> Iterator[Documen
         yield Problem(start, "the <review> is not closed")
 
 
-def _read_terms(lines: Lines, domain: str, label: int | None) -> Iterator[Document | Problem]:
-    """The processed form: ``term:count term:count ... #label#:positive``, a line per document."""
-    for item in lines:
-        if isinstance(item, Problem):
-            yield item
-            continue
-        line, where = item
-        if not line.strip():
-            continue
-        try:
-            text, found = _parse_terms(line)
-        except ValueError as error:
-            yield Problem(where, str(error))
-            continue
-        if label is not None and found is None:
-            yield Problem(where, "the line has no #label#")
-        else:
-            yield Document(text, {domain: None if label is None else found}, where)
-
-
-def _parse_terms(line: str) -> tuple[str, Label | None]:
+def _parse_terms(line: str, where: str, domain: str, label: int | None) -> Document | None:
+    """A line of the processed form: ``term:count term:count ... #label#:positive``."""
+    if not line.strip():
+        return None
     words: list[str] = []
-    label: Label | None = None
+    found: Label | None = None
     for item in re.findall(r"[^ \t]+", line):
         term, _, count = item.rpartition(":")
         if term == "#label#":
-            label = _parse_label(count)
+            found = _parse_label(count)
         elif not term or not re.fullmatch(r"\d{1,9}", count, re.ASCII) or int(count) > MOST_WORDS // 100:
             raise ValueError(f"expected 'term:count', found {item[:40]!r}")
         elif "_" not in term.strip("_"):
             words += [term] * int(count)
             if len(words) > MOST_WORDS:
                 raise ValueError(f"the terms are counted more than {MOST_WORDS:,} times")
-    return " ".join(words), label
+    if label is not None and found is None:
+        raise ValueError("the line has no #label#")
+    return Document(" ".join(words), {domain: None if label is None else found}, where)
 
 
 def _parse_label(text: str) -> Label:

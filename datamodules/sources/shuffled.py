@@ -5,7 +5,7 @@ from typing import get_args
 
 import numpy as np
 
-from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, fingerprint_files
+from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, choose, fingerprint_files
 from lightning_ncmtl.errors import InputError
 
 
@@ -23,8 +23,7 @@ class ShuffledDomains(Source):
     def __init__(self, source: Source, seed: int = 0) -> None:
         self.source = source
         self.seed = seed
-        self._dealt: dict[Split, dict[str, list[Document]]] = {}
-        self._problems: dict[Split, list[Problem]] = {}
+        self._dealt: dict[Split, tuple[list[Problem], dict[str, list[Document]]]] = {}
 
     def domains(self) -> list[str]:
         return self.source.domains()
@@ -34,21 +33,19 @@ class ShuffledDomains(Source):
 
     def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
         if split not in self._dealt:
-            self._problems[split] = [item for item in self.source.read(split) if isinstance(item, Problem)]
-            self._dealt[split] = self._deal(split)
-        dealt = self._dealt[split]
-        yield from self._problems[split]
-        for domain in dealt if domains is None else domains:
-            if domain not in dealt:
-                raise InputError(f"unknown domain {domain!r}: the shuffled source has {', '.join(dealt)}")
+            items = list(self.source.read(split))
+            documents = self._deal(split, [item for item in items if isinstance(item, Document)])
+            self._dealt[split] = [item for item in items if isinstance(item, Problem)], documents
+        problems, dealt = self._dealt[split]
+        yield from problems
+        for domain in choose(domains, dealt, "the shuffled source"):
             yield from dealt[domain]
 
     def fingerprint(self) -> str | None:
         inner = self.source.fingerprint()
         return None if inner is None else fingerprint_files({"class": "Shuffled", "of": inner, "seed": self.seed}, [])
 
-    def _deal(self, split: Split) -> dict[str, list[Document]]:
-        documents = [item for item in self.source.read(split) if isinstance(item, Document)]
+    def _deal(self, split: Split, documents: list[Document]) -> dict[str, list[Document]]:
         if any(len(document.labels) != 1 for document in documents):
             raise InputError("documents with labels in several domains, or in none, cannot be shuffled over domains")
         if not documents:

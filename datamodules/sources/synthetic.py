@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from lightning_ncmtl.datamodules.sources.base import Document, Source, Split, fingerprint_files
+from lightning_ncmtl.datamodules.sources.base import Document, Source, Split, choose, fingerprint_files
 from lightning_ncmtl.errors import InputError
 
 
@@ -90,9 +90,7 @@ class Synthetic(Source):
         known = self.domains()
         if split not in self.sizes:
             raise InputError(f"the embedded corpus has no {split} split")
-        for domain in known if domains is None else domains:
-            if domain not in known:
-                raise InputError(f"unknown domain {domain!r}: the embedded corpus has {', '.join(known)}")
+        for domain in choose(domains, known, "the embedded corpus"):
             yield from self._make(domain, known.index(domain), split)
 
     def fingerprint(self) -> str:

@@ -2,11 +2,12 @@
 
 import glob
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 
-from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, fingerprint_files
-from lightning_ncmtl.datamodules.sources.files import check_suffix, read_rows
-from lightning_ncmtl.datamodules.sources.rows import Layout, clean
+from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, choose, fingerprint_files
+from lightning_ncmtl.datamodules.sources.files import convert, find_reader, read_rows
+from lightning_ncmtl.datamodules.sources.rows import Layout, check_columns, clean
 from lightning_ncmtl.errors import InputError
 
 __all__ = ["Tables", "read_rows"]
@@ -42,17 +43,13 @@ class Tables(Source):
         label: str | dict[str, str] = "label",
         domain: str | None = None,
     ) -> None:
-        if not text or not label:
-            raise InputError(
-                f"documents need columns: set data.source.text and data.source.label, found {text=}, {label=}"
-            )
+        self.text = check_columns(text, label)
         if isinstance(label, dict) and domain is not None:
             raise InputError(
                 f"either the labels name the domains, or the column {domain!r} does: "
                 "set data.source.domain to null, or data.source.label to one column"
             )
         self.files: dict[Split, str | list[str] | None] = {"train": train, "test": test, "unlabel": unlabel}
-        self.text = (text,) if isinstance(text, str) else tuple(text)
         self.label = label
         self.domain = domain
         self._domains: tuple[str, list[str]] | None = None  # and the fingerprint of the files that have them
@@ -65,7 +62,7 @@ class Tables(Source):
         if isinstance(self.label, dict):
             return sorted(self.label)
         if self.domain is None:
-            return sorted(self._files_by_domain("train"))
+            return sorted({_name(file) for file in self._find("train")})
         now = self.fingerprint()
         if self._domains is None or self._domains[0] != now:
             self._domains = now, self._scan()
@@ -76,33 +73,36 @@ class Tables(Source):
 
     def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
         by_file = self.domain is None and not self.multi_label
-        files = self._find(split)
+        files: dict[str, list[Path]] = {}
+        for file in self._find(split):
+            files.setdefault(_name(file) if by_file else "", []).append(file)
         if domains is not None:
-            known = {*self.domains(), *(self._files_by_domain(split) if by_file else ())}
-            for domain in domains:
-                if domain not in known:
-                    raise InputError(f"unknown domain {domain!r}: the files have {', '.join(sorted(known))}")
-        if by_file:
-            yield from self._read_by_domain(split, domains)
-            return
+            choose(domains, {*self.domains(), *(files if by_file else ())}, "the corpus")
         layout = self._layout(split, domains)
-        for file in files:
-            for item in _read(file, layout):
-                if isinstance(item, Problem) or domains is None or all(domain in domains for domain in item.labels):
-                    yield item
+        for home in domains if by_file and domains is not None else sorted(files):
+            if home not in files:
+                yield Problem(f"data.source.{split}", f"no file is called {home!r}, so it has no {split} documents")
+                continue
+            first, *others = files[home]
+            if by_file and others:
+                names = ", ".join(repr(str(other)) for other in others[:5]) + (", ..." if len(others) > 5 else "")
+                yield Problem(str(first), f"taken together with {names} as the domain {home!r}")
+            for file in files[home]:
+                rows = read_rows(file, layout.columns, layout.optional)
+                yield from convert(rows, partial(layout.document, home=home))
 
     def fingerprint(self) -> str:
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         files = [file for split in self.splits() for file in self._find(split)]
         return fingerprint_files({"class": "Tables", **settings}, files)
 
-    def _layout(self, split: Split, domains: Collection[str] | None = None) -> Layout:
+    def _layout(self, split: Split, domains: Collection[str] | None) -> Layout:
         label: str | dict[str, str] | None = self.label
         if isinstance(label, dict):
             label = {name: column for name, column in sorted(label.items()) if domains is None or name in domains}
         if split == "unlabel":
             label = {} if self.multi_label else None
-        return Layout(self.text, label, self.domain)
+        return Layout(self.text, label, self.domain, domains)
 
     def _find(self, split: Split) -> list[Path]:
         """The files of a split, sorted."""
@@ -119,43 +119,22 @@ class Tables(Source):
                 )
             found |= files
         for name in found:
-            check_suffix(Path(name))
+            find_reader(Path(name))  # refuses those that cannot be read
         return sorted(map(Path, found))
-
-    def _files_by_domain(self, split: Split) -> dict[str, list[Path]]:
-        files: dict[str, list[Path]] = {}
-        for file in self._find(split):
-            files.setdefault(clean(file.name.lstrip(".").partition(".")[0]), []).append(file)
-        return files
-
-    def _read_by_domain(self, split: Split, domains: Collection[str] | None) -> Iterator[Document | Problem]:
-        files = self._files_by_domain(split)
-        for domain in sorted(files) if domains is None else domains:
-            if domain not in files:
-                yield Problem(f"data.source.{split}", f"no file is called {domain!r}, so it has no {split} documents")
-                continue
-            first, *others = files[domain]
-            if others:
-                names = ", ".join(repr(str(other)) for other in others[:5]) + (", ..." if len(others) > 5 else "")
-                yield Problem(str(first), f"taken together with {names} as the domain {domain!r}")
-            for file in files[domain]:
-                yield from _read(file, self._layout(split), domain)
 
     def _scan(self) -> list[str]:
         """The domains that a column names in the training files."""
         found: set[str] = set()
         problem = ""
-        for file in self._find("train"):
-            for item in _read(file, self._layout("train")):
-                if isinstance(item, Document):
-                    found.update(item.labels)
-                else:
-                    problem = problem or f" ({item})"
+        for item in self.read("train"):
+            if isinstance(item, Document):
+                found.update(item.labels)
+            else:
+                problem = problem or f" ({item})"
         if not found:
             raise InputError(f"no training document names a domain in {self.domain!r}: set data.source.domain{problem}")
         return sorted(found)
 
 
-def _read(file: Path, layout: Layout, home: str = "") -> Iterator[Document | Problem]:
-    for item in read_rows(file, layout.columns, layout.optional):
-        yield item if isinstance(item, Problem) else layout.document(*item, home)
+def _name(file: Path) -> str:
+    return clean(file.name.lstrip(".").partition(".")[0])

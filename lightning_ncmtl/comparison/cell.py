@@ -26,7 +26,6 @@ from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import UNLABELLED, TaskMetrics
 
-_SEVERAL_LABELS = "ncmtl compare needs one label per document"
 _LOCK = ".lock"  # held by the process that runs a cell
 _Arrays: TypeAlias = dict[str, "np.ndarray[Any, Any]"]
 
@@ -94,6 +93,8 @@ def _run(cell: Cell) -> None:
         if file.name not in ("log.txt", _LOCK):
             shutil.rmtree(file) if file.is_dir() else file.unlink()
     cli = make_cli(_arguments(cell), _Objects, save_last=False)
+    if cli.datamodule.source.multi_label:  # outcomes are told by the number of the document
+        raise InputError("ncmtl compare needs one label per document")
     model = reference(cell)
     start = time.monotonic()
     result, outcomes = _train(cli, cell) if model is None else _refer(model, cli.datamodule, cell.test)
@@ -121,7 +122,6 @@ def _train(cli: NCMTLCLI, cell: Cell) -> tuple[dict[str, Any], _Arrays]:
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     if trainer.world_size > 1:
         raise InputError(f"a cell trains on one device, found {trainer.world_size}: set trainer.devices to 1")
-    trainer.callbacks.append(_OneLabel())  # type: ignore[attr-defined]
     trainer.fit(model, datamodule=data)
     if not trainer.state.finished:
         raise InputError("the training was interrupted")
@@ -161,38 +161,29 @@ def _train(cli: NCMTLCLI, cell: Cell) -> tuple[dict[str, Any], _Arrays]:
 def _refer(model: TFIDF, data: MultiDomainDataModule, test: bool) -> tuple[dict[str, Any], _Arrays]:
     data.setup("fit")
     documents = _labelled(data, "train")
-    model.fit(documents["text"], documents["task_id"], documents["label"])
+    model.fit(documents["text"], documents["task_ids"], documents["labels"])
     result: dict[str, Any] = {"parameters": model.parameters, "clusters": {}, "ari": None, "curves": {}}
     outcomes: _Arrays = {}
     for stage, name in (("val", "validation"), ("test", "test"))[: 1 + test]:
         if stage == "test":
             data.setup("test")
         documents = _labelled(data, name)
-        tasks = np.array(documents["task_id"])
-        correct = model.predict(documents["text"], tasks) == np.array(documents["label"])
+        tasks = documents["task_ids"].to_numpy()
+        correct = model.predict(documents["text"], tasks) == documents["labels"].to_numpy()
         result[stage] = _accuracies(tasks, correct, data.domains, "accuracy")
-        if "clean" in documents.column_names:
-            clean = np.array(documents["clean"])
+        if "clean" in documents:
+            clean = documents["clean"].to_numpy()
             result[stage] |= _accuracies(tasks[clean], correct[clean], data.domains, "accuracy_clean")
-        arrays = {"domain": tasks, "document": np.array(documents["index"]), "correct": correct}
+        arrays = {"domain": tasks, "document": documents["index"].to_numpy(), "correct": correct}
         outcomes |= {f"{stage}_{name}": values for name, values in arrays.items()}
     result["last"] = result["val"]
     return result, outcomes
 
 
-def _labelled(data: MultiDomainDataModule, split: str) -> Any:
-    documents = data.documents(split)  # type: ignore[arg-type]
-    if "labels" in documents.column_names:
-        raise InputError(_SEVERAL_LABELS)
-    return documents.select(np.flatnonzero(np.array(documents["label"]) != UNLABELLED))
-
-
-class _OneLabel(Callback):
-    """Refuses documents that may have several labels, as outcomes are told by the number of the document."""
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if "rows" in batch:
-            raise InputError(_SEVERAL_LABELS)
+def _labelled(data: MultiDomainDataModule, split: str) -> pd.DataFrame:
+    documents: Any = data.documents(split).to_pandas()  # type: ignore[arg-type]
+    rows: pd.DataFrame = documents.explode(["task_ids", "labels"]).astype({"task_ids": int, "labels": int})
+    return rows[rows["labels"] != UNLABELLED]
 
 
 class _Outcomes(Callback):

@@ -52,7 +52,7 @@ def use(data: MultiDomainDataModule) -> dict[str, list[str]]:
         batches = list(loader)
         assert sorted(int(index) for batch in batches for index in batch["index"]) == documents["index"][:]
         assert all(batch["inputs"]["sentence_lengths"].sum() == len(batch["inputs"]["tokens"]) for batch in batches)
-        found[stage] = [f"{data.domains[row['task_id']]}: {row['text']}" for row in documents]
+        found[stage] = [f"{data.domains[row['task_ids'][0]]}: {row['text']}" for row in documents]
     return found
 
 

@@ -233,7 +233,7 @@ def test_processes_that_collide_or_die(tmp_path: Path) -> None:
 def test_part_of_a_cache_may_be_gone(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"word{n} more,{n % 2}\n" for n in range(8)))
     cache = tmp_path / "cache"
-    for pattern in ("train-*.json", "train-*.arrow", "copies-*.npy", "vocabulary-*.json", "encoded-*.arrow", "*"):
+    for pattern in ("train-*.arrow", "copies-*.npy", "vocabulary-*.json", "encoded-*.arrow", "*"):
         data = make_data(Tables(f"{tmp_path}/a.csv"), cache_dir=str(cache), validation_size=2)
         data.setup("fit")
         assert sum(len(batch["labels"]) for batch in data.train_dataloader()) == 6

@@ -6,7 +6,7 @@ from corpora import Fixed, Several
 
 from lightning_ncmtl.datamodules.cache import Cache
 from lightning_ncmtl.datamodules.corpus import Corpus
-from lightning_ncmtl.datamodules.document_table import write_documents
+from lightning_ncmtl.datamodules.document_table import first_entries, write_documents
 from lightning_ncmtl.datamodules.sources import FDUMTL, Document, Problem, Source
 from lightning_ncmtl.errors import InputError
 
@@ -32,9 +32,8 @@ def test_domains_and_classes_are_found_in_training(tmp_path: Path, caplog: pytes
     assert found.class_names == ["bad", "fast", "good"]
     assert found.read("train")[:] == {
         "text": ["b0", "b1", "b2", "c0", "c1"],
-        "task_id": [0, 0, 0, 1, 1],
-        "label": [2, 0, -1, 1, 0],
-        "index": [0, 1, 2, 3, 4],
+        "task_ids": [[0], [0], [0], [1], [1]],
+        "labels": [[2], [0], [-1], [1], [0]],
     }
     assert caplog.messages == ["train: 'dvd' has no documents: the domain is left out"]
 
@@ -54,8 +53,8 @@ def test_given_domains_and_classes_need_no_training_split(tmp_path: Path) -> Non
     source = Fixed(DOCUMENTS)
     found = corpus(source, tmp_path, ["cars", "books"], {"books": ["bad", "fast"], "cars": ["slow"]})
     assert found.class_names == ["bad", "fast", "slow"]
-    assert found.read("test")["label"][:] == [0, 1]
-    assert found.read("test")["task_id"][:] == [1, 1]
+    assert found.read("test")["labels"][:] == [[0], [1]]
+    assert found.read("test")["task_ids"][:] == [[1], [1]]
     assert source.was_read == ["test"]
 
 
@@ -63,7 +62,7 @@ def test_classes_of_all_domains_fix_the_numbers(tmp_path: Path) -> None:
     documents: Any = {("a", "train"): [("x", 5), ("y", "bad"), ("z", 10), ("q", 7)]}
     found = corpus(Fixed(documents), tmp_path, classes=["bad", 10, 5])
     assert found.class_names == [5, 10, "bad"]  # numbers first
-    assert found.read("train")["label"][:] == [0, 2, 1]
+    assert found.read("train")["labels"][:] == [[0], [2], [1]]
     assert found.read("train")["text"][:] == ["x", "y", "z"]
 
 
@@ -82,12 +81,13 @@ def test_documents_with_several_labels(tmp_path: Path) -> None:
     texts: Any = [("x", {"b": 1, "a": 0}), ("y", {}), ("z", {"c": None}), ("w", {"c": 1})]
     found = corpus(Several(["a", "b", "c", "d"], texts), tmp_path)
     assert found.domains == ["a", "b", "c"]
-    table = found.read("train")[:]
-    assert table["text"] == ["x", "y", "z", "w"]
-    assert table["task_ids"] == [[1, 0], [], [], [2]]
-    assert table["labels"] == [[1, 0], [], [], [1]]
-    assert table["task_id"] == [1, 0, 2, 2]
-    assert table["label"] == [1, -1, -1, 1]
+    table = found.read("train")
+    assert table["text"][:] == ["x", "y", "z", "w"]
+    assert table["task_ids"][:] == [[1, 0], [], [], [2]]
+    assert table["labels"][:] == [[1, 0], [], [], [1]]
+    tasks, labels = first_entries(table)
+    assert tasks.tolist() == [1, 0, 0, 2]
+    assert labels.tolist() == [1, -1, -1, 1]
 
 
 def test_tables_are_found_again_until_the_documents_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -197,8 +197,8 @@ def test_documents_with_labels_validate(tmp_path: Path, make_trainer: Trainers) 
         file.writelines("w5 .,\n" for _ in range(15))
     data = make_data(source, **FEW)
     assert min(fit(data, make_trainer)[2]) > 0.8
-    assert -1 not in data.documents("validation")["label"][:]
-    assert data.documents("train")["label"][:].count(-1) == 15
+    assert [-1] not in data.documents("validation")["labels"][:]
+    assert data.documents("train")["labels"][:].count([-1]) == 15
 
 
 @pytest.mark.parametrize(("keep", "learned"), [("start", False), ("end", True), ("both", True)])

@@ -48,7 +48,9 @@ def test_folds_are_disjoint_stratified_and_deterministic() -> None:
         assert not set(held_out) & set(texts(data, "train"))
         assert sum(text.startswith("a") for text in held_out) == 4
         labels = [
-            label for text, label in zip(held_out, data.documents("validation")["label"], strict=True) if text[0] == "a"
+            label
+            for text, (label,) in zip(held_out, data.documents("validation")["labels"], strict=True)
+            if text[0] == "a"
         ]
         assert sorted(labels) == [0, 0, 1, 1]
         folds += held_out
@@ -245,8 +247,8 @@ def test_batches_hold_the_documents(datamodule: MultiDomainDataModule) -> None:
             sentences = words[starts[row] : starts[row + 1]]
             assert torch.cat(sentences).tolist() == [datamodule.tokenizer.token_to_id(word) for word in text]
             assert all(sentence[-1] == datamodule.tokenizer.token_to_id(".") for sentence in sentences)
-            assert batch["labels"][row] == document["label"]
-            assert batch["task_ids"][row] == document["task_id"]
+            assert [batch["labels"][row]] == document["labels"]
+            assert [batch["task_ids"][row]] == document["task_ids"]
             seen.append(index)
     assert sorted(seen) == sorted(documents)
 

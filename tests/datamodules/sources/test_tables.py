@@ -177,7 +177,7 @@ def test_splits_may_have_domains_of_their_own(tmp_path: Path) -> None:
         assert [item.labels for item in items if isinstance(item, Document)] == [{"books": 1}]
         told = Problem("data.source.test", "no file is called 'dvd', so it has no test documents")
         assert [item for item in items if isinstance(item, Problem)] == ([] if domain else [told])
-        with pytest.raises(InputError, match="unknown domain 'raw': the files have books, (cars, )?dvd"):
+        with pytest.raises(InputError, match="unknown domain 'raw': the corpus has books, (cars, )?dvd"):
             list(source.read("test", ["raw"]))
     assert list(Tables(f"{tmp_path}/train/*", unlabel=raw).read("unlabel")) == [
         Document("no label", {"raw": None}, f"{raw}:2")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lightning_ncmtl.comparison.cell import _curves, _labelled, _metrics, _OneLabel, _Outcomes
+from lightning_ncmtl.comparison.cell import _curves, _labelled, _metrics, _Outcomes, run
+from lightning_ncmtl.comparison.plan import Cell
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import TaskMetrics
 
@@ -17,19 +18,20 @@ def data(**columns: Any) -> Any:
 
 
 def test_the_linear_model_is_of_documents_with_a_label() -> None:
-    documents = _labelled(data(text=["a", "b", "c"], label=[1, -1, 0]), "train")
-    assert (documents["text"][:], documents["label"][:]) == (["a", "c"], [1, 0])
+    columns = {"text": ["a", "b", "c"], "task_ids": [[0], [0], [1]], "labels": [[1], [-1], [0]]}
+    documents = _labelled(data(**columns), "train")
+    assert documents.to_dict("list") == {"text": ["a", "c"], "task_ids": [0, 1], "labels": [1, 0]}
 
 
-def test_documents_of_several_labels_are_refused() -> None:
-    message = "ncmtl compare needs one label per document"
-    with pytest.raises(InputError, match=message):
-        _labelled(data(text=["a"], label=[1], labels=[[1, 0]]), "train")
-    batch = {"task_ids": torch.tensor([0])}
-    refuse: Any = _OneLabel().on_train_batch_start
-    refuse(None, None, batch, 0)
-    with pytest.raises(InputError, match=message):
-        refuse(None, None, {**batch, "rows": torch.tensor([0])}, 0)
+@pytest.mark.parametrize("tfidf", [{}, {"tfidf": {}}])
+def test_documents_of_several_labels_are_refused(tmp_path: Path, tfidf: Any) -> None:
+    encoder = {"class_path": "lightning_ncmtl.encoders.NGram", "init_args": {"embedding_dim": 8}}
+    settings = {
+        "data": {"source": {"class_path": "lightning_ncmtl.datamodules.sources.SyntheticAssays"}},
+        "model": {"init_args": {"encoder": encoder, "cluster_features": [4], "num_clusters": [2]}},
+    }
+    with pytest.raises(InputError, match="ncmtl compare needs one label per document"):
+        run(Cell("several", 1, None, tmp_path, (settings, tfidf)))
 
 
 def test_outcomes_are_those_of_the_step() -> None:

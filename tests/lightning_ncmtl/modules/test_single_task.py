@@ -35,7 +35,7 @@ def test_equals_one_run_per_task(
 
     datamodule.trainer = None
     loader = datamodule.train_dataloader()
-    tasks = loader.dataset.column("task_id")
+    tasks = loader.dataset.tasks()
     absent = clipped = 0
     for task, network in enumerate(model.networks):
         alone = copy.deepcopy(nn.Sequential(start[0], first, nn.ReLU(), second, nn.ReLU(), start[2]))
