@@ -14,7 +14,7 @@ import yaml
 import lightning_ncmtl
 from lightning_ncmtl.errors import InputError
 
-RESULT, OUTCOMES = "result.json", "outcomes.npz"
+RESULT, OUTCOMES, LOG = "result.json", "outcomes.npz", "log.txt"
 Figure = Literal["grid", "line", "recovery"]
 
 
