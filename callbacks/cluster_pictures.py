@@ -48,11 +48,11 @@ def draw_flow(layers: Mapping[str, Sequence[int]], tasks: Sequence[str]) -> Figu
     points = float(np.clip(1.1 * size * count, 90, _MAX_INCHES * 72 / _SPREAD)) / count  # height of one band
     headings = [f"{name}\n{_plural(k, 'cluster')}" for name, k in zip(layers, clusters[1:-1], strict=True)]
     headings = ["hard\nall tasks", *headings, "specific\neach task"]
-    height = count * points * _SPREAD / 72
-    pitch = max(1.8, height / 5, measure_width(headings, 9) + 0.4)  # of the columns; steep bands get thin
+    tall = count * points * _SPREAD / 72
+    pitch = max(1.8, tall / 5, measure_width(headings, 9) + 0.4)  # of the columns; steep bands get thin
     shown = tasks if count <= _MAX_NAMED else []
     width = (len(headings) - 1 + _BLOCK) * pitch + measure_width(shown, size) + 0.3
-    figure = Figure((width, height + 0.8), dpi=DPI, layout="constrained")
+    figure = Figure((width, tall + 0.8), dpi=DPI, layout="constrained")
     axes = figure.add_subplot(xlim=(-_BLOCK - 0.02, len(headings) - 1), ylim=(count * _SPREAD + 0.1, -0.1))
 
     colored = next((c for c, k in enumerate(clusters) if 1 < k < count), len(headings) - 2)
@@ -67,7 +67,11 @@ def draw_flow(layers: Mapping[str, Sequence[int]], tasks: Sequence[str]) -> Figu
             members = np.flatnonzero(column == cluster)
             label = f"{numbers[x][members[0]]}: " if x else ""
             label = label + _plural(len(members), "task") if len(members) * points > size else ""
-            _draw_block(axes, x, float(top[members].min()), len(members), label, size)
+            upper, height = float(top[members].min()), len(members)
+            veil = (1.0, 1.0, 1.0, 0.7)  # the label can be read and the bands seen
+            block = Rectangle((x - _BLOCK, upper), 2 * _BLOCK, height, facecolor=veil, edgecolor="0.2", linewidth=0.8)
+            axes.add_patch(block)
+            axes.text(x, upper + height / 2, label, fontsize=size * 0.85, ha="center", va="center_baseline")
     axes.set_xticks(range(len(headings)), headings, fontsize=9, parse_math=False)
     axes.xaxis.tick_top()
     axes.yaxis.tick_right()
@@ -270,12 +274,6 @@ def _band(edges: Sequence[tuple[float, float]], gap: float) -> Path:
     codes = [Path.LINETO, *[Path.CURVE4] * 3] * (len(edges) - 1) + [Path.LINETO]
     vertices = [*upper, *reversed(lower), upper[0]]
     return Path(vertices, [Path.MOVETO, *codes, Path.LINETO, *codes, Path.CLOSEPOLY])
-
-
-def _draw_block(axes: Axes, x: float, top: float, height: float, label: str, size: float) -> None:
-    veil = (1.0, 1.0, 1.0, 0.7)  # the label can be read and the bands seen
-    axes.add_patch(Rectangle((x - _BLOCK, top), 2 * _BLOCK, height, facecolor=veil, edgecolor="0.2", linewidth=0.8))
-    axes.text(x, top + height / 2, label, fontsize=size * 0.85, ha="center", va="center_baseline")
 
 
 def _font_size(tasks: int) -> float:
