@@ -1,6 +1,7 @@
 """Figures of a comparison: accuracies, their differences, and how far clusters can be trusted."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from math import ceil, sqrt
 from typing import Any
 
@@ -185,13 +186,12 @@ def draw_widths(table: pd.DataFrame) -> Figure:
         A figure with the widths in the order of the table, at equal distances: a line for the means, a dot per row.
     """
     _check(table, "width", "accuracy", "seed")
-    names = [str(width) for width in table["width"].unique()]
-    longest = measure_width(names, 9)
-    width = max(4.0, float(np.clip(longest + 0.15, 0.5, 1.2)) * len(names) + 0.9)
-    upright = longest > 0.92 * (width - 0.9) / len(names)
-    figure = Figure((width, 3 + (longest if upright else 0.2)), dpi=DPI, layout="constrained")
+    widths = table["width"].unique()
+    longest = measure_width([str(width) for width in widths], 9)
+    width = max(4.0, float(np.clip(longest + 0.15, 0.5, 1.2)) * len(widths) + 0.9)
+    figure = Figure((width, 3 + max(0.2, longest)), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    _draw_means(axes, table["width"].unique(), table["width"], 100 * table["accuracy"], names, 9, upright)
+    _draw_means(axes, widths, table["width"], 100 * table["accuracy"], 9, (width - 0.9) / len(widths))
     axes.set_xlabel("width", fontsize=9)
     axes.set_ylabel("accuracy (%)", fontsize=9)
     return figure
@@ -244,11 +244,10 @@ def draw_recovery(table: pd.DataFrame) -> Figure:
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for axis, setting in zip(axes, settings, strict=False):
         part = table[table["setting"] == setting]
-        values = _sort_values(part["value"].unique())
+        # From low to high where they are numbers, or texts that are numbers; else as they are
+        values = part["value"].drop_duplicates().sort_values(key=partial(pd.to_numeric, errors="coerce"), kind="stable")
         axis.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-        names = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-        upright = measure_width(names, 8) > 0.92 * 2.3 / len(names)
-        _draw_means(axis, values, part["value"], part["ari"], names, 8, upright)
+        _draw_means(axis, values, part["value"], part["ari"], 8, 2.3 / len(values))
         _set_title(axis, setting, 9, 2.6)
     for empty in axes[len(settings) :]:
         empty.remove()
@@ -264,31 +263,17 @@ def _check(table: pd.DataFrame, *columns: str) -> None:
         raise InputError("the table has no rows: nothing to draw")
 
 
-def _sort_values(values: Iterable[Any]) -> list[Any]:
-    """From low to high if all are numbers, or texts that are numbers; else as they are."""
-    try:
-        return sorted(values, key=float)
-    except ValueError:
-        return list(values)
-
-
-def _draw_means(
-    axes: Axes,
-    values: Sequence[Any],
-    column: "pd.Series[Any]",
-    heights: "pd.Series[float]",
-    names: Sequence[str],
-    size: float,
-    upright: bool,
-) -> None:
-    """Draw a dot for each row, over the position of its value, which has a name, and a line through the means."""
+def _draw_means(axes: Axes, values: Iterable[Any], column: Any, heights: Any, size: float, pitch: float) -> None:
+    """Draw a dot for each row, over the position of its value, ``pitch`` inches apart, and a line through the means."""
     places = column.map({value: place for place, value in enumerate(values)})
     means = heights.groupby(places).mean()
     axes.plot(means.index, means, color=COLORS[2], linewidth=1.2, **_MEAN | {"markersize": 6}, zorder=2)
     axes.plot(places, heights, color=COLORS[0], **_DOT, zorder=3)
     axes.grid(axis="y", color="0.92")
-    axes.set_xlim(-0.5, len(values) - 0.5)
-    axes.set_xticks(range(len(names)), names, fontsize=size, parse_math=False, rotation=90 if upright else 0)
+    names = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    turn = 90 if measure_width(names, size) > 0.92 * pitch else 0
+    axes.set_xticks(range(len(names)), names, fontsize=size, parse_math=False, rotation=turn)
+    axes.set_xlim(-0.5, len(names) - 0.5)
     axes.tick_params(axis="y", labelsize=8)
     axes.tick_params(length=2)
 
