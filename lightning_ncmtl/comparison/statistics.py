@@ -80,7 +80,11 @@ def compare_pairs(
                 documents[fold].assign(difference=correct[first, s, fold] - correct[second, s, fold])
                 for s, fold in shared
             ]
-            sums.setdefault(folds, {})[len(rows)] = _sum(pd.concat(parts))
+            table = pd.concat(parts)
+            # With these weights, the ratio of both sums is for each domain the mean difference of accuracies over the
+            # cells, even if folds have different sizes or numbers of seeds.
+            table["difference"] *= table["weight"]
+            sums.setdefault(folds, {})[len(rows)] = table.groupby(["domain", "group"])[["difference", "weight"]].sum()
         rows.append(row)
     for found in sums.values():  # pairs with the same documents share their draws
         draws = _resample(pd.concat(found, axis=1), resamples, seed)
@@ -195,7 +199,7 @@ def _accuracies(cells: pd.DataFrame) -> dict[CellKey, float]:
 def _outcomes(
     accuracy: Mapping[CellKey, float], outcomes: Mapping[CellKey, Mapping[str, ArrayLike] | pd.DataFrame]
 ) -> tuple[dict[int | None, pd.DataFrame], dict[CellKey, NDArray[Any]]]:
-    """By fold the ``domain``, ``document`` and ``group`` of its documents, and by cell their outcomes, ``[n]``."""
+    """By fold its documents and their ``weight``, 1 / documents of the domain, and by cell the outcomes ``[n]``."""
     tables: dict[int | None, pd.DataFrame] = {}
     first: dict[int | None, CellKey] = {}  # the cell that they are from
     correct: dict[CellKey, NDArray[Any]] = {}
@@ -247,32 +251,8 @@ def _t_test(differences: NDArray[np.float64], ratio: float) -> float:
     return float(2 * stats.t.sf(abs(t), count - 1))
 
 
-def _sum(table: pd.DataFrame) -> pd.DataFrame:
-    """Sums over what is drawn as a whole: documents, or groups of documents of a domain.
-
-    The weight of a difference is 1 / documents of its domain and fold. For each domain, the ratio of both sums over all
-    units is thus the mean difference of accuracies over the cells, and means over domains are those of the table of
-    cells, even if folds have different sizes or numbers of seeds.
-
-    Args:
-        table: ``domain``, ``group``, ``weight`` and ``difference`` (of outcomes), one row per document and cell.
-
-    Returns:
-        ``difference`` (weighted) and ``weight``, one row per ``domain`` and ``group``.
-    """
-    table["difference"] *= table["weight"]
-    return table.groupby(["domain", "group"])[["difference", "weight"]].sum()
-
-
 def _resample(sums: pd.DataFrame, resamples: int, seed: int) -> NDArray[np.float64]:
-    """Draw the units of each domain with replacement.
-
-    Args:
-        sums: ``difference`` and ``weight`` of each pair, one row per ``domain`` and ``group``.
-
-    Returns:
-        Mean over the domains of their weighted mean differences, ``[resamples, pairs]``.
-    """
+    """Draw groups again: ``[resamples, pairs]``, means over the domains of their weighted mean differences."""
     rng = np.random.default_rng(seed)
     means = []
     for _, table in sums.groupby("domain"):
