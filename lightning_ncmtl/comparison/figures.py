@@ -189,9 +189,10 @@ def draw_widths(table: pd.DataFrame) -> Figure:
     widths = table["width"].unique()
     longest = measure_width([str(width) for width in widths], 9)
     width = max(4.0, float(np.clip(longest + 0.15, 0.5, 1.2)) * len(widths) + 0.9)
-    figure = Figure((width, 3 + max(0.2, longest)), dpi=DPI, layout="constrained")
+    pitch = (width - 0.9) / len(widths)
+    figure = Figure((width, 3 + (longest if longest > 0.92 * pitch else 0.2)), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    _draw_means(axes, widths, table["width"], 100 * table["accuracy"], 9, (width - 0.9) / len(widths))
+    _draw_means(axes, widths, table["width"], 100 * table["accuracy"], 9, pitch)
     axes.set_xlabel("width", fontsize=9)
     axes.set_ylabel("accuracy (%)", fontsize=9)
     return figure

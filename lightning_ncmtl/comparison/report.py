@@ -37,7 +37,8 @@ def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, b
     table = pd.DataFrame([_row(result, stage) for result in results])
     main, variations = table[table["sweep"].isna()], table[table["sweep"].notna()]
     pairs = _pairs([cell for cell in cells if cell.sweep is None], main, stage, results[0].get("folds"))
-    clusters = _clusters(results)
+    choices = _choices(results)
+    clusters = _clusters(choices)
     for name, content in {"results": table, "pairs": pairs, "clusters": clusters}.items():
         content.to_csv(output / f"{name}.csv", index=False)
     summary = _summary(main)
@@ -63,7 +64,7 @@ def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, b
         other_code=other_code,
     )
     (output / "report.md").write_text(text, encoding="utf-8")
-    for name, figure in _figures(results, sweeps, table, pairs, clusters, baseline):
+    for name, figure in _figures(results, sweeps, table, pairs, choices, clusters, baseline):
         (output / "figures").mkdir(exist_ok=True)
         figure.savefig(output / "figures" / f"{name}.png", dpi=100)
     _show(summary, console)
@@ -149,30 +150,34 @@ def _readable_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _clusters(results: list[dict[str, Any]]) -> pd.DataFrame:
-    """Stability over seeds (and agreement with planted groups) of each layer in which there was a choice."""
-    keys = ["setting", "sweep", "value", "layer", "clusters"]
-    found = [
-        (*(result[key] for key in ("system", "sweep", "value")), layer, what["num_clusters"], what["assignment"], ari)
+def _choices(results: list[dict[str, Any]]) -> pd.DataFrame:
+    """The layers of each cell in which there was a choice of clusters, and their agreement with planted groups."""
+    rows = [
+        {
+            **{key: result[key] for key in _KEYS},
+            "layer": layer,
+            "clusters": what["num_clusters"],
+            "assignment": what["assignment"],
+            "planted": np.nan if result["ari"] is None else result["ari"][layer],
+        }
         for result in results
-        for layer, what, ari in _choices(result)
+        for layer, what in result["clusters"].items()
+        if 1 < what["num_clusters"] < len(result["domains"]) and what["assignment"]
     ]
+    return pd.DataFrame(rows, columns=[*_KEYS, "layer", "clusters", "assignment", "planted"])
+
+
+def _clusters(choices: pd.DataFrame) -> pd.DataFrame:
+    """Stability over seeds, and agreement with planted groups, of each layer in which there was a choice."""
+    keys = ["system", "sweep", "value", "layer", "clusters"]
     rows = []
-    table = pd.DataFrame(found, columns=[*keys, "assignment", "ari"])
-    for key, group in table.groupby(keys, sort=False, dropna=False):
+    for key, group in choices.groupby(keys, sort=False, dropna=False):
         row = dict(zip(keys, key, strict=True)) | {"cells": len(group)}
         if len(group) > 1:
             row |= assignment_stability(list(group["assignment"]))._asdict()
-        rows.append(row | {"planted": group["ari"].mean(), "planted_sd": group["ari"].std()})
+        rows.append(row | {"planted": group["planted"].mean(), "planted_sd": group["planted"].std()})
     stability = ["cells", "ari", "null_mean", "null_high", "p_value", "planted", "planted_sd"]
-    return pd.DataFrame(rows, columns=[*keys, *stability])
-
-
-def _choices(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], float]]:
-    """The layers in which there was a choice of clusters, and their agreement with planted groups or NaN."""
-    for layer, what in result["clusters"].items():
-        if 1 < what["num_clusters"] < len(result["domains"]) and what["assignment"]:
-            yield layer, what, np.nan if result["ari"] is None else result["ari"][layer]
+    return pd.DataFrame(rows, columns=[*keys, *stability]).rename(columns={"system": "setting"})
 
 
 def _readable_clusters(clusters: pd.DataFrame) -> pd.DataFrame:
@@ -217,6 +222,7 @@ def _figures(
     sweeps: Mapping[str, Sweep],
     table: pd.DataFrame,
     pairs: pd.DataFrame,
+    choices: pd.DataFrame,
     clusters: pd.DataFrame,
     baseline: str,
 ) -> Iterator[tuple[str, Figure]]:
@@ -244,29 +250,21 @@ def _figures(
     stability = clusters[clusters["ari"].notna()]
     if len(stability):
         yield "stability", figures.draw_stability(stability)
-    recovery: list[dict[str, Any]] = []
     for name, sweep in sweeps.items():
-        part, mine = table[table["sweep"] == name], [result for result in results if result["sweep"] == name]
-        if sweep.figure == "recovery":
-            # Of the first layer in which there was a choice
-            found = [(result, next((ari for *_, ari in _choices(result)), np.nan)) for result in mine]
-            recovery += [
-                {"setting": name, "value": result["value"], "seed": result["seed"], "ari": ari}
-                for result, ari in found
-                if not np.isnan(ari)
-            ]
+        part = table[table["sweep"] == name]
+        if part.empty or sweep.figure == "recovery":
             continue
-        if not mine:
-            continue
-        numbers = [[layer["num_clusters"] for layer in result["clusters"].values()][:2] for result in mine]
-        if sweep.figure == "grid" and all(len(pair) == 2 for pair in numbers):
-            first, second = zip(*numbers, strict=True)
+        layered = [list(result["clusters"].values()) for result in results if result["sweep"] == name]
+        if sweep.figure == "grid" and all(len(layers) > 1 for layers in layered):
+            first, second = ([layers[number]["num_clusters"] for layers in layered] for number in (0, 1))
             figure = figures.draw_grid(part.assign(first=first, second=second))
         else:
             figure = figures.draw_widths(part.rename(columns={"value": "width"}))
         yield f"sweep-{folder_of(name)}", figure
-    if recovery:
-        yield "recovery", figures.draw_recovery(pd.DataFrame(recovery))
+    recovery = choices["sweep"].isin([name for name, sweep in sweeps.items() if sweep.figure == "recovery"])
+    found = choices[recovery & choices["planted"].notna()].drop_duplicates(_KEYS)  # the first layer with a choice
+    if len(found):
+        yield "recovery", figures.draw_recovery(found.rename(columns={"sweep": "setting", "planted": "ari"}))
 
 
 def _show(summary: pd.DataFrame, console: Console) -> None:
