@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import ceil
 from operator import ne
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
@@ -48,11 +50,11 @@ def draw_flow(layers: Mapping[str, Sequence[int]], tasks: Sequence[str]) -> Figu
     points = float(np.clip(1.1 * size * count, 90, _MAX_INCHES * 72 / _SPREAD)) / count  # height of one band
     headings = [f"{name}\n{_plural(k, 'cluster')}" for name, k in zip(layers, clusters[1:-1], strict=True)]
     headings = ["hard\nall tasks", *headings, "specific\neach task"]
-    height = count * points * _SPREAD / 72
-    pitch = max(1.8, height / 5, measure_width(headings, 9) + 0.4)  # of the columns; steep bands get thin
+    tall = count * points * _SPREAD / 72
+    pitch = max(1.8, tall / 5, measure_width(headings, 9) + 0.4)  # of the columns; steep bands get thin
     shown = tasks if count <= _MAX_NAMED else []
     width = (len(headings) - 1 + _BLOCK) * pitch + measure_width(shown, size) + 0.3
-    figure = Figure((width, height + 0.8), dpi=DPI, layout="constrained")
+    figure = Figure((width, tall + 0.8), dpi=DPI, layout="constrained")
     axes = figure.add_subplot(xlim=(-_BLOCK - 0.02, len(headings) - 1), ylim=(count * _SPREAD + 0.1, -0.1))
 
     colored = next((c for c, k in enumerate(clusters) if 1 < k < count), len(headings) - 2)
@@ -67,17 +69,18 @@ def draw_flow(layers: Mapping[str, Sequence[int]], tasks: Sequence[str]) -> Figu
             members = np.flatnonzero(column == cluster)
             label = f"{numbers[x][members[0]]}: " if x else ""
             label = label + _plural(len(members), "task") if len(members) * points > size else ""
-            _draw_block(axes, x, float(top[members].min()), len(members), label, size)
+            upper, height = float(top[members].min()), len(members)
+            veil = (1.0, 1.0, 1.0, 0.7)  # the label can be read and the bands seen
+            block = Rectangle((x - _BLOCK, upper), 2 * _BLOCK, height, facecolor=veil, edgecolor="0.2", linewidth=0.8)
+            axes.add_patch(block)
+            axes.text(x, upper + height / 2, label, fontsize=size * 0.85, ha="center", va="center_baseline")
     axes.set_xticks(range(len(headings)), headings, fontsize=9, parse_math=False)
     axes.xaxis.tick_top()
     axes.yaxis.tick_right()
-    every = ceil(1.25 * size / (points * _SPREAD))
-    named = np.argsort(ranks[-1])[: len(shown) : every]
-    axes.set_yticks(tops[-1][named] + 0.5, [tasks[task] for task in named], fontsize=size, parse_math=False)
+    order = np.argsort(ranks[-1])
+    _name_tasks(axes, axes.yaxis, tops[-1][order] + 0.5, [tasks[task] for task in order], size, tall)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    if every > 1:
-        axes.set_xlabel(_about_names(count, every))
     return figure
 
 
@@ -143,13 +146,9 @@ def draw_coclustering(
     if count > 1:
         order = leaves_list(linkage(squareform(1 - together, checks=False), "average"))
     image = axes.imshow(together[np.ix_(order, order)], cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
-    every = ceil(1.25 * size * count / 72 / side)
-    ticks = range(0, len(shown), every)
-    named = [tasks[task] for task in order[: len(shown) : every]]
-    axes.set_xticks(ticks, named, fontsize=size, parse_math=False, rotation=90)
-    axes.set_yticks(ticks, named, fontsize=size, parse_math=False)
-    if every > 1:
-        axes.set_xlabel(_about_names(count, every))
+    for axis in (axes.xaxis, axes.yaxis):
+        _name_tasks(axes, axis, np.arange(count), [tasks[task] for task in order.tolist()], size, side)
+    axes.tick_params(axis="x", labelrotation=90)
     bar = figure.colorbar(image, fraction=0.2 / side, aspect=side / 0.2, pad=0.1 / side)
     bar.set_label("share of steps in the same cluster", fontsize=9)
     return figure
@@ -203,12 +202,9 @@ def draw_history(
 
 
 def _few_crossings(columns: Sequence[NDArray[np.intp]]) -> list[NDArray[np.intp]]:
-    """Rank of each task in each column, top to bottom, so that tasks of a block are neighbours and few bands cross.
-
-    Sweeps to the right and to the left order blocks by the mean rank of their tasks in the column before, and the
-    tasks of a block by their rank there (the barycentre method of Sugiyama et al., 1981). Sweeps get stuck, so the
-    best of several starts wins.
-    """
+    """Rank of each task in each column, top to bottom, so that tasks of a block are neighbours and few bands cross."""
+    # The barycentre method of Sugiyama et al. (1981): sweeps to the right and to the left order blocks by the mean rank
+    # of their tasks in the column before. They get stuck, so the best of several starts wins.
     rng = np.random.default_rng(0)
     starts = [np.lexsort(columns[::-1]).argsort(), *(rng.permutation(len(columns[0])) for _ in range(20))]
     to_right = [(column, column - 1) for column in range(1, len(columns))]
@@ -272,19 +268,18 @@ def _band(edges: Sequence[tuple[float, float]], gap: float) -> Path:
     return Path(vertices, [Path.MOVETO, *codes, Path.LINETO, *codes, Path.CLOSEPOLY])
 
 
-def _draw_block(axes: Axes, x: float, top: float, height: float, label: str, size: float) -> None:
-    veil = (1.0, 1.0, 1.0, 0.7)  # the label can be read and the bands seen
-    axes.add_patch(Rectangle((x - _BLOCK, top), 2 * _BLOCK, height, facecolor=veil, edgecolor="0.2", linewidth=0.8))
-    axes.text(x, top + height / 2, label, fontsize=size * 0.85, ha="center", va="center_baseline")
-
-
 def _font_size(tasks: int) -> float:
     """In points: 9 up to 30 tasks, 7 at 100, at least 6."""
     return float(np.clip(9 - (tasks - 30) / 35, 6, 9))
 
 
-def _about_names(count: int, every: int) -> str:
-    return f"One task in {every} is named." if count <= _MAX_NAMED else f"{count:,} tasks, too many to name"
+def _name_tasks(axes: Axes, axis: Axis, places: NDArray[Any], tasks: Sequence[str], size: float, inches: float) -> None:
+    """Name the tasks along an axis of so many inches: all, or every n-th where they would overlap, or none."""
+    every = ceil(1.25 * size * len(tasks) / 72 / inches)
+    shown = len(tasks) if len(tasks) <= _MAX_NAMED else 0
+    axis.set_ticks(places[:shown:every], tasks[:shown:every], fontsize=size, parse_math=False)
+    if every > 1:
+        axes.set_xlabel(f"One task in {every} is named." if shown else f"{len(tasks):,} tasks, too many to name")
 
 
 def _plural(count: int, noun: str) -> str:

@@ -2,24 +2,25 @@
 
 import json
 import re
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
-from torchmetrics.functional.clustering import adjusted_rand_score
 
 from lightning_ncmtl.callbacks._tables import accuracy_table, cluster_table, write_task_table
 from lightning_ncmtl.callbacks.network_clustering import NetworkClusteringCallback
-from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer, rank_zero_warn
+from lightning_ncmtl.compatibility import (
+    Callback,
+    LightningModule,
+    Trainer,
+    attributes,
+    find_callbacks,
+    rank_zero_warn,
+)
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import TaskMetrics
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _MAX_POINTS = 2000  # of the clustering loss that are kept per layer
 
@@ -73,24 +74,19 @@ class ClusterReport(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Keep the clustering loss, as often as it is logged; of a long training fewer and fewer points."""
-        every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        clustering = _clustering(trainer)
-        for name, (step, loss) in ({} if clustering is None else clustering.clusters.losses).items():
-            points = self._losses.setdefault(name, [])
-            if step % every or (points and points[-1][0] == step):
-                continue
-            points.append((step, float(loss)))
-            if len(points) > _MAX_POINTS:
-                del points[1::2]
+        every = max(1, attributes(trainer).log_every_n_steps)
+        for clustering in _clusterings(trainer):
+            for name, (step, loss) in clustering.clusters.losses.items():
+                points = self._losses.setdefault(name, [])
+                if step % every == 0 and not (points and points[-1][0] == step):
+                    points.append((step, float(loss)))
+                    if len(points) > _MAX_POINTS:
+                        del points[1::2]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        due = self.every_n_epochs is not None and epoch % self.every_n_epochs == 0
-        if trainer.is_global_zero and due and _clustering(trainer) is not None:
-            report = self.report(trainer)
-            self._write(report)
-            self._draw(trainer, f"epoch-{epoch}")
-            Console().print(cluster_table(report))
+        if self.every_n_epochs is not None and epoch % self.every_n_epochs == 0:
+            self._show(trainer, f"epoch-{epoch}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -107,22 +103,27 @@ class ClusterReport(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """An interrupted training leaves its clusters, too."""
-        if trainer.is_global_zero and self._directory is not None and _clustering(trainer) is not None:
+        if trainer.is_global_zero and self._directory is not None and _clusterings(trainer):
             self._write(self.report(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
+        self._show(trainer)
         console = Console()
-        if _clustering(trainer) is not None:
-            report = self.report(trainer)
-            self._write(report)
-            self._draw(trainer)
-            console.print(cluster_table(report))
         table = accuracy_table(trainer.callback_metrics, _metrics(pl_module))
         if table.row_count:
             console.print(table)
         console.print(f"Run directory: {escape(str(self._directory))}", soft_wrap=True)
+
+    def _show(self, trainer: Trainer, folder: str = "") -> None:
+        """Write, draw and print the clusters."""
+        if trainer.is_global_zero and _clusterings(trainer):
+            report = self.report(trainer)
+            self._write(report)
+            if self.pictures and not attributes(trainer).fast_dev_run:
+                self._draw(trainer, report["layers"], folder)
+            Console().print(cluster_table(report))
 
     def _write(self, report: dict[str, Any]) -> None:
         assert self._directory is not None
@@ -131,7 +132,7 @@ class ClusterReport(Callback):
 
     def _write_tasks(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         metrics = _metrics(pl_module)
-        if metrics is None or not metrics.many or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if metrics is None or not metrics.many or attributes(trainer).fast_dev_run:
             return
         directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: it is broadcast
         if not trainer.is_global_zero:
@@ -150,51 +151,45 @@ class ClusterReport(Callback):
             seen = accuracy[~accuracy.isnan()]
             experiment.add_histogram(f"{stage}/accuracy_of_tasks", seen, trainer.global_step)
 
-    def _draw(self, trainer: Trainer, folder: str = "") -> None:
-        if not self.pictures or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        assert self._directory is not None
-        directory = self._directory / "pictures" / folder
-        for name, figure in self._figures(trainer):
-            directory.mkdir(parents=True, exist_ok=True)
-            figure.savefig(directory / f"{name}.png")
-            for experiment in _tensorboards(trainer, "add_figure"):
-                experiment.add_figure(f"clusters/{name}", figure, trainer.global_step, close=False)
-
-    def _figures(self, trainer: Trainer) -> "Iterator[tuple[str, Figure]]":
+    def _draw(self, trainer: Trainer, layers: dict[str, Any], folder: str) -> None:
         # matplotlib is slow to import, and need not be there
         from lightning_ncmtl.callbacks.cluster_pictures import draw_coclustering, draw_flow, draw_history
 
-        layers, tasks = self.report(trainer)["layers"], _tasks(trainer)
+        tasks, step = _tasks(trainer), trainer.global_step
         found = {name: list(layer["assignment"].values()) for name, layer in layers.items() if layer["assignment"]}
         if not found:
             return
-        yield "flow", draw_flow(found, tasks)
+        figures = {"flow": draw_flow(found, tasks)}
         # In layers with one cluster, or one per task, nothing was to be found out.
         traces = {name: layers[name]["trace"] for name in found if 1 < layers[name]["num_clusters"] < len(tasks)}
         for name, trace in traces.items():
-            figure = draw_coclustering(trace, tasks, trainer.global_step, name)
-            yield f"coclustering-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}", figure
+            file = f"coclustering-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}"
+            figures[file] = draw_coclustering(trace, tasks, step, name)
         if traces:
-            losses = {name: self._losses.get(name, []) for name in traces}
-            yield "history", draw_history(losses, traces, trainer.global_step)
+            figures["history"] = draw_history({name: self._losses.get(name, []) for name in traces}, traces, step)
+        assert self._directory is not None
+        directory = self._directory / "pictures" / folder
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            figure.savefig(directory / f"{name}.png")
+            for experiment in _tensorboards(trainer, "add_figure"):
+                experiment.add_figure(f"clusters/{name}", figure, step, close=False)
 
     def report(self, trainer: Trainer) -> dict[str, Any]:
         """The content of ``clusters.json``."""
-        clustering = _clustering(trainer)
-        layers = {} if clustering is None else clustering.clusters.summarize()
+        layers = {name: layer for each in _clusterings(trainer) for name, layer in each.clusters.summarize().items()}
         for layer in layers.values():
             layer["assignment"] = dict(zip(_tasks(trainer), layer["assignment"], strict=False))  # empty before any
-        planted = getattr(trainer.datamodule, "planted_groups", None)  # type: ignore[attr-defined]
+        planted = getattr(attributes(trainer).datamodule, "planted_groups", None)
         ari = None
         if planted is not None:
-            groups = torch.tensor(list(planted.values()))
-            with torch.sparse.check_sparse_tensor_invariants(False):  # else the metric's sparse matrix warns
-                ari = {
-                    name: float(adjusted_rand_score(torch.tensor(list(layer["assignment"].values())), groups))
-                    for name, layer in layers.items()
-                    if layer["assignment"]
-                }
+            from sklearn.metrics import adjusted_rand_score  # slow to import
+
+            ari = {
+                name: float(adjusted_rand_score(list(planted.values()), list(layer["assignment"].values())))
+                for name, layer in layers.items()
+                if layer["assignment"]
+            }
         return {"layers": layers, "planted": planted, "ari": ari}
 
 
@@ -210,15 +205,14 @@ def _tensorboards(trainer: Trainer, method: str) -> list[Any]:
     return [experiment for experiment in experiments if hasattr(experiment, method)]
 
 
-def _clustering(trainer: Trainer) -> NetworkClusteringCallback | None:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((c for c in callbacks if isinstance(c, NetworkClusteringCallback)), None)
+def _clusterings(trainer: Trainer) -> list[NetworkClusteringCallback]:
+    """The clustering, if there is one; Lightning allows no second."""
+    return find_callbacks(trainer, NetworkClusteringCallback)
 
 
 def _tasks(trainer: Trainer) -> list[str]:
     """Names of the tasks, from the clustering or, where it has only numbers, from the data module."""
-    clustering = _clustering(trainer)
-    tasks = [] if clustering is None else clustering.tasks
-    domains = getattr(trainer.datamodule, "domains", None)  # type: ignore[attr-defined]
+    tasks = [task for clustering in _clusterings(trainer) for task in clustering.tasks]
+    domains = getattr(attributes(trainer).datamodule, "domains", None)
     numbered = tasks == [str(task) for task in range(len(tasks))]
     return list(domains) if numbered and domains and len(domains) == len(tasks) else tasks

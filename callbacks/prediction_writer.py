@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer
+from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer, attributes
 
 
 class PredictionWriter(Callback):
@@ -44,7 +44,7 @@ class PredictionWriter(Callback):
         path = Path(self.path or Path(trainer.log_dir or trainer.default_root_dir) / "predictions.jsonl")
         if not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = attributes(trainer).datamodule
         names = getattr(data, "class_names", None)
         classes = getattr(data, "domain_classes", None)
         path.parent.mkdir(parents=True, exist_ok=True)

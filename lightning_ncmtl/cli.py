@@ -1,5 +1,6 @@
 """The subcommands of the command line that work on one model: ``ncmtl fit | validate | test | predict | export``."""
 
+import argparse
 import os
 import sys
 import warnings
@@ -35,6 +36,7 @@ from lightning_ncmtl.compatibility import (
     SaveConfigCallback,
     TensorBoardLogger,
     Trainer,
+    attributes,
     rank_zero_info,
     rank_zero_only,
 )
@@ -106,11 +108,11 @@ class SaveConfig(SaveConfigCallback):
     def _config(self, trainer: Trainer) -> str:
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         # What the settings left to the data is written down, so that the checkpoint does without the data.
-        config["data"]["domains"] = trainer.datamodule.domains  # type: ignore[attr-defined]
-        classes = list(trainer.datamodule.domain_classes.values())  # type: ignore[attr-defined]
+        data = attributes(trainer).datamodule
+        config["data"]["domains"] = data.domains
         # A list where it says as much: jsonargparse's time for a dict grows with the square of its size.
-        same = all(names == classes[0] for names in classes)
-        config["data"]["classes"] = classes[0] if same else trainer.datamodule.domain_classes  # type: ignore[attr-defined]
+        first, *others = data.domain_classes.values()
+        config["data"]["classes"] = data.domain_classes if any(names != first for names in others) else first
         for key in ("config", "ckpt_path", "run_dir"):
             config.pop(key, None)
         return _dump(config)
@@ -150,7 +152,7 @@ class NCMTLCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse a list of arguments, under which lies the configuration of the checkpoint that they name."""
         arguments = sys.argv[1:] if args is None else list(args)
-        checkpoint = _value_of("--ckpt_path", arguments)
+        checkpoint = find_option("--ckpt_path", arguments)
         place, subcommand = next(((i, a) for i, a in enumerate(arguments) if a in self.subcommands()), (-1, ""))
         if checkpoint is not None and subcommand:
             arguments[place + 1 : place + 1] = ["--config", _config_of(checkpoint, subcommand)]
@@ -172,7 +174,7 @@ class NCMTLCLI(LightningCLI):
         clustering = self.config_init[self.subcommand].clustering
         if clustering.clusters.targets is None and not cluster_layers(self.model):
             rank_zero_info(f"{type(self.model).__name__} has no cluster layers: nothing is clustered")
-            trainer.callbacks.remove(clustering)  # type: ignore[attr-defined]
+            attributes(trainer).callbacks.remove(clustering)
         return trainer
 
 
@@ -219,13 +221,12 @@ def make_cli(args: list[str], cli_class: type[NCMTLCLI] = NCMTLCLI, save_last: b
     )
 
 
-def _value_of(option: str, arguments: Sequence[str]) -> str | None:
-    for position, argument in enumerate(arguments):
-        if argument.startswith(f"{option}="):
-            return argument.removeprefix(f"{option}=")
-        if argument == option and position + 1 < len(arguments):
-            return arguments[position + 1]
-    return None
+def find_option(option: str, arguments: Sequence[str]) -> str | None:
+    """The value of an option, before all arguments can be parsed; ``None`` without it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(option, dest="value", nargs="?")
+    value: str | None = parser.parse_known_args(arguments)[0].value
+    return value
 
 
 def _config_of(checkpoint: str, subcommand: str) -> str:
@@ -255,7 +256,7 @@ def _make_run_dir(wanted: str | None, parent: str, subcommand: str) -> str:
     if wanted is not None and (Path(wanted) / "config.yaml").exists():
         raise InputError(f"the directory {wanted!r} already holds a run: choose another --run_dir")
     run_dir = Path(wanted or f"{parent}/{datetime.now():%Y-%m-%d_%H-%M-%S}-{subcommand}")
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+    if getattr(rank_zero_only, "rank", 0) != 0:
         return str(run_dir)  # rank 0's is broadcast
     while True:
         try:

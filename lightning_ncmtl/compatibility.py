@@ -7,82 +7,65 @@ data modules and the command line are those of ``pytorch_lightning``, or of ``li
 
 import logging
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 if TYPE_CHECKING or find_spec("pytorch_lightning"):
-    from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-    from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
-    from pytorch_lightning.cli import (
-        ArgsType,
-        LightningArgumentParser,
-        LightningCLI,
-        LRSchedulerCallable,
-        OptimizerCallable,
-        SaveConfigCallback,
-        instantiate_module,
-    )
-    from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-    from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
-
-    if not TYPE_CHECKING:
-        try:
-            from lightning.pytorch import Callback as _OtherCallback
-            from lightning.pytorch.callbacks import Checkpoint as _OtherCheckpoint
-        except ImportError:
-            pass
-        else:
-
-            class Callback(Callback, _OtherCallback):
-                """A callback for the trainers of both packages."""
-
-            class ModelCheckpoint(ModelCheckpoint, _OtherCheckpoint):
-                """A ModelCheckpoint that the trainers of both packages run after all other callbacks."""
-
+    import pytorch_lightning as pl
+    from pytorch_lightning import callbacks, cli, loggers, utilities
 else:
-    from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-    from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
-    from lightning.pytorch.cli import (
-        ArgsType,
-        LightningArgumentParser,
-        LightningCLI,
-        LRSchedulerCallable,
-        OptimizerCallable,
-        SaveConfigCallback,
-        instantiate_module,
-    )
-    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-    from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+    import lightning.pytorch as pl
+    from lightning.pytorch import callbacks, cli, loggers, utilities
 
-__all__ = [
-    "ArgsType",
-    "CSVLogger",
-    "Callback",
-    "LRSchedulerCallable",
-    "LightningArgumentParser",
-    "LightningCLI",
-    "LightningDataModule",
-    "LightningModule",
-    "ModelCheckpoint",
-    "OptimizerCallable",
-    "SaveConfigCallback",
-    "TensorBoardLogger",
-    "Trainer",
-    "WeightAveraging",
-    "find_averages",
-    "instantiate_module",
-    "rank_zero_info",
-    "rank_zero_only",
-    "rank_zero_warn",
-]
+LightningDataModule = pl.LightningDataModule
+LightningModule = pl.LightningModule
+Trainer = pl.Trainer
+Callback = pl.Callback
+ModelCheckpoint = callbacks.ModelCheckpoint
+WeightAveraging = callbacks.WeightAveraging
+ArgsType = cli.ArgsType
+LRSchedulerCallable = cli.LRSchedulerCallable
+LightningArgumentParser = cli.LightningArgumentParser
+LightningCLI = cli.LightningCLI
+OptimizerCallable = cli.OptimizerCallable
+SaveConfigCallback = cli.SaveConfigCallback
+instantiate_module = cli.instantiate_module
+CSVLogger = loggers.CSVLogger
+TensorBoardLogger = loggers.TensorBoardLogger
+rank_zero_info = utilities.rank_zero_info
+rank_zero_only = utilities.rank_zero_only
+rank_zero_warn = utilities.rank_zero_warn
+_Callback = TypeVar("_Callback", bound=pl.Callback)
+
+if not TYPE_CHECKING and pl.__name__ == "pytorch_lightning":
+    try:
+        from lightning.pytorch import callbacks as others
+    except ImportError:
+        pass
+    else:
+
+        class Callback(pl.Callback, others.Callback):
+            """A callback for the trainers of both packages."""
+
+        class ModelCheckpoint(callbacks.ModelCheckpoint, others.Checkpoint):
+            """A ModelCheckpoint that the trainers of both packages run after all other callbacks."""
+
+
+def attributes(trainer: Trainer) -> Any:
+    """A trainer, for attributes that Lightning sets but does not declare: ``callbacks``, ``datamodule`` and others."""
+    return trainer
+
+
+def find_callbacks(trainer: Trainer, kind: type[_Callback]) -> list[_Callback]:
+    """The callbacks of a kind that a trainer has."""
+    return [callback for callback in attributes(trainer).callbacks if isinstance(callback, kind)]
 
 
 def find_averages(trainer: Trainer) -> list[nn.Module]:
     """The averaged copies of the module that ``WeightAveraging`` and ``StochasticWeightAveraging`` keep."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    found = [getattr(callback, "_average_model", None) for callback in callbacks]
+    found = [getattr(callback, "_average_model", None) for callback in attributes(trainer).callbacks]
     return [copy.module if isinstance(copy, AveragedModel) else copy for copy in found if copy is not None]
 
 

@@ -1,6 +1,6 @@
 """``ncmtl compare``: systems x seeds x folds, in tables, tests and figures."""
 
-import argparse
+import inspect
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from lightning_ncmtl.cli import find_option
 from lightning_ncmtl.comparison.cell import check, run
 from lightning_ncmtl.comparison.plan import Cell, Sweep, plan
 from lightning_ncmtl.comparison.report import write_report
@@ -129,17 +130,10 @@ def main(args: list[str]) -> None:
     parser.add_argument("--dry_run", action="store_true", help=about)
     behind = args.index("--") if "--" in args else len(args)
     # Settings for ncmtl fit are not parsed here: class paths in them would be completed with defaults.
-    config, rest = _read(args[:behind])
-    known = {action.dest for action in parser._actions}
-    if unknown := config.keys() - known:
-        raise InputError(f"unknown settings in the configuration of the comparison: {', '.join(sorted(unknown))}")
+    config, rest = _read(find_option("--config", args[:behind]))
     parser.set_defaults(config)
     values = parser.parse_args(args[:behind]).as_dict()
     values.pop("config")
-    try:
-        rest["sweeps"] = {name: Sweep(**sweep) for name, sweep in (rest.get("sweeps") or {}).items()}
-    except TypeError as error:
-        raise InputError(f"a sweep needs of, values and perhaps figure: {error}") from error
     try:
         compare(**values, **rest, arguments=args[behind + 1 :], command=args)
     except KeyboardInterrupt:
@@ -147,21 +141,25 @@ def main(args: list[str]) -> None:
         sys.exit(130)
 
 
-def _read(args: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration file that arguments name: what the parser checks, and the rest."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    file = parser.parse_known_args(args)[0].config
+def _read(file: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A configuration: what the parser checks, and the settings for ``ncmtl fit``."""
     if file is None:
-        return {}, {}  # --help, or an error that the other parser reports
+        return {}, {}  # --help, or an error that the parser reports
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"cannot read the configuration {file!r}: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("systems"), dict):
         raise InputError(f"the configuration {file!r} needs systems, a mapping of names to settings")
-    rest = {name: content.pop(name) or {} for name in ("systems", "common", "sweeps") if name in content}
-    for name, value in [*rest.items(), *rest["systems"].items(), *rest.get("sweeps", {}).items()]:
+    known = inspect.signature(compare).parameters.keys() - {"arguments", "command"}
+    if unknown := content.keys() - known:
+        raise InputError(f"unknown settings in the configuration of the comparison: {', '.join(sorted(unknown))}")
+    rest = {name: content.pop(name, None) or {} for name in ("systems", "common", "sweeps")}
+    for name, value in [*rest.items(), *rest["systems"].items(), *rest["sweeps"].items()]:
         if not isinstance(name, str) or not isinstance(value, dict | None):
             raise InputError(f"{file!r} needs a name and a mapping of settings, found {name!r}: {str(value)[:60]}")
+    try:
+        rest["sweeps"] = {name: Sweep(**sweep) for name, sweep in rest["sweeps"].items()}
+    except TypeError as error:
+        raise InputError(f"a sweep needs of, values and perhaps figure: {error}") from error
     return content, rest

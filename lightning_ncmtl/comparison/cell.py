@@ -19,15 +19,22 @@ from filelock import FileLock, Timeout
 from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
 from lightning_ncmtl.cli import NCMTLCLI, RUN_DIR, make_cli
 from lightning_ncmtl.compaction import compact
-from lightning_ncmtl.comparison.plan import OUTCOMES, RESULT, Cell, hash_code
+from lightning_ncmtl.comparison.plan import LOG, OUTCOMES, RESULT, Cell, hash_code
 from lightning_ncmtl.comparison.tfidf import TFIDF
-from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer, WeightAveraging
+from lightning_ncmtl.compatibility import (
+    Callback,
+    LightningModule,
+    Trainer,
+    WeightAveraging,
+    attributes,
+    find_callbacks,
+)
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.metrics import UNLABELLED, TaskMetrics
+from lightning_ncmtl.metrics import MAX_LOGGED_TASKS, UNLABELLED, WORST
 
 _LOCK = ".lock"  # held by the process that runs a cell
-_Arrays: TypeAlias = dict[str, "np.ndarray[Any, Any]"]
+_Outcome: TypeAlias = dict[str, "np.ndarray[Any, Any]"]  # ``domain``, ``document``, ``correct``: ``[n]`` each
 
 
 class _Objects(NCMTLCLI):
@@ -90,19 +97,22 @@ def run(cell: Cell) -> None:
 
 def _run(cell: Cell) -> None:
     for file in cell.directory.iterdir():  # of an attempt that was cut short
-        if file.name not in ("log.txt", _LOCK):
+        if file.name == LOG:
+            os.truncate(file, 0)  # by now, no other process writes to it
+        elif file.name != _LOCK:
             shutil.rmtree(file) if file.is_dir() else file.unlink()
     cli = make_cli(_arguments(cell), _Objects, save_last=False)
-    if cli.datamodule.source.multi_label:  # outcomes are told by the number of the document
+    data, model = cli.datamodule, reference(cell)
+    if data.source.multi_label:  # outcomes are told by the number of the document
         raise InputError("ncmtl compare needs one label per document")
-    model = reference(cell)
     start = time.monotonic()
-    result, outcomes = _train(cli, cell) if model is None else _refer(model, cli.datamodule, cell.test)
+    result, outcomes = _train(cli, cell) if model is None else _refer(model, data, cell.test)
+    result = {stage: _accuracies(outcome, data.domains) for stage, outcome in outcomes.items()} | result
     result |= {
         "seconds": time.monotonic() - start,
-        "domains": cli.datamodule.domains,
-        "folds": cli.datamodule.split.folds,
-        "copies": cli.datamodule.copies,
+        "domains": data.domains,
+        "folds": data.split.folds,
+        "copies": data.copies,
         "environment": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -112,122 +122,117 @@ def _run(cell: Cell) -> None:
         "code": hash_code(),
         "fingerprint": cell.fingerprint,
     }
-    np.savez_compressed(cell.directory / OUTCOMES, **outcomes)  # type: ignore[arg-type]
+    arrays: Any = {f"{stage}_{name}": values for stage, found in outcomes.items() for name, values in found.items()}
+    np.savez_compressed(cell.directory / OUTCOMES, **arrays)
     partial = cell.directory / f"{RESULT}.partial"
     partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
     partial.replace(cell.directory / RESULT)  # last, and at once: where it exists, the cell is finished
 
 
-def _train(cli: NCMTLCLI, cell: Cell) -> tuple[dict[str, Any], _Arrays]:
+def _train(cli: NCMTLCLI, cell: Cell) -> tuple[dict[str, Any], dict[str, _Outcome]]:
+    """What is known of the training, and the outcomes at its best epoch by stage."""
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     if trainer.world_size > 1:
         raise InputError(f"a cell trains on one device, found {trainer.world_size}: set trainer.devices to 1")
+    collector, callbacks = _Outcomes(), attributes(trainer).callbacks
+    callbacks.append(collector)
     trainer.fit(model, datamodule=data)
     if not trainer.state.finished:
         raise InputError("the training was interrupted")
-    clustering = next((c for c in trainer.callbacks if isinstance(c, NetworkClusteringCallback)), None)  # type: ignore[attr-defined]
-    report = next(c for c in trainer.callbacks if isinstance(c, ClusterReport)).report(trainer)  # type: ignore[attr-defined]
+    report = find_callbacks(trainer, ClusterReport)[0].report(trainer)
     result = {
-        "last": _metrics(trainer, "val"),
+        "last": _accuracies(collector.arrays(), data.domains),
         **_curves(cell.directory / "metrics.csv", data.domains),
-        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "parameters": _count_trained(model),
         "clusters": {
             name: {"num_clusters": layer["num_clusters"], "assignment": list(layer["assignment"].values())}
             for name, layer in report["layers"].items()
         },
         "ari": report["ari"],
     }
-    if clustering is not None and clustering.assignments:
-        small = compact(model, clustering.assignments)
-        result["compact_parameters"] = sum(p.numel() for p in small.parameters() if p.requires_grad)
-        first = max(layer["trace"][0][0] for layer in report["layers"].values() if layer["trace"])
-        result["clustered_from_epoch"] = 1 + (first - 1) * trainer.current_epoch // max(1, trainer.global_step)
-    outcomes: _Arrays = {}
-    best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+    for clustering in find_callbacks(trainer, NetworkClusteringCallback):
+        if clustering.assignments:
+            result["compact_parameters"] = _count_trained(compact(model, clustering.assignments))
+            first = max(layer["trace"][0][0] for layer in report["layers"].values() if layer["trace"])
+            result["clustered_from_epoch"] = 1 + (first - 1) * trainer.current_epoch // max(1, trainer.global_step)
+    best = attributes(trainer).checkpoint_callback.best_model_path
     # An average of weights is in the checkpoint; the callback would put the last one in its place.
-    for callback in [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]:  # type: ignore[attr-defined]
-        trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
-    for stage in ("val", "test")[: 1 + cell.test]:
-        collected = _Outcomes()
-        trainer.callbacks.append(collected)  # type: ignore[attr-defined]
-        (trainer.validate if stage == "val" else trainer.test)(model, datamodule=data, ckpt_path=best, verbose=False)
-        trainer.callbacks.remove(collected)  # type: ignore[attr-defined]
-        result[stage] = _metrics(trainer, stage)
-        outcomes |= {f"{stage}_{name}": values for name, values in collected.arrays().items()}
+    for averaging in find_callbacks(trainer, WeightAveraging):
+        callbacks.remove(averaging)
+    outcomes = {}
+    for stage, evaluate in (("val", trainer.validate), ("test", trainer.test))[: 1 + cell.test]:
+        evaluate(model, datamodule=data, ckpt_path=best, verbose=False)
+        outcomes[stage] = collector.arrays()
     Path(best).unlink()
     return result, outcomes
 
 
-def _refer(model: TFIDF, data: MultiDomainDataModule, test: bool) -> tuple[dict[str, Any], _Arrays]:
+def _refer(model: TFIDF, data: MultiDomainDataModule, test: bool) -> tuple[dict[str, Any], dict[str, _Outcome]]:
+    """As :func:`_train`, for the linear model."""
     data.setup("fit")
     documents = _labelled(data, "train")
     model.fit(documents["text"], documents["task_ids"], documents["labels"])
-    result: dict[str, Any] = {"parameters": model.parameters, "clusters": {}, "ari": None, "curves": {}}
-    outcomes: _Arrays = {}
-    for stage, name in (("val", "validation"), ("test", "test"))[: 1 + test]:
-        if stage == "test":
-            data.setup("test")
-        documents = _labelled(data, name)
-        tasks = documents["task_ids"].to_numpy()
-        correct = model.predict(documents["text"], tasks) == documents["labels"].to_numpy()
-        result[stage] = _accuracies(tasks, correct, data.domains, "accuracy")
-        if "clean" in documents:
-            clean = documents["clean"].to_numpy()
-            result[stage] |= _accuracies(tasks[clean], correct[clean], data.domains, "accuracy_clean")
-        arrays = {"domain": tasks, "document": documents["index"].to_numpy(), "correct": correct}
-        outcomes |= {f"{stage}_{name}": values for name, values in arrays.items()}
-    result["last"] = result["val"]
-    return result, outcomes
+    if test:
+        data.setup("test")
+    outcomes = {}
+    for stage, split in (("val", "validation"), ("test", "test"))[: 1 + test]:
+        documents = _labelled(data, split)
+        names = {"domain": "task_ids", "document": "index", "clean": "clean"}
+        outcome = {ours: documents[name].to_numpy() for ours, name in names.items() if name in documents}
+        found = model.predict(documents["text"], outcome["domain"])
+        outcomes[stage] = outcome | {"correct": found == documents["labels"].to_numpy()}
+    last = _accuracies(outcomes["val"], data.domains)
+    return {"last": last, "parameters": model.parameters, "clusters": {}, "ari": None, "curves": {}}, outcomes
 
 
 def _labelled(data: MultiDomainDataModule, split: str) -> pd.DataFrame:
+    """The documents of a split that have a label."""
     documents: Any = data.documents(split).to_pandas()  # type: ignore[arg-type]
     rows: pd.DataFrame = documents.explode(["task_ids", "labels"]).astype({"task_ids": int, "labels": int})
     return rows[rows["labels"] != UNLABELLED]
 
 
 class _Outcomes(Callback):
-    """Collects which documents are classified correctly."""
+    """Collects which documents the last evaluation has classified correctly."""
 
-    def __init__(self) -> None:
-        self.parts: list[dict[str, np.ndarray[Any, Any]]] = []
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.parts: list[_Outcome] = []
+
+    on_test_start = on_validation_start
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
         part = {"domain": outputs["task_ids"], "document": outputs["index"], "correct": outputs["correct"]}
+        if "clean" in batch:
+            part["clean"] = batch["clean"][batch["labels"] != UNLABELLED]
         self.parts.append({name: values.cpu().numpy() for name, values in part.items()})
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self.on_validation_batch_end(*args, **kwargs)
 
-    def arrays(self) -> _Arrays:
+    def arrays(self) -> _Outcome:
         """All documents, by number."""
         arrays = {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
         order = np.argsort(arrays["document"])
         return {name: values[order] for name, values in arrays.items()}
 
 
-def _metrics(trainer: Trainer, stage: str) -> dict[str, float]:
-    """Averages, as they were logged, and the values of all domains, which are not logged where there are many."""
-    prefix = f"{stage}/"
-    found = {
-        name.removeprefix(prefix): float(value)
-        for name, value in trainer.callback_metrics.items()
-        if name.startswith(f"{prefix}accuracy")
-    }
-    metrics: TaskMetrics = trainer.lightning_module.metrics  # type: ignore[assignment]
-    for name in [name for name in metrics.per_task if name.startswith("accuracy")]:
-        values = metrics.per_task[name].tolist()
-        found |= {f"{name}/{task}": value for task, value in zip(metrics.task_names, values, strict=True)}
-    return found
+def _accuracies(outcome: _Outcome, domains: list[str]) -> dict[str, float]:
+    """Of each domain, and averages, as :class:`TaskMetrics` names them."""
+    table = pd.DataFrame(outcome)
+    parts = {"accuracy": table} | ({"accuracy_clean": table[table["clean"]]} if "clean" in table else {})
+    found: dict[str, float] = {}
+    for name, part in parts.items():
+        each = part.groupby("domain")["correct"].mean()
+        found |= {name: each.mean(), **{f"{name}/{domains[task]}": value for task, value in each.items()}}
+        if len(domains) > MAX_LOGGED_TASKS:
+            found[f"{name}_worst_{WORST}"] = each.nsmallest(WORST).mean()
+    return {name: float(value) for name, value in found.items()}
 
 
-def _accuracies(tasks: Any, correct: Any, domains: list[str], name: str) -> dict[str, float]:
-    each = {
-        domain: float(correct[tasks == task].mean()) for task, domain in enumerate(domains) if (tasks == task).any()
-    }
-    return {name: float(np.mean(list(each.values()))), **{f"{name}/{domain}": value for domain, value in each.items()}}
+def _count_trained(model: LightningModule) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _device(trainer: Trainer) -> str:
@@ -248,19 +253,21 @@ def _curves(file: Path, domains: list[str]) -> dict[str, Any]:
 
 def _arguments(cell: Cell) -> list[str]:
     cell.directory.mkdir(parents=True, exist_ok=True)
-    arguments = ["fit"]
-    for config in cell.configs:
-        arguments += ["--config", config]
+    configs = list(cell.configs)
     for number, settings in enumerate(cell.settings):
         file = cell.directory / f"settings-{number}.yaml"
         plain = {key: value for key, value in settings.items() if key != "tfidf"}
         file.write_text(yaml.safe_dump(plain), encoding="utf-8")
-        arguments += ["--config", str(file)]
-    arguments += ["--trainer.devices=1", *cell.arguments, f"--run_dir={cell.directory}"]
-    arguments += [] if cell.fold is None else [f"--data.split.fold={cell.fold}"]
-    arguments += [f"--trainer.{part}=false" for part in ("enable_progress_bar", "enable_model_summary")]
+        configs.append(str(file))
     return [
-        *arguments,
+        "fit",
+        *(f"--config={config}" for config in configs),
+        "--trainer.devices=1",
+        *cell.arguments,
+        f"--run_dir={cell.directory}",
+        *([] if cell.fold is None else [f"--data.split.fold={cell.fold}"]),
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
         "--trainer.logger=true",
         f"--checkpoint.dirpath={cell.directory}",
         f"--seed_everything={cell.seed}",

@@ -1,36 +1,24 @@
 """Figures of a comparison: accuracies, their differences, and how far clusters can be trusted."""
 
+from collections.abc import Iterable, Sequence
+from functools import partial
 from math import ceil, sqrt
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from lightning_ncmtl.comparison._parts import (
-    DOT,
-    MEAN,
-    ROW,
-    check,
-    choose_line,
-    draw_lines,
-    draw_means,
-    list_values,
-    make_dot,
-    make_rows,
-    name_values,
-    set_legend,
-    set_title,
-    sort_values,
-    summarize_lines,
-    unique,
-    write_beside,
-    write_p,
-)
 from lightning_ncmtl.drawing import COLORS, DPI, measure_width
 from lightning_ncmtl.errors import InputError
+
+_STYLES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))  # with 10 colours: 20 different lines
+_DOT: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4, "alpha": 0.5, "markeredgewidth": 0}
+_MEAN: dict[str, Any] = {"marker": "o", "markersize": 8, "markeredgecolor": "white", "markeredgewidth": 0.8}
 
 
 def draw_curves(curves: pd.DataFrame) -> Figure:
@@ -45,8 +33,8 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
         A figure with one axes for the average, then one for each domain, all with the same scales. These are those of
         the lines; bands may be cut off.
     """
-    check(curves, "system", "seed", "fold", "epoch", "domain", "accuracy")
-    systems, domains = unique(curves["system"]), unique(curves["domain"])
+    _check(curves, "system", "seed", "fold", "epoch", "domain", "accuracy")
+    systems, domains = curves["system"].unique(), curves["domain"].unique()
     panels = len(domains) + 1
     columns = panels if panels <= 3 else ceil(sqrt(panels))
     rows = ceil(panels / columns)
@@ -63,18 +51,31 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
 
     run = ["system", "seed", "fold", "epoch"]
     average = curves.groupby(run, sort=False, dropna=False)["accuracy"].mean().reset_index()
-    lines = [summarize_lines(average), *(summarize_lines(table) for _, table in curves.groupby("domain", sort=False))]
-    heights = pd.concat([table["mean"] for table in lines])
+    tables = [average, *(table for _, table in curves.groupby("domain", sort=False))]
+    lines = [100 * table.groupby(["system", "epoch"])["accuracy"].agg(["mean", "min", "max"]) for table in tables]
+    heights = pd.concat(lines)["mean"]
     margin = max(1, 0.06 * (heights.max() - heights.min()))
     epochs = curves["epoch"].min(), curves["epoch"].max()
     # Before anything is drawn: to fit shared scales again and again takes minutes for 200 domains
     axes[0].set(xlim=(epochs[0] - 0.5, epochs[1] + 0.5), ylim=(heights.min() - margin, heights.max() + margin))
-    looks = {system: choose_line(number) for number, system in enumerate(systems)}
+    looks: dict[Any, dict[str, Any]] = {
+        system: {"color": COLORS[number % len(COLORS)], "linestyle": _STYLES[number % len(_STYLES)], "linewidth": 1.2}
+        for number, system in enumerate(systems)
+    }
     for axis, table in zip(axes, lines, strict=False):
-        draw_lines(axis, table, looks)
-    set_title(axes[0], "average", size, columns * side, weight="bold")
+        for system, look in looks.items():
+            if system not in table.index:
+                continue
+            line = table.loc[system]
+            # A line through a single point cannot be seen
+            axis.plot(line.index, line["mean"], marker="." if len(line) == 1 else "", **look)
+            if (line["min"] < line["max"]).any():
+                axis.fill_between(line.index, line["min"], line["max"], color=look["color"], alpha=0.12, linewidth=0)
+        axis.grid(color="0.92")
+        axis.tick_params(labelsize=7, length=2)
+    _set_title(axes[0], "average", size, columns * side, weight="bold")
     for axis, domain in zip(axes[1:], domains, strict=False):
-        set_title(axis, str(domain), size, side * 0.9)
+        _set_title(axis, domain, size, side * 0.9)
     axes[0].xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
     for empty in axes[panels:]:
         empty.remove()
@@ -82,7 +83,7 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
         last.tick_params(labelbottom=True)
     figure.supxlabel("epoch", fontsize=9, y=0.06 / height, va="bottom")
     figure.supylabel("accuracy (%)", fontsize=9, x=0.06 / width, ha="left")
-    set_legend(figure, [Line2D([], [], **look) for look in looks.values()], systems, loc="upper center", ncols=keys)
+    _set_legend(figure, [Line2D([], [], **look) for look in looks.values()], systems, loc="upper center", ncols=keys)
     return figure
 
 
@@ -95,15 +96,15 @@ def draw_accuracy(cells: pd.DataFrame) -> Figure:
     Returns:
         A figure with one row per system, the best on top; mean and standard deviation are written beside it.
     """
-    check(cells, "system", "accuracy")
-    values = {system: 100 * np.asarray(group) for system, group in cells.groupby("system", sort=False)["accuracy"]}
-    systems = sorted(values, key=lambda system: -values[system].mean())
-    figure, axes = make_rows(systems)
-    for row, system in enumerate(systems):
-        found = values[system]
-        axes.plot(found, [row] * len(found), color=COLORS[0], zorder=3, **DOT)
-        axes.plot(found.mean(), row, color=COLORS[2], **MEAN)
-        write_beside(axes, row, f"{found.mean():.1f}" + (f" ± {found.std(ddof=1):.1f}" if len(found) > 1 else ""))
+    _check(cells, "system", "accuracy")
+    groups = 100 * cells.set_index("system")["accuracy"]
+    systems = groups.groupby("system", sort=False).agg(["mean", "std"]).sort_values("mean", ascending=False)
+    figure, (axes,) = _make_rows(systems.index)
+    for row, (system, (mean, deviation)) in enumerate(systems.iterrows()):
+        found = groups[[system]]
+        axes.plot(found, [row] * len(found), color=COLORS[0], zorder=3, **_DOT)
+        axes.plot(mean, row, color=COLORS[2], **_MEAN)
+        _write_beside(axes, row, f"{mean:.1f}" + (f" ± {deviation:.1f}" if len(found) > 1 else ""))
     axes.set_xlabel("accuracy (%): cells, mean and standard deviation", fontsize=9)
     return figure
 
@@ -122,28 +123,24 @@ def draw_differences(pairs: pd.DataFrame, baseline: str) -> Figure:
     Raises:
         InputError: If no pair has this baseline.
     """
-    check(pairs, "first", "second", "difference", "low", "high", "p_bootstrap_holm")
-    found = []
-    for pair in pairs.to_dict("records"):
-        difference, low, high, p_value = (pair[key] for key in ("difference", "low", "high", "p_bootstrap_holm"))
-        if pair["second"] == baseline:
-            found.append((pair["first"], difference, low, high, p_value))
-        elif pair["first"] == baseline:
-            found.append((pair["second"], -difference, -high, -low, p_value))
-    if not found:
-        raise InputError(
-            f"no pair has the baseline {baseline!r}; there are {list_values(pairs['first'], pairs['second'])}"
-        )
-    found.sort(key=lambda row: -row[1] if np.isfinite(row[1]) else np.inf)
-    figure, axes = make_rows([row[0] for row in found])
+    _check(pairs, "first", "second", "difference", "low", "high", "p_bootstrap_holm")
+    signs = {"difference": -pairs["difference"], "low": -pairs["high"], "high": -pairs["low"]}
+    turned = pairs.assign(first=pairs["second"], second=pairs["first"], **signs)
+    both = pd.concat([pairs, turned])
+    found = both[both["second"] == baseline].sort_values("difference", ascending=False, kind="stable")
+    if found.empty:
+        raise InputError(f"no pair has the baseline {baseline!r}; there are {', '.join(pd.unique(both['first']))}")
+    figure, (axes,) = _make_rows(found["first"])
     axes.axvline(0, color="0.4", linewidth=1, zorder=1)
-    for row, (_, difference, low, high, p_value) in enumerate(found):
-        if not np.isfinite(difference):
-            write_beside(axes, row, "no cells in common")
+    for row, pair in enumerate(found.itertuples()):
+        if not np.isfinite(pair.difference):
+            _write_beside(axes, row, "no cells in common")
             continue
-        axes.plot([low, high], [row, row], color=COLORS[2], linewidth=1.6, solid_capstyle="butt")
-        axes.plot(difference, row, **make_dot(COLORS[2], p_value < 0.05))
-        write_beside(axes, row, f"{difference:+.1f}   {write_p(p_value)}")
+        p_value = pair.p_bootstrap_holm
+        axes.plot([pair.low, pair.high], [row, row], color=COLORS[2], linewidth=1.6, solid_capstyle="butt")
+        axes.plot(pair.difference, row, **_make_dot(COLORS[2], p_value < 0.05))
+        p = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+        _write_beside(axes, row, f"{pair.difference:+.1f}   {p}")
     label = f"accuracy - that of {baseline}, in points\nand its 95 % interval over documents; p adjusted (Holm)"
     axes.set_xlabel(label, fontsize=9, parse_math=False)
     return figure
@@ -158,7 +155,7 @@ def draw_grid(table: pd.DataFrame) -> Figure:
     Returns:
         A figure with a heat map. The accuracies are written in, the best one bold.
     """
-    check(table, "first", "second", "accuracy")
+    _check(table, "first", "second", "accuracy")
     grid = 100 * table.groupby(["first", "second"])["accuracy"].mean().unstack()
     shown = np.asarray(grid, dtype=float)
     size = (max(2.6, 0.5 * shown.shape[1] + 1.2), max(1.6, 0.34 * shown.shape[0] + 0.9))
@@ -188,17 +185,14 @@ def draw_widths(table: pd.DataFrame) -> Figure:
     Returns:
         A figure with the widths in the order of the table, at equal distances: a line for the means, a dot per row.
     """
-    check(table, "width", "accuracy", "seed")
-    widths = unique(table["width"])
-    names = [str(width) for width in widths]
-    pitch = float(np.clip(measure_width(names, 9) + 0.15, 0.5, 1.2))
-    width = max(4.0, pitch * len(widths) + 0.9)
+    _check(table, "width", "accuracy", "seed")
+    widths = table["width"].unique()
+    longest = measure_width([str(width) for width in widths], 9)
+    width = max(4.0, float(np.clip(longest + 0.15, 0.5, 1.2)) * len(widths) + 0.9)
     pitch = (width - 0.9) / len(widths)
-    upright = measure_width(names, 9) > 0.92 * pitch
-    figure = Figure((width, 3 + (measure_width(names, 9) if upright else 0.2)), dpi=DPI, layout="constrained")
+    figure = Figure((width, 3 + (longest if longest > 0.92 * pitch else 0.2)), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    draw_means(axes, widths, table["width"], 100 * table["accuracy"])
-    name_values(axes, names, 9, upright)
+    _draw_means(axes, widths, table["width"], 100 * table["accuracy"], 9, pitch)
     axes.set_xlabel("width", fontsize=9)
     axes.set_ylabel("accuracy (%)", fontsize=9)
     return figure
@@ -215,31 +209,21 @@ def draw_stability(table: pd.DataFrame) -> Figure:
         A figure with one axes per layer, and in it one row per setting: a bar from the mean of chance to its 95 %
         quantile, and a dot, which is filled if it is beyond.
     """
-    check(table, "setting", "layer", "ari", "null_mean", "null_high")
-    settings, layers = unique(table["setting"]), unique(table["layer"])
-    label = measure_width([str(setting) for setting in settings], 9)
-    size = (max(5.6, label + 2.2 * len(layers) + 0.4), ROW * len(settings) + 1.2)
-    figure = Figure(size, dpi=DPI, layout="constrained")
-    axes = figure.subplots(1, len(layers), sharex=True, sharey=True, squeeze=False).ravel()
-    width = (size[0] - label - 0.4) / len(layers)
+    _check(table, "setting", "layer", "ari", "null_mean", "null_high")
+    settings, layers = list(table["setting"].unique()), table["layer"].unique()
+    figure, axes = _make_rows(settings, len(layers))
     for axis, layer in zip(axes, layers, strict=True):
         axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
-        for found in table[table["layer"] == layer].to_dict("records"):
-            row = settings.index(found["setting"])
-            span = found["null_high"] - found["null_mean"]
-            axis.barh(row, span, left=found["null_mean"], height=0.7, color="0.78", edgecolor="0.78")
-            axis.plot(found["ari"], row, **make_dot(COLORS[0], found["ari"] > found["null_high"]))
-        set_title(axis, str(layer), 9, width)
-        axis.grid(axis="y", color="0.93")
-        axis.set_axisbelow(True)
-        axis.tick_params(labelsize=8, length=2)
-    axes[0].set_yticks(range(len(settings)), [str(setting) for setting in settings], fontsize=9, parse_math=False)
-    axes[0].set_ylim(len(settings) - 0.4, -0.6)
-    axes[0].set_xlim(min(-0.1, table["ari"].min() - 0.05, table["null_mean"].min() - 0.05), 1.06)
+        for found in table[table["layer"] == layer].itertuples():
+            row, span = settings.index(found.setting), found.null_high - found.null_mean
+            axis.barh(row, span, left=found.null_mean, height=0.7, color="0.78", edgecolor="0.78")
+            axis.plot(found.ari, row, **_make_dot(COLORS[0], found.ari > found.null_high))
+        _set_title(axis, layer, 9, 2.2)
+    axes[0].set_xlim(min(-0.1, table[["ari", "null_mean"]].min(axis=None) - 0.05), 1.06)
     figure.supxlabel("adjusted Rand index, mean over pairs of seeds", fontsize=9)
-    dots = [Line2D([], [], linestyle="", **make_dot(COLORS[0], beyond)) for beyond in (True, False)]
+    dots = [Line2D([], [], linestyle="", **_make_dot(COLORS[0], beyond)) for beyond in (True, False)]
     names = ["seeds, beyond chance", "within", "chance: mean to 95 %"]
-    set_legend(figure, [*dots, Patch(color="0.78")], names, loc="outside upper center", ncols=3)
+    _set_legend(figure, [*dots, Patch(color="0.78")], names, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -253,22 +237,83 @@ def draw_recovery(table: pd.DataFrame) -> Figure:
         A figure with one axes per setting: its values in their order, at equal distances, a line for the means and a
         dot per row.
     """
-    check(table, "setting", "value", "seed", "ari")
-    settings = unique(table["setting"])
+    _check(table, "setting", "value", "seed", "ari")
+    settings = table["setting"].unique()
     columns = min(3, len(settings))
     rows = ceil(len(settings) / columns)
     figure = Figure((2.7 * columns + 0.5, 2.3 * rows + 0.2), dpi=DPI, layout="constrained")
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for axis, setting in zip(axes, settings, strict=False):
         part = table[table["setting"] == setting]
-        values = sort_values(unique(part["value"]))
+        # From low to high where they are numbers, or texts that are numbers; else as they are
+        values = part["value"].drop_duplicates().sort_values(key=partial(pd.to_numeric, errors="coerce"), kind="stable")
         axis.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-        draw_means(axis, values, part["value"], part["ari"])
-        names = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-        name_values(axis, names, 8, upright=measure_width(names, 8) > 0.92 * 2.3 / len(names))
-        set_title(axis, str(setting), 9, 2.6)
+        _draw_means(axis, values, part["value"], part["ari"], 8, 2.3 / len(values))
+        _set_title(axis, setting, 9, 2.6)
     for empty in axes[len(settings) :]:
         empty.remove()
     axes[0].set_ylim(min(-0.1, table["ari"].min() - 0.05), 1.05)
     figure.supylabel("ARI with the planted groups", fontsize=9)
     return figure
+
+
+def _check(table: pd.DataFrame, *columns: str) -> None:
+    if missing := [column for column in columns if column not in table]:
+        raise InputError(f"the table has no column {missing[0]!r}; to be drawn, it needs {', '.join(columns)}")
+    if table.empty:
+        raise InputError("the table has no rows: nothing to draw")
+
+
+def _draw_means(axes: Axes, values: Iterable[Any], column: Any, heights: Any, size: float, pitch: float) -> None:
+    """Draw a dot for each row, over the position of its value, ``pitch`` inches apart, and a line through the means."""
+    places = column.map({value: place for place, value in enumerate(values)})
+    means = heights.groupby(places).mean()
+    axes.plot(means.index, means, color=COLORS[2], linewidth=1.2, **_MEAN | {"markersize": 6}, zorder=2)
+    axes.plot(places, heights, color=COLORS[0], **_DOT, zorder=3)
+    axes.grid(axis="y", color="0.92")
+    names = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    turn = 90 if measure_width(names, size) > 0.92 * pitch else 0
+    axes.set_xticks(range(len(names)), names, fontsize=size, parse_math=False, rotation=turn)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.tick_params(length=2)
+
+
+def _make_dot(color: str, filled: bool) -> dict[str, Any]:
+    """A dot that is filled if there is more than chance."""
+    return _MEAN | {"color": color if filled else "white", "markeredgecolor": color, "markeredgewidth": 1.4}
+
+
+def _make_rows(names: Iterable[Any], columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure with a named row for each system or setting, the first on top."""
+    names = [str(name) for name in names]
+    size = (measure_width(names, 9) + max(5.2, 2.3 * columns + 0.4), 0.3 * len(names) + 1.2)
+    figure = Figure(size, dpi=DPI, layout="constrained")
+    axes = list(figure.subplots(1, columns, sharex=True, sharey=True, squeeze=False)[0])
+    for axis in axes:
+        axis.tick_params(labelsize=8, length=2)
+        axis.grid(color="0.93")
+        axis.set_axisbelow(True)
+    axes[0].set_yticks(range(len(names)), names, fontsize=9, parse_math=False)
+    axes[0].set_ylim(len(names) - 0.4, -0.6)
+    return figure, axes
+
+
+def _write_beside(axes: Axes, row: int, text: str) -> None:
+    axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), fontsize=8.5, va="center_baseline")
+
+
+def _set_title(axes: Axes, text: str, size: float, width: float, weight: str = "normal") -> None:
+    """A title that is cut short where it is wider than so many inches."""
+    shown = text = str(text)
+    while text and measure_width([shown], size) > width:
+        text = text[:-1]
+        shown = text + "..."
+    axes.set_title(shown, fontsize=size, parse_math=False, pad=3, weight=weight)
+
+
+def _set_legend(figure: Figure, handles: Sequence[Any], names: Iterable[Any], **settings: Any) -> None:
+    names = [str(name) for name in names]
+    legend = figure.legend(handles, names, fontsize=9, frameon=False, handlelength=3, **settings)
+    for text in legend.get_texts():
+        text.set_parse_math(False)

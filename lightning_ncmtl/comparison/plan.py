@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from glob import escape, glob
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,7 +15,7 @@ import yaml
 import lightning_ncmtl
 from lightning_ncmtl.errors import InputError
 
-RESULT, OUTCOMES = "result.json", "outcomes.npz"
+RESULT, OUTCOMES, LOG = "result.json", "outcomes.npz", "log.txt"
 Figure = Literal["grid", "line", "recovery"]
 
 
@@ -124,8 +125,7 @@ def plan(
     for name, values in (("seeds", seeds), ("folds", folds or ())):
         if len(set(values)) < len(values):
             raise InputError(f"{name} must differ, found {list(values)}")
-    entries: list[tuple[str, tuple[dict[str, Any], ...], str | None, str | None]] = []
-    entries += [(system, (common, own), None, None) for system, own in systems.items()]
+    entries: list[dict[str, Any]] = [{"system": name, "settings": (common, own)} for name, own in systems.items()]
     for sweep, what in sweeps.items():
         if what.figure not in get_args(Figure):
             raise InputError(
@@ -135,24 +135,25 @@ def plan(
             raise InputError(f"the sweep {sweep!r} is of {what.of!r}, which is none of {', '.join(systems)}")
         base = (common, systems[what.of], what.settings)
         entries += [
-            (f"{sweep}: {value}", (*base, more or {}), sweep, str(value)) for value, more in what.values.items()
+            {"system": f"{sweep}: {value}", "settings": (*base, more or {}), "sweep": sweep, "value": str(value)}
+            for value, more in what.values.items()
         ]
-    folders = [folder_of(name) for name, *_ in entries]
+    names = [entry["system"] for entry in entries]
+    folders = [folder_of(name) for name in names]
     if len(set(folders)) < len(folders) or "" in folders:
-        raise InputError(
-            f"names of systems need letters or digits in which they differ, found {[name for name, *_ in entries]}"
-        )
+        raise InputError(f"names of systems need letters or digits in which they differ, found {names}")
     first: dict[str, str] = {}  # the folder of the first with these settings
-    folders = [first.setdefault(json.dumps(entry[1]), folder) for entry, folder in zip(entries, folders, strict=True)]
+    for entry, folder in zip(entries, folders, strict=True):
+        entry["directory"] = output / "cells" / first.setdefault(json.dumps(entry["settings"]), folder)
+    shared = {"configs": tuple(configs), "arguments": tuple(arguments), "test": test}
     cells = []
     for fold in [None] if folds is None else folds:
         for seed in seeds:
             last = f"seed-{seed}" + ("" if fold is None else f"-fold-{fold}")
             cells += [
-                Cell(name, seed, fold, output / "cells" / folder / last, settings, tuple(configs), tuple(arguments),
-                     test, sweep, value)
-                for (name, settings, sweep, value), folder in zip(entries, folders, strict=True)
-            ]  # fmt: skip
+                Cell(**entry | shared | {"seed": seed, "fold": fold, "directory": entry["directory"] / last})
+                for entry in entries
+            ]
     return cells
 
 
@@ -164,6 +165,7 @@ def folder_of(name: str) -> str:
 @cache
 def hash_code() -> str:
     """The version of this package, and a hash of its source: what results say of the code that made them."""
-    files = sorted(Path(lightning_ncmtl.__file__).parent.rglob("*.py"))
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    # Of a checkout, too, in which some folders are links: unlike pathlib, glob follows them.
+    files = sorted(glob(f"{escape(str(Path(lightning_ncmtl.__file__).parent))}/**/*.py", recursive=True))
+    digest = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
     return f"{lightning_ncmtl.__version__}+{digest[:12]}"

@@ -1,17 +1,17 @@
 """Running the cells of a comparison: each a command in a process of its own, some of them at a time."""
 
+import math
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import fmean
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from lightning_ncmtl.comparison.plan import Cell
+from lightning_ncmtl.comparison.plan import LOG, Cell
 
 
 def run_all(cells: list[Cell], command: Callable[[Cell], list[str]], jobs: int, console: Console) -> dict[str, str]:
@@ -27,49 +27,34 @@ def run_all(cells: list[Cell], command: Callable[[Cell], list[str]], jobs: int, 
         What went wrong, by the names of cells.
     """
     waiting = find_unfinished(cells)
-    seconds: dict[str, list[float]] = {}
-    for cell in cells:
-        if (result := cell.read_result()) is not None:
-            seconds.setdefault(cell.system, []).append(result["seconds"])
+    running: dict[Cell, subprocess.Popen[bytes]] = {}
     failures: dict[str, str] = {}
-    total = len({cell.directory for cell in cells})
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[remaining]}"),
-        console=console,
-    )
-    running: dict[Cell, tuple[subprocess.Popen[bytes], float]] = {}
+    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    # Cells take minutes: the remaining time is told from all of this run, not from the last 30 seconds.
+    progress = Progress("{task.description}", *columns, console=console, speed_estimate_period=math.inf)
     with progress:
-        bar = progress.add_task("Cells", total=total, completed=total - len(waiting), remaining="")
+        total = len({cell.directory for cell in cells})
+        bar = progress.add_task("Cells", total=total, completed=total - len(waiting))
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     cell = waiting.pop(0)
-                    running[cell] = (_start(command(cell), cell.directory, jobs), time.monotonic())
+                    running[cell] = _start(command(cell), cell.directory, jobs)
                 time.sleep(0.2)
-                for cell in [cell for cell, (process, _) in running.items() if process.poll() is not None]:
-                    process, start = running.pop(cell)
-                    result = cell.read_result()
-                    if result is None:
-                        failures[cell.name] = failure = _explain(process.returncode, cell.directory)
+                for cell in [cell for cell, process in running.items() if process.poll() is not None]:
+                    code = running.pop(cell).returncode
+                    if (result := cell.read_result()) is None:
+                        failures[cell.name] = failure = _explain(code, cell.directory)
                         console.print(f"{escape(cell.name)}: failed, {escape(failure)}", style="red", soft_wrap=True)
                     else:
-                        seconds.setdefault(cell.system, []).append(result["seconds"])
-                        text = f"{result['val']['accuracy']:.4f} in {time.monotonic() - start:.0f} s"
+                        text = f"{result['val']['accuracy']:.4f} in {result['seconds']:.0f} s"
                         console.print(f"{escape(cell.name)}: {text}")
                     progress.advance(bar)
-                elapsed = [(cell, time.monotonic() - start) for cell, (_, start) in running.items()]
-                left = _estimate(waiting, elapsed, seconds)
-                names = ", ".join(cell.name for cell, _ in elapsed)
-                text = "" if left is None else f"{left / jobs / 60:.0f} min remaining"
-                progress.update(bar, description=escape(names) or "Cells", remaining=text)
+                progress.update(bar, description=escape(", ".join(cell.name for cell in running)) or "Cells")
         finally:
-            for process, _ in running.values():
+            for process in running.values():
                 process.terminate()
-            for process, _ in running.values():
+            for process in running.values():
                 process.wait()
     return failures
 
@@ -82,7 +67,8 @@ def find_unfinished(cells: Iterable[Cell]) -> list[Cell]:
 def _start(command: list[str], directory: Path, jobs: int) -> "subprocess.Popen[bytes]":
     directory.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    with (directory / "log.txt").open("w") as log:
+    # Behind what is there: another process may run the cell, and write to it. The cell empties it.
+    with (directory / LOG).open("a") as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -96,17 +82,5 @@ def _explain(code: int, directory: Path) -> str:
     """Why a process ended without a result."""
     if code < 0:
         return f"killed by signal {-code}, perhaps for its memory: fewer jobs need less"
-    lines = (directory / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lines = (directory / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1].removeprefix("ncmtl: error: ") if lines else f"exit status {code}"
-
-
-def _estimate(
-    waiting: Iterable[Cell], running: Iterable[tuple[Cell, float]], seconds: Mapping[str, list[float]]
-) -> float | None:
-    """Seconds of work that is left, as finished cells of the same system took; ``None`` before one is finished."""
-    if not seconds:
-        return None
-    mean = {system: fmean(values) for system, values in seconds.items()}
-    average = fmean(mean.values())
-    left = sum(mean.get(cell.system, average) for cell in waiting)
-    return left + sum(max(0.0, mean.get(cell.system, average) - elapsed) for cell, elapsed in running)

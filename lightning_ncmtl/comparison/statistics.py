@@ -64,40 +64,39 @@ def compare_pairs(
     if resamples < 1:
         raise InputError(f"resamples must be at least 1, not {resamples}")
     accuracy = _accuracies(cells)
-    correct, documents = _outcomes(accuracy, outcomes)
+    documents, correct = _outcomes(accuracy, outcomes)
     fraction = test_fraction or 1 / max(2, len(documents))
     rows: list[dict[str, Any]] = []
-    shared: list[list[CellKey]] = []  # by pair, the cells of its first system
+    sums: dict[frozenset[int | None], dict[int, pd.DataFrame]] = {}  # by the folds and the number of the pair
     for first, second in combinations(dict.fromkeys(system for system, _, _ in accuracy), 2):
-        shared.append([cell for cell in accuracy if cell[0] == first and _like(cell, second) in accuracy])
-        differences = np.array([accuracy[cell] - accuracy[_like(cell, second)] for cell in shared[-1]])
-        folds = len({fold for _, _, fold in shared[-1]})
-        p_value = _t_test(differences, fraction / (1 - fraction) if folds > 1 else 0.0)
-        difference = 100 * differences.mean() if len(differences) else np.nan
-        row = {"first": first, "second": second, "cells": len(differences), "folds": folds, "difference": difference}
-        rows.append(row | {"low": np.nan, "high": np.nan, "p_t": p_value, "p_bootstrap": np.nan})
-
-    # Pairs with the same documents share their draws
-    by_folds: dict[frozenset[int | None], list[int]] = {}
-    for number, pair in enumerate(shared):
-        if pair:
-            by_folds.setdefault(frozenset(fold for _, _, fold in pair), []).append(number)
-    for used, numbers in by_folds.items():
-        sample = {fold: documents[fold] for fold in documents if fold in used}
-        units = _Units(sample)
-        sums = [units.sums(shared[number], rows[number]["second"], correct) for number in numbers]
-        values, weights = np.stack(sums, axis=-1)
-        draws = _resample(values, weights, units.domains, resamples, seed)
-        low, high = 100 * np.quantile(draws, [0.025, 0.975], axis=0)
-        tails = [(draws <= _TINY).sum(axis=0), (draws >= -_TINY).sum(axis=0)]
+        shared = [(s, f) for system, s, f in accuracy if system == first and (second, s, f) in accuracy]
+        differences = np.array([accuracy[first, s, f] - accuracy[second, s, f] for s, f in shared])
+        folds = frozenset(fold for _, fold in shared)
+        row = {"first": first, "second": second, "cells": len(shared), "folds": len(folds)}
+        if shared:
+            row["difference"] = 100 * differences.mean()
+            row["p_t"] = _t_test(differences, fraction / (1 - fraction) if len(folds) > 1 else 0.0)
+            parts = [
+                documents[fold].assign(difference=correct[first, s, fold] - correct[second, s, fold])
+                for s, fold in shared
+            ]
+            table = pd.concat(parts)
+            # With these weights, the ratio of both sums is for each domain the mean difference of accuracies over the
+            # cells, even if folds have different sizes or numbers of seeds.
+            table["difference"] *= table["weight"]
+            sums.setdefault(folds, {})[len(rows)] = table.groupby(["domain", "group"])[["difference", "weight"]].sum()
+        rows.append(row)
+    for found in sums.values():  # pairs with the same documents share their draws
+        draws = _resample(pd.concat(found, axis=1), resamples, seed)
+        tails = (draws <= _TINY).sum(axis=0), (draws >= -_TINY).sum(axis=0)
         p_values = np.minimum(1, 2 * (1 + np.minimum(*tails)) / (1 + resamples))
-        for position, number in enumerate(numbers):
-            rows[number] |= {"low": low[position], "high": high[position], "p_bootstrap": p_values[position]}
-
-    columns = ["first", "second", "cells", "folds", "difference", "low", "high", "p_t", "p_bootstrap"]
-    pairs = pd.DataFrame(rows, columns=columns)
+        intervals = 100 * np.quantile(draws, [0.025, 0.975], axis=0).T
+        for number, (low, high), p_value in zip(found, intervals, p_values, strict=True):
+            rows[number] |= {"low": low, "high": high, "p_bootstrap": p_value}
+    columns = ["first", "second", "cells", "folds", "difference", "low", "high"]
+    pairs = pd.DataFrame(rows, columns=[*columns, "p_t", "p_t_holm", "p_bootstrap", "p_bootstrap_holm"])
     for test in ("p_t", "p_bootstrap"):
-        pairs.insert(pairs.columns.get_loc(test) + 1, f"{test}_holm", holm(pairs[test].to_numpy(dtype=float)))
+        pairs[f"{test}_holm"] = holm(pairs[test])
     return pairs
 
 
@@ -199,33 +198,35 @@ def _accuracies(cells: pd.DataFrame) -> dict[CellKey, float]:
 
 def _outcomes(
     accuracy: Mapping[CellKey, float], outcomes: Mapping[CellKey, Mapping[str, ArrayLike] | pd.DataFrame]
-) -> tuple[dict[CellKey, NDArray[np.bool_]], dict[int | None, pd.DataFrame]]:
-    """Outcomes by cell, ``[n]``, and by fold the ``domain``, ``document`` and ``group`` of its documents."""
-    correct: dict[CellKey, NDArray[np.bool_]] = {}
-    documents: dict[int | None, tuple[CellKey, pd.DataFrame]] = {}  # with the cell that they are from
+) -> tuple[dict[int | None, pd.DataFrame], dict[CellKey, NDArray[Any]]]:
+    """By fold its documents and their ``weight``, 1 / documents of the domain, and by cell the outcomes ``[n]``."""
+    tables: dict[int | None, pd.DataFrame] = {}
+    first: dict[int | None, CellKey] = {}  # the cell that they are from
+    correct: dict[CellKey, NDArray[Any]] = {}
     for cell in accuracy:
         if cell not in outcomes:
             raise InputError(f"{_name(cell)} has an accuracy, but no outcomes of its documents")
-        arrays = _arrays(cell, outcomes[cell])
-        correct[cell] = arrays.pop("correct")
-        known, table = documents.setdefault(cell[2], (cell, pd.DataFrame(arrays)))
-        if not all(np.array_equal(table[column], array) for column, array in arrays.items()):
-            raise InputError(f"{_name(cell)} and {_name(known)} have different documents, or in a different order")
-    tables = {fold: table for fold, (_, table) in documents.items()}
+        table = _table(cell, outcomes[cell])
+        correct[cell] = np.asarray(table.pop("correct"), dtype=np.int8)
+        known, other = tables.setdefault(cell[2], table), first.setdefault(cell[2], cell)
+        if not np.array_equal(known, table):
+            raise InputError(f"{_name(cell)} and {_name(other)} have different documents, or in a different order")
     if tables:
         kinds = pd.concat(tables.values()).drop_duplicates()
         if (twice := kinds["document"].duplicated()).any():
             number = kinds.loc[twice, "document"].iloc[0]
             raise InputError(f"document {number} is of several domains or groups; each needs a number of its own")
-    return correct, tables
+    for table in tables.values():
+        table["weight"] = 1 / table.groupby("domain")["domain"].transform("size")
+    return tables, correct
 
 
-def _arrays(cell: CellKey, outcome: Mapping[str, ArrayLike] | pd.DataFrame) -> dict[str, NDArray[Any]]:
+def _table(cell: CellKey, outcome: Mapping[str, ArrayLike] | pd.DataFrame) -> pd.DataFrame:
+    """``domain``, ``document``, ``group`` (the document, where there are none) and ``correct``."""
     if missing := [column for column in ("domain", "document", "correct") if column not in outcome]:
         raise InputError(f"the outcomes of {_name(cell)} have no {missing[0]!r}")
-    columns = ("domain", "document", "group" if "group" in outcome else "document", "correct")
     names = ("domain", "document", "group", "correct")
-    arrays = {name: np.asarray(outcome[column]) for name, column in zip(names, columns, strict=True)}
+    arrays = {name: np.asarray(outcome[name if name in outcome else "document"]) for name in names}
     for name, array in arrays.items():
         wanted, kinds = ("bool", "b") if name == "correct" else ("int", "iu")
         if array.dtype.kind not in kinds or array.ndim != 1:
@@ -233,93 +234,37 @@ def _arrays(cell: CellKey, outcome: Mapping[str, ArrayLike] | pd.DataFrame) -> d
     lengths = {len(array) for array in arrays.values()}
     if len(lengths) > 1 or 0 in lengths:
         raise InputError(f"the outcomes of {_name(cell)} are of {', '.join(map(str, sorted(lengths)))} documents")
-    if len(np.unique(arrays["document"])) < len(arrays["document"]):
+    table = pd.DataFrame(arrays)
+    if table["document"].duplicated().any():
         raise InputError(f"{_name(cell)} has two documents with the same number")
-    return arrays
+    return table
 
 
 def _t_test(differences: NDArray[np.float64], ratio: float) -> float:
     """Two-sided p-value; ``ratio`` is that of test to training documents, or 0 for the plain t-test."""
-    count = len(differences)
-    if not differences.any() and count:
+    if not differences.any():
         return 1.0
+    count = len(differences)
     if count < 2 or np.ptp(differences) < _TINY:
         return np.nan
     t = differences.mean() / np.sqrt(differences.var(ddof=1) * (1 / count + ratio))
     return float(2 * stats.t.sf(abs(t), count - 1))
 
 
-class _Units:
-    """What is drawn as a whole: documents, or groups of documents of a domain.
-
-    Args:
-        documents: By fold, the ``domain``, ``document`` and ``group`` of its documents.
-
-    Attributes:
-        domains: Domain of each unit, ``[U]``.
-    """
-
-    def __init__(self, documents: Mapping[int | None, pd.DataFrame]) -> None:
-        self._folds = list(documents)
-        table = pd.concat([frame.assign(fold=number) for number, frame in enumerate(documents.values())])
-        self._fold = np.asarray(table["fold"])  # of each document
-        self._unit = np.asarray(table.groupby(["domain", "group"]).ngroup())
-        self._size = np.asarray(table.groupby(["fold", "domain"])["document"].transform("size"))
-        self.domains: NDArray[np.int64] = np.asarray(table["domain"])[np.unique(self._unit, return_index=True)[1]]
-
-    def sums(
-        self, cells: Sequence[CellKey], second: str, correct: Mapping[CellKey, NDArray[np.bool_]]
-    ) -> NDArray[np.float64]:
-        """Weighted differences of the outcomes, and their weights, each summed over units: ``[2, U]``.
-
-        The weight of an outcome is 1 / documents of its domain and fold. For each domain, the ratio of both sums over
-        all units is thus the mean difference of accuracies over the cells, and means over domains are those of the
-        table of cells, even if folds have different sizes or numbers of seeds.
-        """
-        sums = np.zeros((2, len(self._unit)))
-        for cell in cells:
-            rows = self._fold == self._folds.index(cell[2])
-            sums[0, rows] += correct[cell].astype(np.int8) - correct[_like(cell, second)]
-            sums[1, rows] += 1
-        return np.stack([np.bincount(self._unit, row) for row in sums / self._size])
-
-
-def _resample(
-    values: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    domains: NDArray[np.int64],
-    resamples: int,
-    seed: int,
-) -> NDArray[np.float64]:
-    """Draw the units of each domain with replacement.
-
-    Args:
-        values: Sum of weighted differences of each unit, ``[U, pairs]``.
-        weights: Sum of the weights, ``[U, pairs]``.
-        domains: Domain of each unit, ``[U]``.
-
-    Returns:
-        Mean over the domains of their weighted mean differences, ``[resamples, pairs]``.
-    """
-    if (weights == weights[:, :1]).all():
-        weights = weights[:, :1]  # half the work
+def _resample(sums: pd.DataFrame, resamples: int, seed: int) -> NDArray[np.float64]:
+    """Draw groups again: ``[resamples, pairs]``, means over the domains of their weighted mean differences."""
     rng = np.random.default_rng(seed)
-    means = np.zeros((resamples, values.shape[1]))
-    names = np.unique(domains)
-    for domain in names:
-        value, weight = values[domains == domain], weights[domains == domain]
-        count = len(value)
-        size = max(1, _CHUNK // count)
-        for start in range(0, resamples, size):
-            chunk = means[start : start + size]
-            times = rng.multinomial(count, np.full(count, 1 / count), size=len(chunk)).astype(np.float64)
-            chunk += times @ value / (times @ weight) / len(names)
-    return means
-
-
-def _like(cell: CellKey, system: str) -> CellKey:
-    """The cell of another system with the same seed and fold."""
-    return (system, *cell[1:])
+    means = []
+    for _, table in sums.groupby("domain"):
+        differences, weights = (table.xs(name, axis=1, level=1).to_numpy() for name in ("difference", "weight"))
+        count = len(table)
+        chunks = []
+        for start in range(0, resamples, size := max(1, _CHUNK // count)):
+            times = rng.multinomial(count, np.full(count, 1 / count), size=min(size, resamples - start)).astype(float)
+            chunks.append(times @ differences / (times @ weights))
+        means.append(np.concatenate(chunks))
+    mean: NDArray[np.float64] = np.mean(means, axis=0)
+    return mean
 
 
 def _name(cell: CellKey) -> str:

@@ -1,14 +1,13 @@
 import doctest
 from collections.abc import Sequence
-from itertools import combinations, pairwise, permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from figures import check_texts, laid_out, read
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
-from matplotlib.text import Text
 
 from lightning_ncmtl.callbacks import cluster_pictures
 from lightning_ncmtl.callbacks.cluster_pictures import coclustering, draw_coclustering, draw_flow, draw_history
@@ -33,25 +32,6 @@ def random_trace(count: int) -> Trace:
     return [(step, rng.integers(0, 3, count).tolist()) for step in steps]
 
 
-def check_texts(figure: Figure, texts: list[Text]) -> None:
-    """Inside the figure, and not over one another."""
-    boxes = {text.get_text(): text.get_window_extent() for text in texts}
-    assert len(boxes) == len(texts)
-    for text, box in boxes.items():
-        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text
-        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, text
-    for one, other in combinations(boxes, 2):
-        assert not boxes[one].overlaps(boxes[other]), (one, other)
-
-
-def laid_out(figure: Figure) -> Figure:
-    """Places everything as it will be in a PNG: ``savefig`` lays out twice, which may give another result than once."""
-    FigureCanvasAgg(figure)
-    figure.draw_without_rendering()
-    figure.draw_without_rendering()
-    return figure
-
-
 def blocks(figure: Figure) -> dict[int, list[float]]:
     """Heights of the blocks of each column, in tasks."""
     found: dict[int, list[float]] = {}
@@ -69,7 +49,7 @@ def bands(figure: Figure) -> list[PathPatch]:
 def test_flow_names_every_task_legibly(count: int) -> None:
     figure = laid_out(draw_flow(random_layers(count), names(count)))
     axes = figure.axes[0]
-    assert sorted(text.get_text() for text in axes.get_yticklabels()) == sorted(names(count))
+    assert sorted(read(axes.get_yticklabels())) == sorted(names(count))
     check_texts(figure, [*axes.get_yticklabels(), *axes.get_xticklabels()])
     check_texts(figure, [text for text in axes.texts if text.get_position()[0] == 2])  # of the blocks of a column
 
@@ -77,7 +57,7 @@ def test_flow_names_every_task_legibly(count: int) -> None:
 def test_flow_headings_with_long_names_of_layers() -> None:
     layers = {f"model.encoder.of.sentences.cluster_layers.{number}": [0, 1, 0, 0] for number in range(4)}
     figure = laid_out(draw_flow(layers, names(4)))
-    headings = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    headings = read(figure.axes[0].get_xticklabels())
     assert headings[1:-1] == [f"{name}\n2 clusters" for name in layers]
     check_texts(figure, figure.axes[0].get_xticklabels())
 
@@ -85,7 +65,7 @@ def test_flow_headings_with_long_names_of_layers() -> None:
 def test_flow_has_a_block_for_each_used_cluster() -> None:
     figure = draw_flow({"one": [3, 0, 3, 3], "two": [0, 1, 2, 3]}, names(4))
     assert blocks(figure) == {0: [4], 1: [1, 3], 2: [1, 1, 1, 1]}
-    labels = {text.get_text() for text in figure.axes[0].texts}
+    labels = set(read(figure.axes[0].texts))
     assert labels == {"4 tasks", "3: 3 tasks", "0: 1 task", "1: 1 task", "2: 1 task", "3: 1 task"}
 
 
@@ -172,13 +152,13 @@ def test_coclustering_picture_names_every_task_legibly(count: int, title: str) -
     figure = laid_out(draw_coclustering(random_trace(count), names(count), 50, title))
     axes = figure.axes[0]
     for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
-        assert sorted(text.get_text() for text in labels) == sorted(names(count))
+        assert sorted(read(labels)) == sorted(names(count))
         check_texts(figure, [*labels, *figure.texts])
 
 
 def test_coclustering_picture_puts_groups_side_by_side() -> None:
     figure = draw_coclustering([(1, [0, 1, 0, 1, 0])], ["a", "b", "c", "d", "e"], 9, "layer")
-    order = "".join(text.get_text() for text in figure.axes[0].get_yticklabels())
+    order = "".join(read(figure.axes[0].get_yticklabels()))
     assert {"".join(sorted(order[:2])), "".join(sorted(order[-2:]))} & {"bd"}
     shown = np.asarray(figure.axes[0].images[0].get_array())
     assert np.array_equal(shown, np.equal.outer([t in "bd" for t in order], [t in "bd" for t in order]))
@@ -240,7 +220,7 @@ def test_history() -> None:
         [[5, 0], [9, 0]],
         [],
     ]
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    labels = read(figure.legends[0].get_texts())
     assert labels == ["one", "two", "three (not clustered)"]
 
 
@@ -255,7 +235,7 @@ def test_history_with_a_loss_of_zero() -> None:
 )
 def test_nothing_clustered(figure: Figure) -> None:
     for axes in laid_out(figure).axes:
-        assert [text.get_text() for text in axes.texts] == ["not clustered"]
+        assert read(axes.texts) == ["not clustered"]
 
 
 def test_the_example_in_the_docstring() -> None:

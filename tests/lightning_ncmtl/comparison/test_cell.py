@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lightning_ncmtl.comparison.cell import _curves, _labelled, _metrics, _Outcomes, run
+from lightning_ncmtl.comparison.cell import _accuracies, _curves, _labelled, _Outcomes, run
 from lightning_ncmtl.comparison.plan import Cell
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import TaskMetrics
@@ -37,7 +37,11 @@ def test_documents_of_several_labels_are_refused(tmp_path: Path, tfidf: Any) -> 
 def test_outcomes_are_those_of_the_step() -> None:
     """Which leaves out documents without a label, as the batch does not."""
     collected: Any = _Outcomes()
-    batch = {"task_ids": torch.tensor([0, 1, 1]), "labels": torch.tensor([0, -1, 1])}
+    labels = torch.tensor([0, -1, 1])
+    batch = {"task_ids": torch.tensor([0, 1, 1]), "labels": labels, "clean": torch.tensor([True, True, False])}
+    collected.on_validation_start(None, None)
+    collected.on_validation_batch_end(None, None, {"index": labels, "task_ids": labels, "correct": labels}, batch, 0)
+    collected.on_test_start(None, None)  # of the last evaluation only
     for index in ([7, 3], [5, 4]):
         step = {"index": torch.tensor(index), "task_ids": torch.tensor([0, 1]), "correct": torch.tensor([True, False])}
         collected.on_test_batch_end(None, None, step, batch, 0)
@@ -46,6 +50,7 @@ def test_outcomes_are_those_of_the_step() -> None:
         "domain": [1, 1, 0, 0],
         "document": [3, 4, 5, 7],
         "correct": [False, False, True, True],
+        "clean": [False, False, True, True],
     }
     assert arrays["correct"].dtype == np.bool_
 
@@ -55,17 +60,15 @@ def test_results_have_all_domains_however_many_are_logged(tasks: int) -> None:
     metrics = TaskMetrics([f"domain{task}" for task in range(tasks)])
     labels, task_ids = torch.arange(4 * tasks) % 3 % 2, torch.arange(4 * tasks) // 4
     metrics.update(torch.tensor([[1.0, 0.0]]).expand(4 * tasks, 2), labels, task_ids, task_ids > 0)
-    logged = {f"val/{name}": value for name, value in metrics.compute().items()}
-    trainer: Any = SimpleNamespace(callback_metrics=logged, lightning_module=SimpleNamespace(metrics=metrics))
-    found = _metrics(trainer, "val")
-    each = (labels == 0).view(tasks, 4).double().mean(1)
-    for task in range(tasks):
-        assert found[f"accuracy/domain{task}"] == pytest.approx(float(each[task]))
-    assert np.isnan(found["accuracy_clean/domain0"])
-    assert found["accuracy"] == pytest.approx(float(each.mean()))
-    assert {name for name in found if "/" not in name} == {
-        name.removeprefix("val/") for name in logged if name.count("/") == 1 and "accuracy" in name
-    }
+    known = {"domain": task_ids.numpy(), "correct": (labels == 0).numpy(), "clean": (task_ids > 0).numpy()}
+    names = metrics.task_names
+    found = _accuracies(known, names)
+    expected = {name: float(value) for name, value in metrics.compute().items() if name.startswith("accuracy")}
+    for name in ("accuracy", "accuracy_clean"):
+        each = metrics.per_task[name].tolist()
+        expected |= {f"{name}/{task}": value for task, value in zip(names, each, strict=True)}
+    assert np.isnan(expected.pop("accuracy_clean/domain0"))
+    assert found == pytest.approx(expected)
 
 
 def test_curves_are_of_what_was_logged(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class InProcess:
 
     def __init__(self, command: list[str], directory: Path, jobs: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        log = (directory / "log.txt").open("w")
+        log = (directory / "log.txt").open("a")
         with log, redirect_stdout(log), redirect_stderr(log), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # which a process prints
             try:
@@ -189,6 +189,7 @@ def test_folds_times_seeds_and_average_weights(tmp_path: Path) -> None:
     systems = {"NCMTL": {}, "averaged": {"trainer": {"callbacks": [ema]}}}
     common = {**SETTINGS["common"], "data": {**SETTINGS["common"]["data"], "split": {"folds": 2}}}
     main(["compare", "--config", write(tmp_path, systems=systems, common=common, sweeps={}, folds=[0, 1])])
+    assert "8 trainings with the seeds 1, 2 on the folds 0, 1." in (tmp_path / "out" / "report.md").read_text()
     pairs = pd.read_csv(tmp_path / "out" / "pairs.csv")
     assert (pairs["cells"][0], pairs["folds"][0]) == (4, 2)
     for cell in (tmp_path / "out" / "cells" / "averaged").iterdir():
@@ -270,7 +271,16 @@ def test_a_cell_is_a_command(
         ["--cell", f"tf-idf/seed-{seed}", "--", "--data.split.validation_size=10"] for seed in (1, 2)
     ]
     assert not list(tmp_path.glob("out/cells/*/*/result.json"))
+    directory = tmp_path / "out" / "cells" / "tf-idf" / "seed-1"
+    log = directory / "log.txt"
+    directory.mkdir()
+    log.write_text("of another process\n")
+    with FileLock(directory / ".lock"), pytest.raises(SystemExit, match="2"):
+        main(shlex.split(lines[0])[3:])
+    assert "another process runs tf-idf, seed 1: wait for it" in capfd.readouterr().err.lower()
+    assert log.read_text() == "of another process\n"
     subprocess.run(lines[0], shell=True, check=True, capture_output=True)
+    assert log.read_text() == ""  # it began anew
     main(compare)
     assert capfd.readouterr().out.splitlines() == lines[1:]
     with pytest.raises(SystemExit, match="2"):

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from lightning_ncmtl.comparison.plan import Sweep, plan
+import lightning_ncmtl
+from lightning_ncmtl.comparison.plan import Sweep, hash_code, plan
 from lightning_ncmtl.errors import InputError
 
 SYSTEMS: dict[str, dict[str, Any]] = {"A": {"trainer": {"max_epochs": 1}}, "B": {}}
@@ -81,3 +82,16 @@ def test_a_finished_cell_belongs_to_its_settings(tmp_path: Path) -> None:
 def test_bad_settings_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make(tmp_path, **changes)
+
+
+def test_the_hash_is_of_all_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of the folders that are links in a checkout."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "package" / "folder").symlink_to(tmp_path / "folder")
+    monkeypatch.setattr(lightning_ncmtl, "__file__", str(tmp_path / "package" / "__init__.py"))
+    found = set()
+    for place in ("package", "folder", "folder"):
+        found.add(hash_code.__wrapped__())
+        (tmp_path / place / f"file{len(found)}.py").write_text(f"{len(found)}")
+    assert len({*found, hash_code.__wrapped__()}) == 4

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lightning_ncmtl.comparison.plan import RESULT, Cell
+from lightning_ncmtl.comparison.plan import LOG, RESULT, Cell
 from lightning_ncmtl.comparison.runner import run_all
 
 SCRIPTS = {
@@ -50,3 +50,12 @@ def test_finished_cells_do_not_run_again_and_equal_ones_run_once(tmp_path: Path)
     assert run_all([first, same], counting, 2, Console(quiet=True)) == {}
     assert run_all([first, same], counting, 2, Console(quiet=True)) == {}
     assert started == ["finishes"]
+
+
+def test_the_log_of_another_process_is_kept(tmp_path: Path) -> None:
+    """Which may still run the cell, where the comparison that started it was killed; the cell itself empties it."""
+    cell = make(tmp_path, "is wrong")
+    cell.directory.mkdir()
+    (cell.directory / LOG).write_text("of another process\n")
+    assert run_all([cell], command, 1, Console(quiet=True)) == {"is wrong, seed 1": "wrong"}
+    assert (cell.directory / LOG).read_text() == "of another process\nfirst\nncmtl: error: wrong\n"
