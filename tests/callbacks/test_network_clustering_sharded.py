@@ -1,7 +1,5 @@
 """Parameters sharded over several processes with gloo (FSDP2) become what they become on one."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +7,19 @@ import pytest
 import sharded_fit
 import torch
 from projects import unshared
+from ranks import on_ranks
 from sharded_fit import PROJECTS
 
 from lightning_ncmtl.clustering import find_targets
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-SCRIPT = Path(sharded_fit.__file__)
 
 
 def train(folder: Path, ranks: int, *runs: str) -> None:
     if ranks == 1:
-        sharded_fit.main(folder, ranks, *runs)
-        return
-    command = [sys.executable, str(SCRIPT), str(folder), str(ranks), *runs]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+        sharded_fit.main(0, folder, ranks, *runs)
+    else:
+        on_ranks(ranks, sharded_fit.main, folder, ranks, *runs)
 
 
 def history(folder: Path, name: str, rank: int = 0) -> dict[int, dict[str, Any]]:

@@ -89,7 +89,6 @@ def ncmtl() -> tuple[NCMTL, NetworkClusteringCallback, dict[str, Any]]:
 
 
 def main(folder: Path, project: str, devices: int, option: str) -> None:
-    torch.set_num_threads(1)
     model, callback, loaders = {
         "heads": lambda: heads(Heads),
         "present_heads": lambda: heads(PresentHeads),
@@ -115,4 +114,5 @@ def main(folder: Path, project: str, devices: int, option: str) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4])
