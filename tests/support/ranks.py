@@ -10,6 +10,8 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
+from lightning_ncmtl.compatibility import rank_zero_only
+
 TIMEOUT = timedelta(seconds=900)  # to end what hangs, not to measure: machines may be busy
 
 # Ranks are forked from one process that has imported, once for all tests, what takes long
@@ -46,6 +48,7 @@ def on_ranks(number: int, function: Callable[..., None], *arguments: Any) -> Non
 
 def _rank(rank: int, port: int, number: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]
     os.environ["LOCAL_RANK"] = str(rank)  # by which Lightning knows that it has been started on all ranks
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=TIMEOUT)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=number, timeout=TIMEOUT)
