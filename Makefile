@@ -10,7 +10,7 @@ fit: .venv/installed
 
 # Run the tests, on all cores
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # Check style and types
 lint: .venv/installed

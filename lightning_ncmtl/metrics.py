@@ -48,12 +48,9 @@ class TaskMetrics(Metric):
         super().__init__()
         self.task_names = list(task_names)
         self.per_task: dict[str, Tensor] = {}
-        tasks = len(self.task_names)
-        self.add_state("correct", torch.zeros(tasks, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("loss", torch.zeros(tasks, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(tasks, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("clean_correct", torch.zeros(tasks, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("clean_count", torch.zeros(tasks, dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("correct", "loss", "count", "clean_correct", "clean_count"):
+            kind = torch.float64 if name == "loss" else torch.int64
+            self.add_state(name, torch.zeros(len(self.task_names), dtype=kind), dist_reduce_fx="sum")
         # A sum, too: all devices must agree on the keys of the result, whatever batches they had.
         self.add_state("clean_updates", torch.tensor(0), dist_reduce_fx="sum")
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
+from ranks import on_ranks
 from tokenizers import Tokenizer
 
 import lightning_ncmtl
@@ -68,6 +69,10 @@ def ncmtl_process(folder: Path, *arguments: str) -> None:
         timeout=900,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def on_rank(rank: int, folder: Path, *arguments: str) -> None:
+    ncmtl(folder, *arguments)
 
 
 def metrics(run: Path) -> list[dict[str, str]]:
@@ -249,8 +254,8 @@ def test_systems_without_cluster_layers(tmp_path: Path, name: str, caplog: pytes
     )
     hparams = saved["hyper_parameters"]
     arguments = {key for key in hparams if not key.startswith("_")}  # _instantiator, _class_path
-    signatures = [inspect.signature(cls).parameters.keys() for cls in (MultiTaskModule, type(loaded))]
-    assert arguments == (signatures[0] | signatures[1]) - {"settings"}
+    classes = [cls for cls in inspect.getmro(type(loaded)) if issubclass(cls, MultiTaskModule)]
+    assert arguments == {name for cls in classes for name in inspect.signature(cls).parameters} - {"settings"}
     assert {key: hparams[key] for key in SYSTEMS[name]} == SYSTEMS[name]
     assert loaded.hparams.task_names == [f"domain{number:02d}" for number in range(4)]
     data = MultiDomainDataModule.load_from_checkpoint(
@@ -310,7 +315,7 @@ def test_two_processes(folder: Path) -> None:
             members = weight[assignment == cluster]
             assert members.eq(members[0]).all()
     ncmtl(folder, "test", "--ckpt_path", "ddp/checkpoints/last.ckpt", "--run_dir", "test1")
-    ncmtl_process(folder, "test", "--ckpt_path", "ddp/checkpoints/last.ckpt", "--run_dir", "test2", *ddp)
+    on_ranks(2, on_rank, folder, "test", "--ckpt_path", "ddp/checkpoints/last.ckpt", "--run_dir", "test2", *ddp)
     assert metrics(folder / "test1") == metrics(folder / "test2")
     assert len(metrics(folder / "test1")[0]) > 8
 

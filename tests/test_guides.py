@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from torch import nn
 from lightning_ncmtl.datamodules.sources import Document, Source
 from lightning_ncmtl.datamodules.sources.base import fingerprint_files
-from lightning_ncmtl.encoders._words import WordEncoder, flatten
+from lightning_ncmtl.encoders import WordEncoder
+from lightning_ncmtl.encoders._words import flatten
 from lightning_ncmtl.modules import MultiTaskModule
 
 

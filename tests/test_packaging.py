@@ -11,13 +11,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module", params=["links", "no links"])
-def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made from the source distribution, so that both are tested; and from a checkout in which links are text files."""
-    folder = tmp_path_factory.mktemp("dist")
+def build(folder: Path, links: bool) -> Path:
+    """A wheel, made from the source distribution, so that both are tested; or of a checkout where links are texts."""
     ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "results", "runs", "data")
     source = shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=ignored)
-    if request.param == "no links":
+    if not links:
         for link in [path for path in source.rglob("*") if path.is_symlink()]:
             target = str(link.readlink())
             link.unlink()
@@ -28,6 +26,16 @@ def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return next(folder.glob("*.whl"))
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("dist"), links=True)
+
+
+def read(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     ours = {name.removeprefix("lightning_ncmtl/") for name in names if ".dist-info" not in name}
@@ -36,8 +44,11 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
         expected |= {str(file.relative_to(ROOT)) for file in (ROOT / folder).rglob("*.py")}
     assert ours == expected | {"py.typed", "lightning_cli.yaml", "comparison/report.md.j2"}
     assert len(names) == len(set(names))
-    default = zipfile.ZipFile(wheel).read("lightning_ncmtl/lightning_cli.yaml")
-    assert default == (ROOT / "lightning_cli.yaml").read_bytes()
+    assert read(wheel)["lightning_ncmtl/lightning_cli.yaml"] == (ROOT / "lightning_cli.yaml").read_bytes()
+
+
+def test_a_checkout_without_links_makes_the_same(wheel: Path, tmp_path: Path) -> None:
+    assert read(build(tmp_path, links=False)) == read(wheel)
 
 
 def test_the_default_experiment_runs_from_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:

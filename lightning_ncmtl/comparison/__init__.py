@@ -82,8 +82,7 @@ def compare(
         _run_one(cells, cell)
         return
     unfinished = find_unfinished(cells)
-    for one in {one.system: one for one in unfinished}.values():
-        check(one)
+    check({one.system: one for one in unfinished}.values())
     if dry_run:
         for one in unfinished:
             print(shlex.join(_command_of(one, command)))

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -51,23 +52,25 @@ class _Settings(_Objects):
         pass
 
 
-def check(cell: Cell) -> None:
-    """Parse the settings of a cell.
+def check(cells: Iterable[Cell]) -> None:
+    """Parse the settings of cells.
 
     Raises:
         InputError: If they cannot be used.
     """
-    reference(cell)
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            data = make_cli(_arguments(cell), _Settings).config.fit.data
-    except SystemExit as error:  # jsonargparse has printed what is wrong
-        text = printed.getvalue().split("error: ")[-1].strip()
-        raise InputError(f"the settings of {cell.system!r} cannot be used: {text}") from error
-    folds = data.split.folds
-    if cell.fold is not None and (folds is None or not 0 <= cell.fold < folds):
-        raise InputError(f"the fold {cell.fold} of {cell.system!r} needs data.split.folds above it, found {folds}")
+    cli = make_cli(["fit"], _Settings)  # one for all, as it takes longer to make than to parse
+    for cell in cells:
+        reference(cell)
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(printed):
+                cli.parse_arguments(cli.parser, _arguments(cell))
+        except SystemExit as error:  # jsonargparse has printed what is wrong
+            text = printed.getvalue().split("error: ")[-1].strip()
+            raise InputError(f"the settings of {cell.system!r} cannot be used: {text}") from error
+        folds = cli.config.fit.data.split.folds
+        if cell.fold is not None and (folds is None or not 0 <= cell.fold < folds):
+            raise InputError(f"the fold {cell.fold} of {cell.system!r} needs data.split.folds above it, found {folds}")
 
 
 def reference(cell: Cell) -> TFIDF | None:

@@ -9,29 +9,29 @@ from lightning_ncmtl.errors import InputError
 
 
 class WordEncoder(nn.Module):
-    """An encoder with an embedding table, which may start from pretrained vectors.
+    """The base of encoders with an embedding table, which may start from pretrained vectors.
 
     Args:
         vocab_size: Rows of the embedding table; at least the number of words in the vocabulary.
         embedding_dim: Size of the word vectors.
-        dropout: Must be at least 0 and less than 1.
-        freeze_embedding: Whether the embedding table is not trained.
-        sizes: Other sizes of the encoder, each at least 1.
+        dropout: Share of the values that dropout leaves out.
+        freeze_embedding: Keep the word vectors as they start, rather than train them: for pretrained ones.
+
+    Attributes:
+        out_features: Size of a document vector.
 
     Raises:
-        InputError: If one is out of range.
+        InputError: If a size or a share is out of range.
     """
 
+    out_features: int
+
     def __init__(
-        self, vocab_size: int, embedding_dim: int, dropout: float, freeze_embedding: bool, **sizes: int
+        self, vocab_size: int, embedding_dim: int, dropout: float = 0.1, freeze_embedding: bool = False
     ) -> None:
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout must be at least 0 and less than 1, found {dropout}")
-        sizes = {"vocab_size": vocab_size, "embedding_dim": embedding_dim, **sizes}
-        if min(sizes.values()) < 1:
-            found = ", ".join(f"{name}={value}" for name, value in sizes.items())
-            raise InputError(f"sizes must be at least 1, found {found}")
+        check_sizes(vocab_size=vocab_size, embedding_dim=embedding_dim)
+        check_dropout(dropout=dropout)
         self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=0)
         self.embedding.weight.requires_grad = not freeze_embedding
         self.dropout = nn.Dropout(dropout)
@@ -56,6 +56,18 @@ class WordEncoder(nn.Module):
         known = ~vectors.isnan().any(1)
         self.embedding.weight *= vectors[known].std().to(self.embedding.weight)
         self.embedding.weight[: len(vectors)][known] = vectors[known].to(self.embedding.weight)
+
+
+def check_sizes(**sizes: int) -> None:
+    if min(sizes.values()) < 1:
+        found = ", ".join(f"{name}={value}" for name, value in sizes.items())
+        raise InputError(f"sizes must be at least 1, found {found}")
+
+
+def check_dropout(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise InputError(f"{name} must be at least 0 and less than 1, found {share}")
 
 
 def flatten(documents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

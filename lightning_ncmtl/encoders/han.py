@@ -1,17 +1,20 @@
 """Hierarchical attention network (Yang et al., NAACL 2016), with two LSTM layers per level as in the paper, 4.1."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_ncmtl.encoders._packing import Packing, apply_lstm
-from lightning_ncmtl.encoders._words import WordEncoder, flatten
+from lightning_ncmtl.encoders._words import WordEncoder, check_sizes, flatten
 from lightning_ncmtl.errors import InputError
 
 
 class HAN(WordEncoder):
     """Words to sentences to a document: an LSTM with attention at each level.
+
+    Dropout is on word vectors, between LSTM layers, and on sentence and document vectors.
 
     Args:
         vocab_size: Rows of the embedding table; at least the number of words in the vocabulary.
@@ -19,11 +22,7 @@ class HAN(WordEncoder):
         hidden_size: LSTM units per direction.
         num_layers: LSTM layers per level (the paper: 2).
         bidirectional: Whether the LSTMs read in both directions.
-        dropout: Dropout on word vectors, between LSTM layers, and on sentence and document vectors.
-        freeze_embedding: Keep the word vectors as they start, rather than train them: for pretrained ones.
-
-    Attributes:
-        out_features: Size of a document vector.
+        settings: Those of :class:`lightning_ncmtl.encoders.WordEncoder`.
     """
 
     def __init__(
@@ -33,14 +32,13 @@ class HAN(WordEncoder):
         hidden_size: int = 50,
         num_layers: int = 2,
         bidirectional: bool = True,
-        dropout: float = 0.1,
-        freeze_embedding: bool = False,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            vocab_size, embedding_dim, dropout, freeze_embedding, hidden_size=hidden_size, num_layers=num_layers
-        )
-        self.words = _AttentiveLSTM(embedding_dim, hidden_size, num_layers, bidirectional, dropout)
-        self.sentences = _AttentiveLSTM(self.words.out_features, hidden_size, num_layers, bidirectional, dropout)
+        super().__init__(vocab_size, embedding_dim, **settings)
+        check_sizes(hidden_size=hidden_size, num_layers=num_layers)
+        levels = (hidden_size, num_layers, bidirectional, self.dropout.p)
+        self.words = _AttentiveLSTM(embedding_dim, *levels)
+        self.sentences = _AttentiveLSTM(self.words.out_features, *levels)
         self.out_features = self.sentences.out_features
 
     def forward(self, documents: Mapping[str, Tensor]) -> Tensor:

@@ -1,28 +1,25 @@
 """A document as one run of words, read by an LSTM (Hochreiter & Schmidhuber, 1997)."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_ncmtl.encoders._packing import Packing, apply_lstm
-from lightning_ncmtl.encoders._words import WordEncoder, flatten
+from lightning_ncmtl.encoders._words import WordEncoder, check_sizes, flatten
 
 
 class LSTM(WordEncoder):
-    """The last states of an LSTM over the words of a document.
+    """The last states of an LSTM over the words of a document; dropout is on word and on document vectors.
 
     Args:
         vocab_size: Rows of the embedding table; at least the number of words in the vocabulary.
         embedding_dim: Size of the word vectors (the paper: 200).
         hidden_size: LSTM units per direction.
         bidirectional: Whether the LSTM reads in both directions.
-        dropout: Dropout on word vectors and on document vectors.
         max_words: Words of a document that are read, from its start.
-        freeze_embedding: Keep the word vectors as they start, rather than train them: for pretrained ones.
-
-    Attributes:
-        out_features: Size of a document vector.
+        settings: Those of :class:`lightning_ncmtl.encoders.WordEncoder`.
     """
 
     def __init__(
@@ -31,13 +28,11 @@ class LSTM(WordEncoder):
         embedding_dim: int = 200,
         hidden_size: int = 100,
         bidirectional: bool = True,
-        dropout: float = 0.1,
         max_words: int = 300,
-        freeze_embedding: bool = False,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            vocab_size, embedding_dim, dropout, freeze_embedding, hidden_size=hidden_size, max_words=max_words
-        )
+        super().__init__(vocab_size, embedding_dim, **settings)
+        check_sizes(hidden_size=hidden_size, max_words=max_words)
         self.lstm = nn.LSTM(embedding_dim, hidden_size, bidirectional=bidirectional, batch_first=True)
         self.max_words = max_words
         self.out_features = hidden_size * (1 + bidirectional)

@@ -1,13 +1,13 @@
 """A bag of words and hashed n-grams of words (fastText; Joulin et al., EACL 2017): the fast choice on a CPU."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_ncmtl.encoders._words import WordEncoder, flatten
-from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.encoders._words import WordEncoder, check_dropout, check_sizes, flatten
 
 _FACTOR = 6_364_136_223_846_793_005  # of Knuth's generator; products wrap around in 64 bits
 
@@ -26,21 +26,16 @@ class NGram(WordEncoder):
     Lee & Vaithyanathan, EMNLP 2002).
 
     Runs of 2 to ``n`` words share ``num_buckets`` vectors by a hash, which start at zero: before training a document is
-    made of its words.
+    made of its words. Dropout is on document vectors; what freezes the vectors of words leaves those of runs.
 
     Args:
         vocab_size: Rows of the embedding table; at least the number of words in the vocabulary.
         embedding_dim: Size of the vectors.
         n: Words in the longest run; 1 for words only.
         num_buckets: Number of vectors for runs of words.
-        dropout: Dropout on document vectors.
         word_dropout: Share of words and runs that are left out of each document in training, which does more against
             overfitting than ``dropout``.
-        freeze_embedding: Keep the vectors of words (not of runs) as they start, rather than train them: for
-            pretrained ones.
-
-    Attributes:
-        out_features: Size of a document vector.
+        settings: Those of :class:`lightning_ncmtl.encoders.WordEncoder`.
     """
 
     def __init__(
@@ -49,13 +44,12 @@ class NGram(WordEncoder):
         embedding_dim: int = 200,
         n: int = 2,
         num_buckets: int = 200_000,
-        dropout: float = 0.1,
         word_dropout: float = 0.0,
-        freeze_embedding: bool = False,
+        **settings: Any,
     ) -> None:
-        super().__init__(vocab_size, embedding_dim, dropout, freeze_embedding, n=n, num_buckets=num_buckets)
-        if not 0 <= word_dropout < 1:
-            raise InputError(f"word_dropout must be at least 0 and less than 1, found {word_dropout}")
+        super().__init__(vocab_size, embedding_dim, **settings)
+        check_sizes(n=n, num_buckets=num_buckets)
+        check_dropout(word_dropout=word_dropout)
         self.n = n
         self.word_dropout = word_dropout
         with torch.no_grad():

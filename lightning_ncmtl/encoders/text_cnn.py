@@ -1,16 +1,17 @@
 """A convolutional network over words (Kim, EMNLP 2014)."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_ncmtl.encoders._words import WordEncoder, flatten, pad
+from lightning_ncmtl.encoders._words import WordEncoder, check_sizes, flatten, pad
 
 
 class TextCNN(WordEncoder):
-    """The greatest response of each filter anywhere in a document.
+    """The greatest response of each filter anywhere in a document; dropout is on word and on document vectors.
 
     A document gives the same vector in any batch: windows that lie in the padding do not count. (One shorter than a
     filter has a single window, filled up with zeros.)
@@ -20,12 +21,8 @@ class TextCNN(WordEncoder):
         embedding_dim: Size of the word vectors (the paper: 200).
         num_filters: Filters of each width (Kim: 100).
         widths: Words that a filter sees (Kim: 3, 4, 5).
-        dropout: Dropout on word vectors and on document vectors.
         max_words: Words of a document that are read, from its start.
-        freeze_embedding: Keep the word vectors as they start, rather than train them: for pretrained ones.
-
-    Attributes:
-        out_features: Size of a document vector.
+        settings: Those of :class:`lightning_ncmtl.encoders.WordEncoder`.
     """
 
     def __init__(
@@ -34,20 +31,11 @@ class TextCNN(WordEncoder):
         embedding_dim: int = 200,
         num_filters: int = 100,
         widths: Sequence[int] = (3, 4, 5),
-        dropout: float = 0.1,
         max_words: int = 500,
-        freeze_embedding: bool = False,
+        **settings: Any,
     ) -> None:
-        shortest = min(widths, default=0)
-        super().__init__(
-            vocab_size,
-            embedding_dim,
-            dropout,
-            freeze_embedding,
-            num_filters=num_filters,
-            widths=shortest,
-            max_words=max_words,
-        )
+        super().__init__(vocab_size, embedding_dim, **settings)
+        check_sizes(num_filters=num_filters, widths=min(widths, default=0), max_words=max_words)
         self.filters = nn.ModuleList(nn.Conv1d(embedding_dim, num_filters, width) for width in widths)
         self.max_words = max_words
         self.out_features = num_filters * len(widths)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_ncmtl.encoders._words import flatten, pad
+from lightning_ncmtl.encoders._words import check_dropout, flatten, pad
 from lightning_ncmtl.errors import InputError
 
 
@@ -45,8 +45,7 @@ class Transformer(nn.Module):
         super().__init__()
         if pooling not in ("mean", "first"):
             raise InputError(f"pooling must be mean or first, found {pooling!r}")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout must be at least 0 and less than 1, found {dropout}")
+        check_dropout(dropout=dropout)
         self.model, config = _read(path, pretrained)
         if vocab_size is not None and vocab_size > config.vocab_size:
             raise InputError(

@@ -84,7 +84,8 @@ class MultiTaskModule(LightningModule):
                 raise InputError(
                     f"{type(self).__name__} has no encoder that takes word vectors: unset data.text.vectors"
                 )
-            fitting = [encoder for encoder in encoders if _width(encoder) == matrix.shape[1]]
+            widths = [getattr(getattr(encoder, "embedding", None), "embedding_dim", None) for encoder in encoders]
+            fitting = [encoder for encoder, width in zip(encoders, widths, strict=True) if width == matrix.shape[1]]
             for encoder in fitting or encoders:  # where none fits, one says what would
                 encoder.load_vectors(matrix)
             self._started = True
@@ -136,11 +137,16 @@ class MultiTaskModule(LightningModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor | None]:
         """Of entries with a label: ``index``, ``task_ids``, and whether the right class was found, ``correct``."""
-        return self._evaluate(batch)
+        labels, task_ids = batch["labels"], batch["task_ids"]
+        logits = self(batch["inputs"], task_ids, batch.get("rows"))
+        self.metrics.update(logits, labels, task_ids, batch.get("clean"))
+        outcome = {"index": batch.get("index"), "task_ids": task_ids, "correct": logits.argmax(1) == labels}
+        known = labels != UNLABELLED
+        return {name: None if values is None else values[known] for name, values in outcome.items()}
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor | None]:
-        """Of entries with a label: ``index``, ``task_ids``, and whether the right class was found, ``correct``."""
-        return self._evaluate(batch)
+        """As :meth:`validation_step`."""
+        return self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
@@ -179,14 +185,6 @@ class MultiTaskModule(LightningModule):
                 tables.setdefault(id(getattr(table, "weight", table)), module)
         return list(tables.values())
 
-    def _evaluate(self, batch: Mapping[str, Any]) -> dict[str, Tensor | None]:
-        labels, task_ids = batch["labels"], batch["task_ids"]
-        logits = self(batch["inputs"], task_ids, batch.get("rows"))
-        self.metrics.update(logits, labels, task_ids, batch.get("clean"))
-        outcome = {"index": batch.get("index"), "task_ids": task_ids, "correct": logits.argmax(1) == labels}
-        known = labels != UNLABELLED
-        return {name: None if values is None else values[known] for name, values in outcome.items()}
-
     def _log_metrics(self, stage: str) -> None:
         values = self.metrics.compute()
         self.metrics.reset()
@@ -219,8 +217,3 @@ def _class_mask(num_tasks: int, num_classes: int, task_classes: list[list[int]] 
             )
         mask[task, classes] = 1
     return None if mask.all() else mask
-
-
-def _width(encoder: Any) -> int | None:
-    """Of an encoder's word vectors."""
-    return getattr(getattr(encoder, "embedding", None), "embedding_dim", None)

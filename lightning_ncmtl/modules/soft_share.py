@@ -1,6 +1,6 @@
 """Soft parameter sharing: networks of their own whose encoders are held together (Duong et al., ACL 2015)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,10 +24,8 @@ class SoftShare(SingleTask):
     Args:
         encoder: As in :class:`lightning_ncmtl.SingleTask`.
         num_tasks: Number of tasks N.
-        features: Width of each layer between encoder and head (the paper, 4.1: 32, 32, 16).
         strength: Weight of the penalty.
-        dropout: Dropout after each of these layers.
-        settings: Those of :class:`lightning_ncmtl.modules.MultiTaskModule`.
+        settings: Those of :class:`lightning_ncmtl.SingleTask`.
 
     Raises:
         InputError: If the strength is negative.
@@ -37,17 +35,8 @@ class SoftShare(SingleTask):
 
     _common_words = True
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        num_tasks: int,
-        *,
-        features: Sequence[int] = (32, 32, 16),
-        strength: float = 1e-3,
-        dropout: float = 0.0,
-        **settings: Any,
-    ) -> None:
-        super().__init__(encoder, num_tasks, features=features, dropout=dropout, **settings)
+    def __init__(self, encoder: nn.Module, num_tasks: int, *, strength: float = 1e-3, **settings: Any) -> None:
+        super().__init__(encoder, num_tasks, **settings)
         if strength < 0:
             raise InputError(f"strength must be at least 0, found {strength}")
         self.strength = strength

@@ -3,32 +3,48 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import ddp_fit
 import pytest
 import torch
+from ranks import on_ranks
 
-SCRIPT = Path(__file__).parents[1] / "support/ddp_fit.py"
+
+def forked(*arguments: object) -> None:
+    """On ranks that exist before the trainer does."""
+    on_ranks(int(arguments[2]), on_rank, *arguments)
+
+
+def on_rank(rank: int, *arguments: object) -> None:
+    ddp_fit.main(*arguments)
+
+
+def started_by_torchrun(*arguments: object) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={arguments[2]}"]
+    command = [sys.executable, *launcher, ddp_fit.__file__, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 @pytest.mark.parametrize(
-    ("project", "ranks", "option", "launcher", "steps"),
+    ("project", "ranks", "option", "run", "steps"),
     [
-        ("ncmtl", 2, "none", [], 4 * 8),  # 116 documents in global batches of 16
-        ("ncmtl", 3, "none", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"], 4 * 5),
-        ("heads", 3, "none", [], 4 * 7),  # 33 documents on each rank, in batches of 5
-        ("present_heads", 2, "find_unused", [], 4 * 10),
-        ("heads", 2, "spawn", [], 4 * 10),
-        ("heads", 2, "averages", [], 4 * 10),
+        ("ncmtl", 2, "none", forked, 4 * 8),  # 116 documents in global batches of 16
+        ("ncmtl", 3, "none", forked, 4 * 5),
+        ("heads", 2, "none", started_by_torchrun, 4 * 10),
+        ("heads", 3, "none", forked, 4 * 7),  # 33 documents on each rank, in batches of 5
+        ("present_heads", 2, "find_unused", forked, 4 * 10),
+        ("heads", 2, "spawn", ddp_fit.main, 4 * 10),
+        ("heads", 2, "averages", forked, 4 * 10),
     ],
 )
 def test_ranks_stay_equal(
-    tmp_path: Path, project: str, ranks: int, option: str, launcher: list[str], steps: int
+    tmp_path: Path, project: str, ranks: int, option: str, run: Callable[..., None], steps: int
 ) -> None:
-    command = [sys.executable, *launcher, str(SCRIPT), str(tmp_path), project, str(ranks), option]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    run(tmp_path, project, ranks, option)
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(ranks)]
     assert all(other == found[0] for other in found)
     assert found[0]["ranks"] == ranks

@@ -1,7 +1,5 @@
 """Parameters sharded over several processes with gloo (FSDP2) become what they become on one."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +7,19 @@ import pytest
 import sharded_fit
 import torch
 from projects import unshared
+from ranks import on_ranks
 from sharded_fit import PROJECTS
 
 from lightning_ncmtl.clustering import find_targets
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-SCRIPT = Path(sharded_fit.__file__)
 
 
 def train(folder: Path, ranks: int, *runs: str) -> None:
     if ranks == 1:
-        sharded_fit.main(folder, ranks, *runs)
-        return
-    command = [sys.executable, str(SCRIPT), str(folder), str(ranks), *runs]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+        sharded_fit.main(0, folder, ranks, *runs)
+    else:
+        on_ranks(ranks, sharded_fit.main, folder, ranks, *runs)
 
 
 def history(folder: Path, name: str, rank: int = 0) -> dict[int, dict[str, Any]]:
@@ -36,20 +32,28 @@ def check(found: dict[int, dict[str, Any]], expected: dict[int, dict[str, Any]],
     torch.testing.assert_close(found, {step: expected[step] for step in found}, rtol=0, atol=tolerance)
 
 
+NAMES = ["heads", "parts", "stacked", "layers", "auto", "literal"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process finds."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(folder, 1, *[f"{name},{name}" for name in NAMES])
+    return folder
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_train_as_one_process(tmp_path: Path, ranks: int) -> None:
+def test_ranks_train_as_one_process(alone: Path, tmp_path: Path, ranks: int) -> None:
     """Shards that are uneven, empty, of whole tasks or of parts of them."""
-    names = ["heads", "parts", "stacked", "layers", "auto", "literal"]
-    runs = [f"{name},{name}" for name in names]
-    train(tmp_path / "one", 1, *runs)
-    train(tmp_path / "ranks", ranks, *runs)
+    train(tmp_path, ranks, *[f"{name},{name}" for name in NAMES])
     moved = 0
-    for name in names:
-        expected, found = history(tmp_path / "one", name), history(tmp_path / "ranks", name)
+    for name in NAMES:
+        expected, found = history(alone, name), history(tmp_path, name)
         assert list(found) == list(range(1, 25))
         check(found, expected)
         for rank in range(1, ranks):
-            check(history(tmp_path / "ranks", name, rank), found, tolerance=0)
+            check(history(tmp_path, name, rank), found, tolerance=0)
         moved += sum(len(layer["trace"]) > 1 for layer in found[24]["layers"].values())
         module = PROJECTS[name][0]()
         for step in found.values():
@@ -60,9 +64,10 @@ def test_ranks_train_as_one_process(tmp_path: Path, ranks: int) -> None:
     assert moved > 1
 
 
-def test_checkpoints_go_on_with_any_number_of_ranks(tmp_path: Path) -> None:
+def test_checkpoints_go_on_with_any_number_of_ranks(alone: Path, tmp_path: Path) -> None:
     """From the middle of training, when there are residuals; both forms that Lightning saves."""
-    train(tmp_path, 1, "layers,one", "parts,parts")
+    (tmp_path / "one").symlink_to(alone / "layers")
+    (tmp_path / "parts").symlink_to(alone / "parts")
     train(tmp_path, 2, "layers,file", "layers,folder", "layers,file-2,file", "layers,folder-2,folder", "parts,parts-2")
     train(tmp_path, 3, "layers,file-3,file", "layers,folder-3,folder", "layers,one-3,one", "parts,parts-3,parts-2")
     train(tmp_path, 1, "layers,file-1,file")

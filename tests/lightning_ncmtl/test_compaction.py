@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from data import make_data
 from projects import Heads, Stacked, data, rows_of, unshared
 from pytorch_lightning import LightningModule, Trainer
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from lightning_ncmtl import NCMTL, ClusterLinear, compact, count_parameters, loa
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
 from lightning_ncmtl.compaction import count_bytes
 from lightning_ncmtl.datamodules import MultiDomainDataModule
+from lightning_ncmtl.datamodules.sources import Synthetic
 from lightning_ncmtl.encoders import HAN
 from lightning_ncmtl.errors import InputError
 
@@ -297,10 +299,9 @@ def test_settings_that_json_would_change_are_not_used(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning", "ignore:Guards may run slower"
 )
-def test_torch_export(
-    make_model: Callable[..., NCMTL], make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
-) -> None:
-    """With any number of documents; torch unrolls LSTMs, so that sentences and words keep their number."""
+def test_torch_export(make_trainer: MakeTrainer, source: Synthetic) -> None:
+    """With any number of documents; torch unrolls LSTMs, so that sentences and words keep their number, a small one."""
+    datamodule = make_data(source, batch_size=16, validation_size=11, vocab_size=400, max_sentences=3, max_words=8)
     torch.manual_seed(0)
     encoder = HAN(vocab_size=400, embedding_dim=8, hidden_size=4, num_layers=2)
     model = NCMTL(encoder, num_tasks=4, cluster_features=(8, 6), num_clusters=(2, 3))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import make_data
 from projects import Heads, data, rows_of, unshared
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging
@@ -16,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from lightning_ncmtl import NCMTL
 from lightning_ncmtl.callbacks import NetworkClusteringCallback, StepSeed
-from lightning_ncmtl.datamodules.sources import Synthetic
 from lightning_ncmtl.encoders import HAN
 
 
@@ -80,6 +78,10 @@ def heads(project: type[Heads]) -> tuple[Heads, NetworkClusteringCallback, dict[
 
 
 def ncmtl() -> tuple[NCMTL, NetworkClusteringCallback, dict[str, Any]]:
+    from data import make_data  # here, as it takes as long to import as all else
+
+    from lightning_ncmtl.datamodules.sources import Synthetic
+
     source = Synthetic(num_domains=4, num_groups=2, train_documents=40, opinion_words=12)
     datamodule = make_data(source, batch_size=8, validation_size=11, vocab_size=400)
     torch.manual_seed(0)
@@ -89,7 +91,6 @@ def ncmtl() -> tuple[NCMTL, NetworkClusteringCallback, dict[str, Any]]:
 
 
 def main(folder: Path, project: str, devices: int, option: str) -> None:
-    torch.set_num_threads(1)
     model, callback, loaders = {
         "heads": lambda: heads(Heads),
         "present_heads": lambda: heads(PresentHeads),
@@ -115,4 +116,5 @@ def main(folder: Path, project: str, devices: int, option: str) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4])

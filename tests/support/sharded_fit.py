@@ -4,8 +4,6 @@ The same modules train on one process, where nothing is sharded: each rank has a
 the mean of their gradients is that of the batch.
 """
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,20 +155,15 @@ def fit(project: str, folder: Path, ranks: int, distributed: bool = False, resum
     ).fit(cls(), ckpt_path=resume)
 
 
-def main(folder: Path, ranks: int, *runs: str) -> None:
+def main(rank: int, folder: Path, ranks: int, *runs: str) -> None:
     """Each run is ``PROJECT,NAME``, and perhaps ``,CHECKPOINT``; where the name has "folder", it saves folders.
 
     What the callback refuses is left in a file.
     """
-    torch.set_num_threads(1)
     for run in runs:
         project, name, *checkpoint = run.split(",")
         resume = folder / checkpoint[0] / "middle.ckpt" if checkpoint else None
         try:
             fit(project, folder / name, ranks, "folder" in name, resume)
         except InputError as error:
-            (folder / name / f"error{os.environ.get('LOCAL_RANK', 0)}.txt").write_text(str(error))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+            (folder / name / f"error{rank}.txt").write_text(str(error))

@@ -37,9 +37,9 @@ def test_hyperparameters_are_all_arguments(system: Callable[..., Any]) -> None:
     settings = {"num_tasks": 4, "num_classes": 3, "task_names": list("abcd"), **SMALL[system]}
     settings["task_classes"] = [[0, 1], [2, 1], [0], [0, 1, 2]]
     model = system(nn.Linear(4, 5), **settings)
-    common = inspect.signature(MultiTaskModule).parameters
-    arguments = {**common, **inspect.signature(system).parameters}
-    del arguments["settings"]  # the common ones
+    systems = [cls for cls in inspect.getmro(system) if issubclass(cls, MultiTaskModule)]  # type: ignore[arg-type]
+    arguments = {name: p for cls in systems[::-1] for name, p in inspect.signature(cls).parameters.items()}
+    del arguments["settings"]  # those of the class that it derives from
     assert {"encoder", "optimizer", "lr_scheduler"} < arguments.keys()
     assert dict(model.hparams) == settings
     assert settings.keys() == arguments.keys() - {"encoder", "optimizer", "lr_scheduler"}
