@@ -26,6 +26,8 @@ MANY = 2048
 CANDIDATES = 20
 # Rounding of distances in float64, relative to the largest squared norm
 EPSILON = 1e-14
+# Objectives of starts that differ by less are the same, relative to the largest squared norm
+SAME = 1e-9
 
 
 def split_columns(x: Tensor) -> list[slice]:
@@ -216,4 +218,6 @@ def cold_start(products: Tensor, k: int, restarts: int, max_iterations: int, gen
     found = lloyd(products.unsqueeze(0), start.unsqueeze(0), [k], max_iterations, wait=True)
     refined = refine(products, found[0], k)
     own = measure_distances(products.unsqueeze(0), refined.unsqueeze(0), k)[0][0].gather(2, refined.unsqueeze(2))
-    return refined[own.sum((1, 2)).argmin()]
+    inertia = own.sum((1, 2)) + products.diagonal().sum()
+    # Several starts may find the same clusters, with other numbers: the first of them, whatever rounding says.
+    return refined[(inertia <= inertia.min() + SAME * products.diagonal().amax()).int().argmax()]

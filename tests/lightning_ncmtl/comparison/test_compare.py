@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,10 @@ def test_a_cell_is_a_command(
 def test_an_interrupted_comparison_ends_its_cells(tmp_path: Path) -> None:
     config = write(tmp_path, systems={"NCMTL": {"trainer": {"max_epochs": 10_000}}}, sweeps={}, seeds=[1], jobs=1)
     command = [sys.executable, "-m", "lightning_ncmtl", "compare", "--config", config]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # In the background of a shell, where the tests may run, processes ignore the signal.
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, **pipes, preexec_fn=heed) as process:
         checkpoint = tmp_path / "out" / "cells" / "ncmtl" / "seed-1" / "best.ckpt"
         while not checkpoint.exists():  # it trains
             assert process.poll() is None

@@ -232,18 +232,18 @@ def test_rows_and_weights_are_those_of_clusters(monkeypatch: pytest.MonkeyPatch)
     _, linear = pair(LAYERS["linear"]())
     _, module = pair(LAYERS["module"]())
     seen: list[tuple[int, ...]] = []
-    products, batched = _grouped_linear._linear, TaskModule._batched
+    products, batched = _grouped_linear._multiply, TaskModule._batched
 
-    def linear_spy(x: Tensor, weight: Tensor, bias: Tensor, plan: routing.Plan) -> Tensor:
+    def linear_spy(x: Tensor, padded: Tensor, weight: Tensor, *others: Any) -> Tensor:
         seen.append(tuple(weight.shape))
-        return products(x, weight, bias, plan)
+        return products(x, padded, weight, *others)
 
     def module_spy(self: TaskModule, weights: dict[str, Tensor], arguments: Any) -> Any:
         seen.append(tuple(weights["0.weight"].shape))
         return batched(self, weights, arguments)
 
     monkeypatch.setattr(_grouped_linear, "_LITTLE", 0)
-    monkeypatch.setattr(_grouped_linear, "_linear", linear_spy)
+    monkeypatch.setattr(_grouped_linear, "_multiply", linear_spy)
     monkeypatch.setattr(task_module.TaskModule, "_batched", module_spy)
     for layer in (linear, module):
         layer(torch.randn(600, 4), BATCHES["large"])
