@@ -12,7 +12,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from lightning_ncmtl.compatibility import LightningDataModule, rank_zero_info
+from lightning_ncmtl.compatibility import LightningDataModule, made_by_cli, rank_zero_info
 from lightning_ncmtl.datamodules.batches import Documents
 from lightning_ncmtl.datamodules.cache import Cache, key_of
 from lightning_ncmtl.datamodules.copies import Flags, repeats
@@ -90,13 +90,13 @@ class MultiDomainDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["source"], logger=False)
-        if "_instantiator" in self.hparams:  # made by LightningCLI: all plain values, the source included
+        if made_by_cli(self.hparams):  # the source, too, is a plain value
             self.save_hyperparameters(logger=False)
         # Plain values again where a checkpoint had them
         self.split = SplitSettings(**split) if isinstance(split, dict) else split
         self.text = TextSettings(**text) if isinstance(text, dict) else text
         self.batches = BatchSettings(**batches) if isinstance(batches, dict) else batches
-        if "_instantiator" not in self.hparams:
+        if not made_by_cli(self.hparams):
             self.hparams.update({name: asdict(getattr(self, name)) for name in ("split", "text", "batches")})
         check_least("num_workers", num_workers, 0)
         check_least("num_proc", num_proc or 1, 1)

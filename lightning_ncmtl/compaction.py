@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_ncmtl.clustering import find_targets
-from lightning_ncmtl.compatibility import instantiate_module
+from lightning_ncmtl.compatibility import instantiate_module, made_by_cli, without_maker
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import CompactLayer, TaskLinear, TaskModule, cluster_layers, uncompiled
 
@@ -262,8 +262,8 @@ def _build(settings: Mapping[str, Any]) -> nn.Module:
             + ("import the module that defines it, or " if cls is None else "")
             + "give a new one, load(folder, module=...)"
         )
-    if "_instantiator" in arguments:  # made by LightningCLI
-        return instantiate_module(cls, {key: value for key, value in arguments.items() if key != "_instantiator"})
+    if made_by_cli(arguments):
+        return instantiate_module(cls, without_maker(arguments))
     try:
         return cls(**arguments)
     except TypeError as error:

@@ -6,6 +6,7 @@ data modules and the command line are those of ``pytorch_lightning``, or of ``li
 """
 
 import logging
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,6 +38,7 @@ TensorBoardLogger = loggers.TensorBoardLogger
 rank_zero_info = utilities.rank_zero_info
 rank_zero_only = utilities.rank_zero_only
 rank_zero_warn = utilities.rank_zero_warn
+_MADE_BY = "_instantiator"
 _Callback = TypeVar("_Callback", bound=pl.Callback)
 
 if not TYPE_CHECKING and pl.__name__ == "pytorch_lightning":
@@ -56,6 +58,16 @@ if not TYPE_CHECKING and pl.__name__ == "pytorch_lightning":
 def attributes(trainer: Trainer) -> Any:
     """A trainer, for attributes that Lightning sets but does not declare: ``callbacks``, ``datamodule`` and others."""
     return trainer
+
+
+def made_by_cli(hparams: Mapping[str, Any]) -> bool:
+    """Whether LightningCLI has made an object with these hyperparameters: they are all plain values then."""
+    return _MADE_BY in hparams
+
+
+def without_maker(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters less the mark that LightningCLI sets."""
+    return {name: value for name, value in hparams.items() if name != _MADE_BY}
 
 
 def find_callbacks(trainer: Trainer, kind: type[_Callback]) -> list[_Callback]:

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_ncmtl.compatibility import LightningCLI, LightningModule, LRSchedulerCallable, OptimizerCallable
+from lightning_ncmtl.compatibility import (
+    LightningCLI,
+    LightningModule,
+    LRSchedulerCallable,
+    OptimizerCallable,
+    made_by_cli,
+)
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import UNLABELLED, TaskMetrics
 
@@ -61,7 +67,7 @@ class MultiTaskModule(LightningModule):
         super().__init__()
         # Of all constructors down to the system's own.
         self.save_hyperparameters(ignore=["encoder", "optimizer", "lr_scheduler"], logger=False)
-        if "_instantiator" in self.hparams:  # made by LightningCLI: all plain values, the encoder included
+        if made_by_cli(self.hparams):  # the encoder, too, is a plain value
             self.save_hyperparameters(logger=False)
         names = [str(task) for task in range(num_tasks)] if task_names is None else task_names
         if len(names) != num_tasks:
