@@ -16,6 +16,7 @@ from lightning_ncmtl.datamodules.document_table import first_entries
 class _Sometimes(TypedDict, total=False):
     clean: Tensor
     rows: Tensor
+    half: int
 
 
 class Batch(_Sometimes):
@@ -31,6 +32,8 @@ class Batch(_Sometimes):
             (of test, only if there is a training split), others do not.
         rows: ``[R]``, if documents may have several labels: the place among the B documents of each label. All the
             others but ``inputs`` are ``[R]`` then.
+        half: Of which half of the training documents all of them are, 0 or 1 (see
+            :class:`lightning_ncmtl.datamodules.MixedBatchSampler`), where these have been halved.
     """
 
     inputs: dict[str, Tensor]
@@ -90,15 +93,22 @@ class Documents(torch.utils.data.Dataset[Batch]):
         places: ``[n]``, the rows of the table that are used; all by default.
         clean: Whether each row of the table is clean, where it is known.
         multi_label: Whether documents may have several labels, or none.
+        halves: ``[n]``, the half of each document that is used, where they have been halved.
     """
 
     def __init__(
-        self, table: Dataset, places: Integers | None = None, clean: Flags | None = None, multi_label: bool = False
+        self,
+        table: Dataset,
+        places: Integers | None = None,
+        clean: Flags | None = None,
+        multi_label: bool = False,
+        halves: Integers | None = None,
     ) -> None:
         self.table = table.with_format("arrow")
         self.places = np.arange(len(table)) if places is None else places
         self.clean = clean
         self.multi_label = multi_label
+        self.halves = halves
 
     def __len__(self) -> int:
         return len(self.places)
@@ -108,7 +118,10 @@ class Documents(torch.utils.data.Dataset[Batch]):
         rows = self.table[places].append_column("index", pa.array(places))
         if self.clean is not None:
             rows = rows.append_column("clean", pa.array(self.clean[places]))
-        return collate(rows, self.multi_label)
+        batch = collate(rows, self.multi_label)
+        if self.halves is not None and len(chosen):
+            batch["half"] = int(self.halves[chosen[0]])
+        return batch
 
     def tasks(self) -> Integers:
         """The task ``[n]`` of each document: of several, the first."""

@@ -76,6 +76,14 @@ class Division:
         self.validation = np.flatnonzero(held_out)
         self.test = None if split.test_size is None else np.flatnonzero(aside)
 
+    def halve(self) -> Integers:
+        """Deal those that train into halves, 0 and 1, alike in their domains; copies stay together.
+
+        Not alike in their labels: what chance did to these in one half must not come back in the other.
+        """
+        _, groups = np.unique(self.groups[self.train], return_inverse=True)
+        return deal_folds(groups, self.tasks[self.train], 2, self.seed)
+
     def clean(self) -> Flags:
         """Which documents of the training split have no copy among those that train."""
         return ~np.isin(self.groups, self.groups[self.train])

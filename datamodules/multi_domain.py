@@ -12,7 +12,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from lightning_ncmtl.compatibility import LightningDataModule, made_by_cli, rank_zero_info
+from lightning_ncmtl.compatibility import LightningDataModule, attributes, made_by_cli, rank_zero_info
 from lightning_ncmtl.datamodules.batches import Documents
 from lightning_ncmtl.datamodules.cache import Cache, key_of
 from lightning_ncmtl.datamodules.copies import Flags, repeats
@@ -237,7 +237,8 @@ class MultiDomainDataModule(LightningDataModule):
         self._division = division
         documents, clean = self.corpus.read("train"), division.clean()
         several = self.source.multi_label
-        self._set("train", Documents(documents, division.train, None, several))
+        halves = division.halve() if self.batches.halves else None
+        self._set("train", Documents(documents, division.train, None, several, halves))
         self._set("validation", Documents(documents, division.validation, clean, several))
         self._count_copies("train", repeats(division.groups[division.train]))
         self._count_copies("validation", ~clean[division.validation])
@@ -285,6 +286,9 @@ class MultiDomainDataModule(LightningDataModule):
     def _loader(self, stage: Stage, shuffle: bool = False) -> MixedBatchLoader:
         documents = self._encode(stage)
         overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        ranks = 1 if self.trainer is None else self.trainer.world_size
+        if documents.halves is not None and (overfit or np.bincount(documents.halves, minlength=2).min() < ranks):
+            documents.halves = None  # too few to be halved
         sampler = (FixedBatchSampler if overfit else MixedBatchSampler)(
             documents.tasks(),
             documents.column("length"),
@@ -294,8 +298,10 @@ class MultiDomainDataModule(LightningDataModule):
             quota=self.batches.quota,
             shuffle=shuffle,
             seed=self.seed,
-            num_replicas=1 if self.trainer is None else self.trainer.world_size,
+            num_replicas=ranks,
             rank=0 if self.trainer is None else self.trainer.global_rank,
+            halves=documents.halves,
+            turn=1 if self.trainer is None else attributes(self.trainer).accumulate_grad_batches,
         )
         return MixedBatchLoader(
             documents,
@@ -314,7 +320,7 @@ class MultiDomainDataModule(LightningDataModule):
             cache = self.cache if stage == "predict" else self.corpus.cache
             num_proc = self.num_proc or (os.cpu_count() if len(part.table) > _MANY else None)
             encoded = encode_table(part.table, self.tokenizer, self.text.limits, cache, num_proc)
-            documents = Documents(encoded, part.places, part.clean, part.multi_label)
+            documents = Documents(encoded, part.places, part.clean, part.multi_label, part.halves)
             self.counts[stage] = counts = {
                 "documents": len(documents),
                 "with invalid characters": int(documents.column("invalid").sum()),

@@ -1,5 +1,6 @@
 """Mixed batches: which documents of which domains make up each batch, on each rank."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -46,6 +47,9 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
         num_replicas: Number of ranks.
         rank: This rank.
         pool: Batches that are sorted by length together.
+        halves: The half of each document, 0 or 1: training batches hold documents of one half each, and take turns, so
+            that what is learned of the tasks from one half can be tried on the other.
+        turn: Batches of one half that follow each other: as many as a step of the optimizer takes.
 
     Raises:
         InputError: If documents or settings cannot be used, or there are fewer training documents than ranks.
@@ -67,6 +71,8 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
         num_replicas: int = 1,
         rank: int = 0,
         pool: int = 50,
+        halves: Sequence[int] | Integers | None = None,
+        turn: int = 1,
     ) -> None:
         if len(task_ids) != len(lengths) or len(lengths) == 0:
             raise InputError(f"each document needs a task and a length, found {len(task_ids)} and {len(lengths)}")
@@ -97,13 +103,41 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
             self.num_batches = min(self.num_batches, len(self.lengths) // num_replicas)
             self._members = _order(self.task_ids)  # domain after domain
             self._starts = np.append(0, np.cumsum(self.sizes))
+        self.turn = turn
+        self._halves: list[tuple[Integers, MixedBatchSampler]] = []
+        if shuffle and halves is not None:
+            settings: dict[str, Any] = {"balance": balance, "replacement": replacement, "quota": quota, "pool": pool}
+            for half in (0, 1):
+                places = np.flatnonzero(np.asarray(halves) == half)
+                sampler = MixedBatchSampler(
+                    tasks[places],
+                    self.lengths[places],
+                    batch_size,
+                    **settings,
+                    seed=seed + half,
+                    num_replicas=num_replicas,
+                    rank=rank,
+                )
+                self._halves.append((places, sampler))
+            self.num_batches = sum(len(sampler) for _, sampler in self._halves)
 
     def __len__(self) -> int:
         """Number of batches of this rank."""
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self._halves:
+            return itertools.islice(self._batches_by_turns(), self.skip, None)
         return self._training_batches() if self.shuffle else self._evaluation_batches()
+
+    def _batches_by_turns(self) -> Iterator[list[int]]:
+        def batches(places: Integers, sampler: MixedBatchSampler) -> Iterator[list[int]]:
+            sampler.set_epoch(self.epoch)
+            return (places[batch].tolist() for batch in sampler)
+
+        parts = list(itertools.starmap(batches, self._halves))
+        while left := [turn for part in parts if (turn := list(itertools.islice(part, self.turn)))]:
+            yield from itertools.chain.from_iterable(left)
 
     def _training_batches(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, 0 if self.fixed else self.epoch])

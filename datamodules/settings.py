@@ -96,6 +96,8 @@ class BatchSettings:
             the two.
         replacement: Whether an epoch draws documents with replacement.
         quota: Documents of every domain that each batch holds at least.
+        halves: Whether training batches take turns between two disjoint halves of the documents of each domain and
+            label, from which network clustering learns how sure its clusters are.
 
     Raises:
         InputError: If a number is too small.
@@ -105,6 +107,7 @@ class BatchSettings:
     balance: Balance = "proportional"
     replacement: bool = False
     quota: int = 0
+    halves: bool = True
 
     def __post_init__(self) -> None:
         check_least("batches.size", self.size, 1)

@@ -36,7 +36,9 @@ def everything(data: MultiDomainDataModule) -> dict[str, Any]:
 
 
 def plain(values: Any) -> Any:
-    return {name: plain(value) for name, value in values.items()} if isinstance(values, dict) else values.tolist()
+    if isinstance(values, dict):
+        return {name: plain(value) for name, value in values.items()}
+    return values if isinstance(values, int) else values.tolist()
 
 
 class Hanging(Tables):
