@@ -1,0 +1,173 @@
+"""Evidence for clusters: what one half of the data says about the tasks must hold in the other half.
+
+Each task t has a direction, estimated twice from disjoint halves A and B of its data::
+
+    a_t = s_t + noise        b_t = s_t + other noise
+
+Noise of one half does not point where that of the other does. So ``<a_t, b_u>`` estimates ``<s_t, s_u>`` without bias,
+and a clustering of A that is only noise predicts nothing of B. Clusters are judged by that:
+
+- For each number of clusters K, the tasks of A are grouped, and each cluster's mean ``c`` predicts its tasks ``b`` in B
+  (and the other way round). What such means are worth once all data made them is their *gain*::
+
+      sum (3 <b, c> - <c, c>) / 2     of   <b, c>           what is right in c
+                                      less (<c, c> - <b, c>) / 2   its noise, halved by twice as many data
+
+  It is 0 for one cluster of all, as directions are less their mean, and below 0 where clusters mostly follow noise.
+- *Is there anything?* The same for permuted tasks of B, many times, gives what the best K reaches by chance: a p-value.
+- *How many?* The fewest clusters whose gain is within a standard error of the best (Breiman et al., 1984, for trees).
+
+Only inner products are needed, one matrix of 2N x 2N. Shapes: N tasks, D numbers, K clusters.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from lightning_ncmtl.clustering._gram import cold_start, gram
+from lightning_ncmtl.clustering.kmeans import Backend, kmeans, summed
+from lightning_ncmtl.errors import InputError
+
+# p-value from which on there is no evidence
+LEVEL = 0.01
+
+
+class Evidence(NamedTuple):
+    """What the two halves say.
+
+    Attributes:
+        num_clusters: The number of clusters, from 1 (no evidence: all tasks share) to N (every task differs).
+        assignment: ``[N]`` int64, the cluster of each task, found on both halves together.
+        p_value: How often tasks at random do as well as the best number of clusters.
+        agreement: Correlation over the pairs of tasks between their similarities in one half and in the other.
+        gains: For each number of clusters tried, its gain per task, 1 at most.
+        similarity: ``[N, N]``, cosines between the tasks of one half and those of the other, symmetrised.
+    """
+
+    num_clusters: int
+    assignment: Tensor
+    p_value: float
+    agreement: float
+    gains: dict[int, float]
+    similarity: Tensor
+
+
+def multiply_halves(first: Tensor, second: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Inner products of the tasks' directions in both halves, of length one and less the mean of their half.
+
+    One length, as a task with more data went farther, and the mean should not be its own.
+
+    Args:
+        first: ``[N, D]``, of one half of the data.
+        second: ``[N, D]``, of the other.
+        group: Ranks that each hold a slice of the D numbers.
+
+    Returns:
+        ``[2N, 2N]`` float64, so scaled that the squared lengths add up to 1: layers count alike, however wide.
+    """
+    n = len(first)
+    origin = torch.zeros_like(first[:1])  # from which lengths are measured: gram() takes the first row for it
+    products = _to_unit_length(summed(gram(torch.cat([origin, first, second])), group)[1:, 1:])
+    center = torch.eye(n, dtype=products.dtype, device=products.device) - 1 / n
+    center = torch.block_diag(center, center)
+    products = center @ products @ center
+    scaled: Tensor = products / products.trace().clamp(min=torch.finfo(products.dtype).tiny)
+    return scaled
+
+
+def weigh_evidence(
+    layers: Sequence[Tensor],
+    num_clusters: int | None = None,
+    *,
+    max_clusters: int = 20,
+    level: float = LEVEL,
+    permutations: int = 999,
+    restarts: int = 20,
+    seed: int = 0,
+    backend: Backend = "auto",
+) -> Evidence:
+    """Group tasks by what two halves of the data have in common, and say how sure that is.
+
+    Args:
+        layers: Inner products ``[2N, 2N]`` of each layer, see :func:`multiply_halves`; they are added up.
+        num_clusters: Number of clusters; by default chosen from 1 to ``max_clusters``, and N.
+        max_clusters: Upper bound of the choice, beside N.
+        level: p-value from which on there is no evidence, and so one cluster.
+        permutations: Random orders of the tasks; the least p-value is ``1 / (permutations + 1)``.
+        restarts: k-means++ starts for each number of clusters.
+        seed: Seed of k-means++ and of the permutations.
+        backend: The k-means of the final clusters, see :func:`lightning_ncmtl.kmeans`.
+
+    Raises:
+        InputError: If there are no layers, fewer than two tasks, or the number of clusters is not in 1 .. N.
+    """
+    if not layers or len(layers[0]) < 4:
+        raise InputError("evidence for clusters needs products of two halves of at least two tasks")
+    n = len(layers[0]) // 2
+    if num_clusters is not None and not 1 <= num_clusters <= n:
+        raise InputError(f"the number of clusters must be between 1 and the number of tasks {n}, found {num_clusters}")
+    products = _to_unit_length(torch.stack([layer.cpu() for layer in layers]).sum(0))
+    one, other, cross = products[:n, :n], products[n:, n:], products[:n, n:]
+    generator = torch.Generator().manual_seed(seed)
+
+    def cluster(products: Tensor, k: int) -> Tensor:
+        if k in (1, n):
+            return torch.arange(n) % k
+        return cold_start(products, k, restarts, 100, generator)
+
+    numbers = [*range(2, min(max_clusters, n - 1) + 1), n] if n > 1 else []
+    # How well the cluster of task t in one half predicts task u in the other, and both ways added up: [K, N, N]
+    hits, lengths = [], []
+    for k in numbers:
+        of_one, of_other = _average(cluster(one, k)), _average(cluster(other, k))
+        hits.append((of_one @ cross + (of_other @ cross.T).T) / 2)
+        lengths.append((((of_one @ one) * of_one).sum(1) + ((of_other @ other) * of_other).sum(1)) / 2)
+    hit, length = torch.stack(hits), torch.stack(lengths)
+    own = hit.diagonal(dim1=1, dim2=2)  # [K, N]
+    norm = length.sum(1).sqrt().clamp(min=1e-12)
+    orders = torch.rand(permutations, n, generator=generator).argsort(1)
+    chance = hit[:, torch.arange(n), orders].sum(2) / norm.unsqueeze(1)  # [K, permutations]
+    best = (own.sum(1) / norm).max()
+    p_value = float(1 + (chance.amax(0) >= best).sum()) / (1 + permutations)
+    gain = (3 * own - length) / 2  # [K, N]
+    chosen = num_clusters
+    if chosen is None:
+        chosen = 1 if p_value >= level or gain.sum(1).max() <= 0 else numbers[_find_fewest(gain)]
+    off = ~torch.eye(n, dtype=torch.bool)
+    agreement = torch.corrcoef(torch.stack([one[off], other[off]]))[0, 1].nan_to_num()
+    both = one + other + cross + cross.T
+    if backend == "faiss":  # which needs points: their coordinates have the same inner products
+        lengths_of_axes, axes = torch.linalg.eigh(both)
+        points = (axes * lengths_of_axes.clamp(min=0).sqrt()).float()
+        assignment = kmeans(points, chosen, backend=backend, restarts=restarts, seed=seed).assignment
+    else:
+        assignment = cluster(both, chosen)
+    return Evidence(
+        chosen,
+        assignment,
+        p_value,
+        float(agreement),
+        dict(zip(numbers, gain.mean(1).tolist(), strict=True)),
+        (cross + cross.T) / 2,
+    )
+
+
+def _to_unit_length(products: Tensor) -> Tensor:
+    scale = products.diagonal().clamp(min=0).rsqrt().nan_to_num(posinf=0)
+    return scale.unsqueeze(1) * products * scale
+
+
+def _average(assignment: Tensor) -> Tensor:
+    """``[N, N]``, which takes each task to the mean of its cluster."""
+    together = (assignment.unsqueeze(1) == assignment).double()
+    return together / together.sum(1, keepdim=True)
+
+
+def _find_fewest(gain: Tensor) -> int:
+    """The first row of ``[K, N]`` whose sum is within a standard error of the best; of the difference, task by task."""
+    ahead = gain[gain.sum(1).argmax()] - gain
+    within = ahead.sum(1) <= ahead.std(1) * gain.shape[1] ** 0.5
+    return int(within.int().argmax())

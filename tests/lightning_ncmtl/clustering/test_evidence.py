@@ -1,0 +1,204 @@
+"""What two halves of the data say about clusters of tasks."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranks import on_ranks
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+from torch import distributed as dist
+
+from lightning_ncmtl.clustering.evidence import LEVEL, multiply_halves, weigh_evidence
+from lightning_ncmtl.errors import InputError
+
+
+def halves(
+    n: int, groups: int, seed: int, own: float = 0.0, noise: float = 1.0, d: int = 40, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Directions of tasks in planted groups, each with something of its own, as two halves of the data see them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    truth = torch.arange(n) % groups
+    directions = scale * draw(groups, d)[truth] + own * draw(n, d)
+    directions -= directions.mean(0)
+    sizes = 0.5 + 2 * torch.rand(n, 1, generator=generator)  # some tasks go farther than others
+    return sizes * (directions + noise * draw(n, d)), sizes * (directions + noise * draw(n, d)), truth
+
+
+def weigh(*layers: tuple[Tensor, ...], **settings: Any) -> Any:
+    return weigh_evidence([multiply_halves(*layer[:2]) for layer in layers], **settings)
+
+
+def directions_of(half: Tensor) -> Tensor:
+    half = half.double() / half.double().norm(dim=1, keepdim=True)
+    return half - half.mean(0)
+
+
+def test_products_are_those_of_centred_directions() -> None:
+    first, second, _ = halves(7, 3, seed=0)
+    rows = torch.cat([directions_of(first), directions_of(second)])
+    expected = rows @ rows.T
+    torch.testing.assert_close(multiply_halves(first, second), expected / expected.trace())
+    # How far tasks went, and how wide layers are, is nothing
+    far = torch.arange(1.0, 8.0).unsqueeze(1)
+    torch.testing.assert_close(multiply_halves(first * far, second / far), expected / expected.trace())
+    repeated = multiply_halves(first.repeat(1, 5), second.repeat(1, 5))
+    torch.testing.assert_close(repeated, expected / expected.trace())
+
+
+def test_products_across_halves_have_no_noise() -> None:
+    """On average they are those of the directions, where within a half noise adds to the diagonal."""
+    n, d = 5, 400
+    truth = torch.randn(n, d, generator=torch.Generator().manual_seed(0)).double()
+    rows = directions_of(truth)
+    expected = rows @ rows.T
+    generator = torch.Generator().manual_seed(1)
+    total = torch.zeros(2 * n, 2 * n, dtype=torch.float64)
+    for _ in range(500):
+        first, second = (truth + 2 * torch.randn(n, d, generator=generator, dtype=torch.float64) for _ in range(2))
+        total += multiply_halves(first, second)
+    across, within = total[:n, n:], total[:n, :n]
+    torch.testing.assert_close(across / across.trace(), expected / expected.trace(), rtol=0, atol=0.02)
+    assert within.trace() > 4 * across.trace()  # 1 + 2 * 2 times, as noise has four times the signal
+
+
+@pytest.mark.parametrize("n", [12, 14, 30])
+@pytest.mark.parametrize("groups", [2, 3, 4])
+def test_planted_groups_are_found_and_counted(n: int, groups: int) -> None:
+    right = 0
+    for seed in range(20):
+        first, second, truth = halves(n, groups, seed)
+        found = weigh((first, second))
+        right += found.num_clusters == groups
+        if found.num_clusters == groups:
+            assert adjusted_rand_score(truth, found.assignment) == 1
+        assert found.p_value < LEVEL
+        assert found.agreement > 0.5
+    assert right >= 19
+
+
+@pytest.mark.parametrize("n", [6, 14, 29])
+def test_one_group_has_no_evidence(n: int) -> None:
+    found = [weigh(halves(n, 1, seed)[:2]) for seed in range(100)]
+    assert sum(one.num_clusters != 1 for one in found) <= 3  # about 1 % of p-values are below the level
+    assert all(one.assignment.eq(0).all() for one in found if one.num_clusters == 1)
+    p = np.array([one.p_value for one in found])
+    for level in (0.1, 0.3, 0.5):  # p-values are uniform
+        assert abs((p <= level).mean() - level) < 4 * np.sqrt(level * (1 - level) / 100)
+    assert abs(np.mean([one.agreement for one in found])) < 0.05
+
+
+def test_tasks_that_all_differ_are_for_themselves() -> None:
+    for seed in range(10):
+        first, second, _ = halves(12, 1, seed, own=3.0, noise=0.5)
+        found = weigh((first, second))
+        assert found.num_clusters == 12
+        assert found.assignment.tolist() == list(range(12))
+        assert found.gains[12] == max(found.gains.values())
+
+
+def test_gains_are_what_means_of_all_the_data_are_worth() -> None:
+    """The formula against the thing itself: predict the true directions by means over clusters of both halves."""
+    n, d, groups = 12, 60, 3
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(groups, d, generator=generator)[torch.arange(n) % groups]
+    truth = (truth - truth.mean(0)).double()
+    expected, found = [], []
+    for _ in range(200):
+        a, b = (truth + 0.7 * torch.randn(n, d, generator=generator, dtype=torch.float64) for _ in range(2))
+        together = (a + b) / 2
+        means = torch.stack([together[torch.arange(n) % groups == g].mean(0) for g in range(groups)])
+        means = (means - means.mean(0))[torch.arange(n) % groups]
+        expected.append(float((2 * truth * means - means * means).sum() / n))
+        half = torch.stack([a[torch.arange(n) % groups == g].mean(0) for g in range(groups)])
+        half = (half - half.mean(0))[torch.arange(n) % groups]
+        found.append(float((3 * (b * half).sum() - (half * half).sum()) / 2 / n))
+    assert np.mean(found) == pytest.approx(np.mean(expected), rel=0.02)
+
+
+def test_gains_and_chance_against_loops() -> None:
+    first, second, _ = halves(6, 2, seed=3, own=0.5)
+    found = weigh((first, second), permutations=4999)
+    a, b = (directions_of(half) for half in (first, second))
+    a, b = (half / half.norm(dim=1, keepdim=True) for half in (a, b))
+    own = torch.arange(6)
+    gain = (3 * (a * b).sum() - (a * a).sum()) / 4 + (3 * (a * b).sum() - (b * b).sum()) / 4
+    assert found.gains[6] == pytest.approx(float(gain) / 6)
+    everyone = weigh((first, second), num_clusters=6)
+    assert everyone.assignment.tolist() == own.tolist()
+    torch.testing.assert_close(found.similarity, (a @ b.T + b @ a.T) / 2)
+
+
+def test_layers_add_up() -> None:
+    """Each layer alone is too noisy; a layer of noise does not hide the others."""
+    layers = [halves(14, 2, seed, noise=3.0) for seed in range(100, 106)]
+    alone = [weigh(layer[:2]) for layer in layers]
+    together = weigh(*[layer[:2] for layer in layers])
+    assert together.p_value <= min(one.p_value for one in alone)
+    assert together.num_clusters == 2
+    assert adjusted_rand_score(layers[0][2], together.assignment) > 0.7
+
+
+def test_a_number_that_is_given_is_kept() -> None:
+    layer = halves(14, 3, seed=0)[:2]
+    for k in (1, 2, 5, 14):
+        found = weigh(layer, num_clusters=k)
+        assert found.num_clusters == k
+        assert len(found.assignment.unique()) == k
+    noise = weigh(halves(14, 1, seed=0)[:2], num_clusters=3)
+    assert noise.num_clusters == 3
+    assert noise.p_value > LEVEL
+
+
+def test_faiss_finds_the_same_clusters() -> None:
+    first, second, truth = halves(14, 3, seed=0)
+    found = weigh((first, second), backend="faiss")
+    assert found.num_clusters == 3
+    assert adjusted_rand_score(truth, found.assignment) == 1
+
+
+def test_tasks_without_a_direction() -> None:
+    first, second, _ = halves(14, 2, seed=0)
+    first[3] = first.mean(0)  # never seen in the first half
+    second[5] = second.mean(0)
+    found = weigh((first, second))
+    assert found.num_clusters == 2
+    assert all(np.isfinite(gain) for gain in found.gains.values())
+    nothing = weigh((torch.zeros(5, 3), torch.zeros(5, 3)))
+    assert nothing.num_clusters == 1
+    assert nothing.p_value == 1
+    assert nothing.agreement == 0
+
+
+def test_two_tasks() -> None:
+    first, second, _ = halves(2, 2, seed=0, noise=0.1)
+    found = weigh((first, second))
+    assert found.num_clusters in (1, 2)
+    assert list(found.gains) == [2]
+
+
+def test_what_cannot_be_weighed_is_refused() -> None:
+    products = multiply_halves(*halves(5, 2, seed=0)[:2])
+    for given, settings, message in (
+        ([], {}, "at least two tasks"),
+        ([products[:2, :2]], {}, "at least two tasks"),
+        ([products], {"num_clusters": 6}, "between 1 and the number of tasks 5, found 6"),
+        ([products], {"num_clusters": 0}, "found 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            weigh_evidence(given, **settings)  # type: ignore[arg-type]
+
+
+def slices(rank: int) -> None:
+    first, second, _ = halves(9, 3, seed=0)
+    mine = (half.tensor_split(2, dim=1)[rank] for half in (first, second))
+    torch.testing.assert_close(multiply_halves(*mine, dist.group.WORLD), multiply_halves(first, second))
+
+
+def test_ranks_that_each_hold_a_slice_agree() -> None:
+    on_ranks(2, slices)
