@@ -1,5 +1,6 @@
 """Network clustering for any LightningModule with per-task modules."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -60,6 +61,8 @@ class NetworkClusteringCallback(Callback):
             warmup_epochs, warmup_steps = 0, None
         if warmup_epochs < 0:
             raise InputError(f"warmup_epochs must be at least 0, found {warmup_epochs}")
+        if self.clusters.warmup == "shared":  # whose clusters stay as they are
+            freeze_after_epochs = None
         if freeze_after_epochs is not None and warmup_steps is None and freeze_after_epochs <= warmup_epochs:
             raise InputError(
                 f"freeze_after_epochs {freeze_after_epochs} leaves no time to cluster after warmup_epochs "
@@ -110,6 +113,17 @@ class NetworkClusteringCallback(Callback):
         elif self.warmup_steps is not None and 0 <= trainer.max_steps <= self.warmup_steps:
             rank_zero_warn(f"training stops after {trainer.max_steps} steps, within the warm-up: nothing is clustered")
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        known = isinstance(batch, Mapping) and "half" in batch
+        half = batch["half"] if known else batch_idx // trainer.accumulate_grad_batches % 2
+        self.clusters.start_step(half, self._is_warmup(trainer))
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.clusters.before_step(self._is_warmup(trainer))
+
+    def _is_warmup(self, trainer: Trainer) -> bool | None:
+        return trainer.current_epoch < self.warmup_epochs if self.warmup_steps is None else None
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -118,8 +132,8 @@ class NetworkClusteringCallback(Callback):
         self._last_step = trainer.global_step
         if self.freeze_after_epochs is not None and trainer.current_epoch >= self.freeze_after_epochs:
             self.clusters.freeze()
-        clusters, epoch = self.clusters, trainer.current_epoch
-        clusters.step(warmup=epoch < self.warmup_epochs if self.warmup_steps is None else None)
+        clusters = self.clusters
+        clusters.step(self._is_warmup(trainer))
         for average in find_averages(trainer):
             clusters.share_copy(average)
         # Where a logger takes them: Lightning needs longer to log a number than we to cluster 14 tasks.

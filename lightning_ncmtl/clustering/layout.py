@@ -7,21 +7,33 @@ from torch import nn
 
 from lightning_ncmtl.clustering.targets import Target, find_targets
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import cluster_layers
+from lightning_ncmtl.layers import PerTask, cluster_layers, plain_name
 
 NumClusters: TypeAlias = int | Literal["auto"] | list[int | Literal["auto"]] | None
 
 
 class Layout(NamedTuple):
-    """The targets by name, the names of the tasks, and the number of clusters of each target (``None``: to choose)."""
+    """What there is to cluster.
+
+    Attributes:
+        targets: The cluster layers by name.
+        tasks: Names of the tasks.
+        num_clusters: Of each target; ``None``: to choose.
+        specific: Layers that share only in a shared warm-up.
+    """
 
     targets: dict[str, Target]
     tasks: list[str]
     num_clusters: dict[str, int | None]
+    specific: dict[str, Target]
 
 
 def find_layout(
-    module: nn.Module, targets: list[str] | None, num_clusters: NumClusters, task_names: list[str] | None
+    module: nn.Module,
+    targets: list[str] | None,
+    num_clusters: NumClusters,
+    task_names: list[str] | None,
+    specific: list[str] | None,
 ) -> Layout:
     """Find what there is to cluster.
 
@@ -30,14 +42,15 @@ def find_layout(
         targets: Names of the targets; ``None`` for all :class:`lightning_ncmtl.ClusterLinear` layers.
         num_clusters: One number or ``"auto"`` for all targets, one for each, or ``None`` for those of the layers.
         task_names: Names of the tasks; ``None`` for the keys of a ``ModuleDict``, or indices.
+        specific: Names of the layers that share only in a shared warm-up; ``None`` for all others of this package.
 
     Raises:
         InputError: If there is nothing to cluster, a target cannot be clustered, or numbers and names do not fit.
     """
     layers = cluster_layers(module)
     names = list(layers) if targets is None else targets
-    if len(set(names)) < len(names):
-        raise InputError(f"targets must differ, found {names}")
+    if len({*names, *(specific or [])}) < len(names) + len(specific or []):
+        raise InputError(f"targets must differ, found {[*names, *(specific or [])]}")
     if not names and hasattr(module, "compact_clusters"):
         raise InputError("the model is compact, its tasks share for good: train it without network clustering")
     if not names:
@@ -45,14 +58,20 @@ def find_layout(
             f"{type(module).__name__} has no ClusterLinear layer for network clustering: name its per-task modules in "
             "targets"
         )
-    found = dict(zip(names, find_targets(module, names), strict=True))
+    if specific is None:
+        others = {plain_name(name): layer for name, layer in module.named_modules() if isinstance(layer, PerTask)}
+        number = len(find_targets(module, names)[0].tasks)
+        specific = [name for name, layer in others.items() if name not in names and layer.num_tasks == number]
+    all_of_them = find_targets(module, [*names, *specific])
+    found = dict(zip(names, all_of_them, strict=False))
     tasks = _name_tasks(list(found.values()), task_names)
     wanted: list[Any]
     if num_clusters is None:
         wanted = [layers[name].num_clusters if name in layers else None for name in names]
     else:
         wanted = num_clusters if isinstance(num_clusters, list) else [num_clusters] * len(names)
-    return Layout(found, tasks, _check_numbers(wanted, names, len(tasks)))
+    shared = dict(zip(specific, all_of_them[len(names) :], strict=True))
+    return Layout(found, tasks, _check_numbers(wanted, names, len(tasks)), shared)
 
 
 def _name_tasks(targets: Sequence[Target], task_names: list[str] | None) -> list[str]:

@@ -1,18 +1,18 @@
 """Network clustering in any training loop: the sharing step on all cluster layers of a module, and its state."""
 
-import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_ncmtl.clustering._direct import means
-from lightning_ncmtl.clustering._ranks import agree, get_rank, say, trains_alone, warn
+from lightning_ncmtl.clustering._ranks import say, warn
 from lightning_ncmtl.clustering.kmeans import Backend, Metric, check_backend
 from lightning_ncmtl.clustering.layer_state import LayerState
+from lightning_ncmtl.clustering.layer_step import share_layers
 from lightning_ncmtl.clustering.layout import NumClusters, find_layout
-from lightning_ncmtl.clustering.sharing import Shared, assign_tasks, share
+from lightning_ncmtl.clustering.settings import check_settings
 from lightning_ncmtl.clustering.start import start_alike, start_apart
+from lightning_ncmtl.clustering.warmup import decide
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import PerTask, cluster_layers, plain_name
 
@@ -25,7 +25,9 @@ class NetworkClustering:
     with Lightning, :class:`lightning_ncmtl.callbacks.NetworkClusteringCallback` does all this.
 
     It departs from the paper, whose algorithm groups tasks by their random start and never changes again: there is a
-    shared start, a warm-up and a memory of where each task wanted to go. ``preset="literal"`` is the paper's.
+    shared start, a warm-up and a memory of where each task wanted to go. ``preset="literal"`` is the paper's. With
+    ``warmup="shared"``, clusters come with evidence from two halves of the data
+    (:mod:`lightning_ncmtl.clustering.warmup`).
 
     Where ``torch.distributed`` is initialised, all ranks must step together: rank 0 decides for all.
 
@@ -33,14 +35,21 @@ class NetworkClustering:
         module: The module; ``None`` to :meth:`attach` one later. Give it before the weights of a checkpoint are loaded,
             which the shared start would overwrite.
         num_clusters: Number of clusters, one for all targets or one per target. By default that of
-            the :class:`lightning_ncmtl.ClusterLinear` layers. ``"auto"`` chooses it at the end of the warm-up, by the
-            silhouette: at least 2, see :func:`lightning_ncmtl.clustering.choose_num_clusters`.
+            the :class:`lightning_ncmtl.ClusterLinear` layers. ``"auto"`` chooses it at the end of the warm-up: by the
+            silhouette, at least 2 (see :func:`lightning_ncmtl.clustering.choose_num_clusters`); by evidence after a
+            shared one, from one (there is none) to one per task.
         targets: Names of the per-task parts of the module, one cluster layer each: a ``ModuleList`` or ``ModuleDict``
             with one child per task (``"heads"``), a part of each child (``"heads.*.fc1"``), or a parameter or module
             whose parameters have the task as their first dimension. By default every ``ClusterLinear``.
         task_names: Names of the tasks, for messages; by default the keys of the ``ModuleDict``, or indices.
-        warmup_steps: Steps in which tasks train apart, before the first clustering: as many as the shared part of the
-            network needs to become useful. (A layer with one cluster shares from the first step.)
+        warmup_steps: Steps before the first clustering: as many as the shared part of the network needs to become
+            useful. (A layer with one cluster shares from the first step.)
+        warmup: ``"apart"``: tasks train apart, then k-means groups them by their weights after each step until they are
+            frozen. ``"shared"``: the optimizer moves all tasks alike, a memory keeps where each wants to go, and the
+            clusters found at the end of the warm-up stay. It needs :meth:`start_step` and :meth:`before_step`; of the
+            settings below, ``every_n_steps``, ``commitment`` and ``metric`` are not for it.
+        specific: Names of per-task parts that share in a shared warm-up and no longer, such as heads. By default all
+            other layers of this package with weights per task.
         every_n_steps: Run k-means every this many steps (the paper: 1). Sharing runs after each.
         commitment: Fraction in [0, 1] of its distance to the centre that a task gives up per step.
         restarts: k-means++ starts of the first clustering.
@@ -85,6 +94,8 @@ class NetworkClustering:
         *,
         task_names: list[str] | None = None,
         warmup_steps: int = 200,
+        warmup: Literal["apart", "shared"] = "apart",
+        specific: str | list[str] | None = None,
         every_n_steps: int = 1,
         commitment: float = 0.01,
         restarts: int = 20,
@@ -96,34 +107,20 @@ class NetworkClustering:
         preset: Literal["literal"] | None = None,
     ) -> None:
         if preset == "literal":
-            warmup_steps, commitment, restarts, shared_start = 0, 1.0, 1, False
-        names = task_names is None or (isinstance(task_names, list) and all(isinstance(n, str) for n in task_names))
-        for is_right, message in (
-            (preset in ("literal", None), f"unknown preset {preset!r}: choose 'literal' or none"),
-            (warmup_steps >= 0, f"warmup_steps must be at least 0, found {warmup_steps}"),
-            (every_n_steps >= 1, f"every_n_steps must be at least 1, found {every_n_steps}"),
-            (restarts >= 1, f"restarts must be at least 1, found {restarts}"),
-            (0 <= commitment <= 1, f"commitment must be between 0 and 1, found {commitment}"),
-            (metric in get_args(Metric), f"unknown metric {metric!r}: choose one of {', '.join(get_args(Metric))}"),
-            (metric != "cosine" or shared_start, "the metric cosine compares ways from a shared start: allow for one"),
-            (max_clusters >= 2, f"max_clusters must be at least 2, found {max_clusters}"),
-            (names, f"task_names must be a list of strings, found {task_names!r}"),
-        ):
-            if not is_right:
-                raise InputError(message)
+            warmup_steps, warmup, commitment, restarts, shared_start = 0, "apart", 1.0, 1, False
+        check_settings(
+            task_names, warmup_steps, warmup, every_n_steps, commitment, restarts, metric, max_clusters, shared_start
+        )
+        if preset not in ("literal", None):
+            raise InputError(f"unknown preset {preset!r}: choose 'literal' or none")
         self.num_clusters = num_clusters
         self.targets = [targets] if isinstance(targets, str) else targets
+        self.specific = [specific] if isinstance(specific, str) else specific
         self.task_names = task_names
-        self.warmup_steps = warmup_steps
-        self.every_n_steps = every_n_steps
-        self.commitment = commitment
-        self.restarts = restarts
-        self.backend = backend
-        self.metric = metric
-        self.max_clusters = max_clusters
-        self.seed = seed
-        self.shared_start = shared_start
-        self.preset = preset
+        self.warmup, self.warmup_steps = warmup, warmup_steps
+        self.every_n_steps, self.commitment, self.metric = every_n_steps, commitment, metric
+        self.restarts, self.backend, self.max_clusters, self.seed = restarts, backend, max_clusters, seed
+        self.shared_start, self.preset = shared_start, preset
         self.reset()
         if module is not None:
             self.attach(module)
@@ -136,6 +133,9 @@ class NetworkClustering:
         self.changes: dict[str, Tensor] = {}
         self._module: nn.Module | None = None
         self._states: dict[str, LayerState] = {}
+        self._specific: dict[str, LayerState] = {}  # of the warm-up alone
+        self._half = 0
+        self._has_learned = False  # whether before_step was called
         self._layers: list[PerTask] = []  # targets that are layers of this package
         self._just_started: list[str] = []  # targets whose weights the shared start has overwritten
 
@@ -158,7 +158,9 @@ class NetworkClustering:
         Raises:
             InputError: If a target cannot be clustered, or the state is that of another module.
         """
-        targets, tasks, clusters = find_layout(module, self.targets, self.num_clusters, self.task_names)
+        targets, tasks, clusters, specific = find_layout(
+            module, self.targets, self.num_clusters, self.task_names, self.specific if self.warmup == "shared" else []
+        )
         if self._states and self.tasks != tasks:  # a cluster number belongs to the place of a task
             raise InputError(f"the checkpoint has the tasks {', '.join(self.tasks)}; the module {', '.join(tasks)}")
         if any(k is None or 1 < k < len(tasks) for k in clusters.values()):
@@ -177,6 +179,9 @@ class NetworkClustering:
         self._states = self._states or {name: LayerState(k) for name, k in clusters.items()}
         for name, state in self._states.items():
             state.attach(targets[name], stacked.get(name))
+        self._specific = {name: self._specific.get(name, LayerState(None)) for name in specific}
+        for name, state in self._specific.items():
+            state.attach(specific[name], None)
         if not saved:
             for name, target in targets.items():
                 number = clusters[name] or "as yet unknown"
@@ -185,33 +190,69 @@ class NetworkClustering:
             if self.preset == "literal":
                 start_apart(module, self.seed)
             if self.shared_start:
-                self._just_started = start_alike(targets, tasks[0])
-            if self.metric == "cosine":
-                for name, target in targets.items():
-                    self._states[name].start = target.read()[:1].clone()
+                self._just_started = start_alike(targets | specific, tasks[0])
         for name, state in self._states.items():
-            if self.metric == "euclidean":
-                state.start = None
-            elif state.start is None and state.frozen_at_step is None:
-                raise InputError(
-                    f"the start of {name}, from which the metric cosine measures, is not known: the training did not "
-                    "begin with this metric. Begin anew, or choose the metric euclidean"
-                )
+            state.set_start(name, known=self.metric == "cosine", fresh=fresh and not saved)
+
+    @torch.no_grad()
+    def start_step(self, half: int | None = None, warmup: bool | None = None) -> None:
+        """Before the forward pass of a step.
+
+        In a shared warm-up each task computes with what one half of the data has made of it, so that the two halves
+        know nothing of each other.
+
+        Args:
+            half: 0 or 1, of which half of the data the batch is (``batch["half"]``). By default steps alternate, which
+                makes halves disjoint only as long as no example is seen twice: else the evidence is too good.
+            warmup: As in :meth:`step`.
+        """
+        self._half = self.steps % 2 if half is None else half
+        if self._is_shared_warmup(warmup):
+            for state in self._all():
+                state.enter(self._half)
+
+    @torch.no_grad()
+    def before_step(self, warmup: bool | None = None) -> None:
+        """Between ``backward`` and the step of the optimizer: tasks that share get the mean of their gradients.
+
+        So they truly have one set of weights, as if there was only one.
+
+        Args:
+            warmup: As in :meth:`step`.
+        """
+        if self._is_shared_warmup(warmup):
+            for state in self._all():
+                state.learn(self._half)
+            self._has_learned = True
+        elif self.warmup == "shared":
+            self._decide()
+            for state in self._states.values():
+                state.share_gradients()
 
     @torch.no_grad()
     def step(self, warmup: bool | None = None) -> None:
         """The sharing step of all targets, after a step of the optimizer.
 
         Args:
-            warmup: Whether tasks still train apart; by default in the first ``warmup_steps`` steps.
+            warmup: Whether this step is one of the warm-up; by default the first ``warmup_steps`` are.
 
         Raises:
             InputError: If there is no module yet, or if weights are not finite: before they spread to their cluster.
         """
-        if self._module is None:
-            raise InputError("there is nothing to cluster yet: give NetworkClustering a module, or attach one")
+        if not (shared_warmup := self._is_shared_warmup(warmup)) and self.warmup == "shared":
+            self._decide()
         self._just_started = []
         self.steps += 1
+        if shared_warmup:
+            if not self._has_learned:
+                raise InputError(
+                    "a shared warm-up needs the gradients of each step: call start_step() before the forward pass and "
+                    "before_step() before that of the optimizer, or choose warmup='apart'"
+                )
+            for state in self._all():
+                state.leave()
+            self._has_learned = False
+            return
         if warmup is None:
             warmup = self.steps <= self.warmup_steps
         # A layer with one cluster is a hard layer: there is nothing to find out, so it shares from the first step. One
@@ -224,40 +265,21 @@ class NetworkClustering:
         }
         if not states:
             return
-        own = {name: state.read_own() for name, state in states.items()}
-        # Mostly the clusters stay, and then so do their means. A GPU is not asked whether they do.
-        centers = {
-            name: means(own[name], state.assignment, state.num_clusters)
-            for name, state in states.items()
-            if state.assignment is not None and state.num_clusters is not None and own[name].is_cpu
-        }
-        assignments = self._assign(states, own, centers)
-        shared: dict[str, Shared] = {}
-        for name, state in states.items():
-            if state.num_clusters is None:
-                say(f"{name}: {int(assignments[name].max()) + 1} clusters chosen")
-            k = state.count_clusters(assignments[name])
-            if name not in centers or not state.has(assignments[name]):
-                centers[name] = means(own[name], assignments[name], k)
-            commitment = 1.0 if state.is_settled else self.commitment
-            shared[name] = share(own[name], assignments[name], centers[name], commitment, state.target.dtype)
-            state.residual = shared[name].residuals if commitment < 1 else None
-        losses = {name: states[name].target.total(result.loss) for name, result in shared.items()}
-        self.changes = {name: state.measure_change(assignments[name]) for name, state in states.items()}
-        # One look at the device for all targets
-        seen = torch.stack([*losses.values(), *self.changes.values()]).tolist()
-        for name, loss, change in zip(states, seen[: len(states)], seen[len(states) :], strict=True):
-            if not math.isfinite(loss):  # on all ranks, with the same weights
-                broken = ", ".join(self.tasks[task] for task in states[name].target.find_broken())
-                raise InputError(
-                    f"{name} has weights that are not finite (NaN or infinity) after step {self.steps}, of the tasks "
-                    f"{broken}: a lower learning rate or gradient clipping may help"
-                )
-            states[name].remember(assignments[name], bool(change), self.steps)
-        for name, state in states.items():
-            state.target.write(shared[name].weights)
-            state.freeze_layer()
-            self.losses[name] = (self.steps, losses[name])
+        literal = self.preset == "literal"
+        losses, self.changes = share_layers(
+            states,
+            self.tasks,
+            self.steps,
+            self.commitment,
+            at_once=self.steps % self.every_n_steps == 0,
+            metric=self.metric,
+            max_clusters=self.max_clusters,
+            warm_start=not literal,
+            restarts=self.restarts,
+            seed=self.seed + self.steps if literal else self.seed,
+            backend=self.backend,
+        )
+        self.losses |= {name: (self.steps, loss) for name, loss in losses.items()}
 
     def freeze(self) -> None:
         """Keep the clusters that there are from the next step on: layers of this package then compute with K sets."""
@@ -293,8 +315,8 @@ class NetworkClustering:
 
         Where parameters are sharded, all ranks must call it at once: it gathers the residuals, whole for each.
         """
-        layers = {name: state.save() for name, state in self._states.items()}
-        return {"layers": layers, "tasks": self.tasks, "steps": self.steps}
+        layers, specific = ({name: state.save() for name, state in of.items()} for of in (self._states, self._specific))
+        return {"layers": layers, "specific": specific, "tasks": self.tasks, "steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned. Load the weights of the module first.
@@ -302,47 +324,32 @@ class NetworkClustering:
         Raises:
             InputError: If the state is that of another module, or the module's weights were not loaded.
         """
-        self._states = {name: LayerState.load(state) for name, state in state_dict["layers"].items()}
+        self._states, self._specific = (
+            {name: LayerState.load(state) for name, state in state_dict[of].items()} for of in ("layers", "specific")
+        )
         self.tasks, self.steps = list(state_dict["tasks"]), state_dict["steps"]
         if self._module is None:
             return
         self.attach(self._module, fresh=False)
-        for name in self._just_started if self.steps else ():
+        for name in set(self._just_started).intersection(self._states) if self.steps else ():
             if self._states[name].num_clusters != 1 and self._states[name].target.is_alike():
                 raise InputError(
                     f"the tasks of {name} all have the weights of the shared start: make NetworkClustering first, then "
                     "load the module's weights, then the state of the clusters"
                 )
 
-    def _assign(
-        self, states: dict[str, LayerState], own: dict[str, Tensor], centers: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """The assignments of this step, on the device."""
-        at_once, literal = self.steps % self.every_n_steps == 0, self.preset == "literal"
-        due = {
-            name: state
-            for name, state in states.items()
-            if state.assignment is None or (at_once and state.is_undecided(len(self.tasks)))
-        }
-        found = {name: own[name].new_empty(len(own[name]), dtype=torch.int64) for name in due}
-        for group in dict.fromkeys(state.target.group for state in due.values()):
-            # Where each rank has a slice of the weights, rank 0 needs the others to decide.
-            if trains_alone() or get_rank() == 0 or group is not None:
-                mine = {name: state for name, state in due.items() if state.target.group == group}
-                new = assign_tasks(
-                    [own[name] for name in mine],
-                    [state.num_clusters for state in mine.values()],
-                    [state.assignment for state in mine.values()],
-                    centers=[centers.get(name) for name in mine],
-                    metric=self.metric,
-                    origins=[state.start for state in mine.values()],
-                    max_clusters=self.max_clusters,
-                    warm_start=not literal,
-                    restarts=self.restarts,
-                    seed=self.seed + self.steps if literal else self.seed,
-                    backend=self.backend,
-                    group=group,
-                )
-                found.update(zip(mine, new, strict=True))
-        found = agree(found)
-        return {name: found.get(name, state.assignment) for name, state in states.items()}  # type: ignore[misc]
+    def _all(self) -> list[LayerState]:
+        return [*self._states.values(), *self._specific.values()]
+
+    def _is_shared_warmup(self, warmup: bool | None) -> bool:
+        """Whether the step that begins or goes on is one of it."""
+        if self._module is None:
+            raise InputError("there is nothing to cluster yet: give NetworkClustering a module, or attach one")
+        return self.warmup == "shared" and (self.steps < self.warmup_steps if warmup is None else warmup)
+
+    def _decide(self) -> None:
+        """At the end of a shared warm-up, once."""
+        if any(state.assignment is None for state in self._states.values()):
+            settings: dict[str, Any] = {"max_clusters": self.max_clusters, "restarts": self.restarts, "seed": self.seed}
+            decide(self._states, self._specific, self.steps + 1, backend=self.backend, **settings)
+            self._specific = {}

@@ -46,6 +46,14 @@ class Target:
             return torch.cat([_slices.read(p, dim=1).flatten(1) for _, p in self.parameters[0]], 1)
         return torch.stack([torch.cat([_slices.read(p, dim=0).flatten() for _, p in task]) for task in self.parameters])
 
+    def gradients(self) -> "Target":
+        """The gradients of the parameters, to read and to write; zeros where there was none."""
+        for _, parameter in (pair for task in self.parameters for pair in task):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        named: Any = [[(name, parameter.grad) for name, parameter in task] for task in self.parameters]
+        return Target(self.name, self.tasks, named, self.stacked)
+
     def add_to(self, rows: Tensor) -> None:
         """Add all parameters of each task to ``rows`` [N, D], in place."""
         if not self.stacked:

@@ -41,7 +41,7 @@ def test_report(
     assert report["planted"] == {"domain00": 0, "domain01": 1, "domain02": 0, "domain03": 1}
     for number, layer in enumerate(model.cluster_layers):
         found = report["layers"][f"cluster_layers.{number}"]
-        assert found.keys() == {"num_clusters", "assignment", "frozen_at_step", "trace"}
+        assert found.keys() == {"num_clusters", "assignment", "frozen_at_step", "evidence", "trace"}
         assert found["num_clusters"] == layer.num_clusters
         assert list(found["assignment"]) == datamodule.domains
         assert list(found["assignment"].values()) == layer.assignment.tolist()
@@ -71,6 +71,7 @@ def test_report_before_any_clustering(
         "num_clusters": 2,
         "assignment": {},
         "frozen_at_step": None,
+        "evidence": None,
         "trace": [],
     }
     assert report["ari"] == {}

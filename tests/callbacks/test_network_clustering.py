@@ -133,7 +133,7 @@ def test_gradient_accumulation_clusters_once_per_optimizer_step(
         calls.append(None)
         return assign_tasks(*args, **settings)
 
-    monkeypatch.setattr("lightning_ncmtl.clustering.network_clustering.assign_tasks", counting)
+    monkeypatch.setattr("lightning_ncmtl.clustering.layer_step.assign_tasks", counting)
     callback = NetworkClusteringCallback(warmup_epochs=0)
     watch = fit(callback, make_model(), datamodule, make_trainer, max_epochs=2, accumulate_grad_batches=3)
     steps = 2 * -(-len(datamodule.train_dataloader()) // 3)

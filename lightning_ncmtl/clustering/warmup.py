@@ -1,0 +1,98 @@
+"""The end of a shared warm-up: clusters, and how sure they are.
+
+In a shared warm-up the optimizer moves the weights of all tasks alike, by the mean of their gradients. Beside that, two
+disjoint halves of the data take turns, and each makes each task differ a little from the mean
+(:meth:`lightning_ncmtl.clustering.layer_state.LayerState.learn`): the network computes with the mean and what the half
+of the batch has made of the task. So layers in front of a cluster layer learn what tasks need that differ, and what the
+halves make of a task, at its end, are two independent views of it (:mod:`lightning_ncmtl.clustering.evidence`).
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from lightning_ncmtl.clustering._ranks import agree, say
+from lightning_ncmtl.clustering.evidence import LEVEL, Evidence, multiply_halves, weigh_evidence
+from lightning_ncmtl.clustering.kmeans import Backend
+from lightning_ncmtl.clustering.layer_state import LayerState
+from lightning_ncmtl.errors import InputError
+
+
+def decide(
+    states: Mapping[str, LayerState],
+    specific: Mapping[str, LayerState],
+    step: int,
+    *,
+    max_clusters: int,
+    restarts: int,
+    seed: int,
+    backend: Backend,
+) -> None:
+    """Find the clusters of all layers, and fix them.
+
+    All layers are looked at together, as each alone knows less; those with the same number of clusters get the same.
+
+    Args:
+        states: Cluster layers by name; their ``num_clusters`` is ``None`` where it is to be chosen.
+        specific: Layers that shared in the warm-up, too, and share no more.
+        step: The first step with these clusters.
+        max_clusters: Upper bound where the number is chosen (beside the number of tasks).
+        restarts: k-means++ starts.
+        seed: Seed of k-means++ and of the permutations.
+        backend: The k-means to use.
+
+    Raises:
+        InputError: If the warm-up has seen only one half of the data.
+    """
+    layers = [*states.values(), *specific.values()]
+    products = []
+    for state in layers:
+        if state.halves is not None:
+            if not all(half.any() for half in state.halves):
+                raise InputError("the warm-up has seen no steps of one half of the data: make it longer")
+            first, second = state.halves
+            products.append(multiply_halves(first, second, state.target.group))
+    if not products and any(state.num_clusters != 1 for state in states.values()):
+        raise InputError("the warm-up has seen no steps of one half of the data: make it longer")
+    if not all(layer.isfinite().all() for layer in products):
+        raise InputError(
+            "weights or gradients were not finite (NaN or infinity) in the warm-up: a lower learning rate or gradient "
+            "clipping may help"
+        )
+    found: dict[int | None, Evidence] = {}
+    for name, state in states.items():
+        k = state.num_clusters
+        if k == 1:  # a hard layer
+            one = torch.zeros(len(state.target.tasks), dtype=torch.int64, device=state.target.device)
+            state.remember(one, True, step)
+            state.freeze(step)
+            continue
+        if k not in found:
+            found[k] = weigh_evidence(
+                products, k, max_clusters=max_clusters, restarts=restarts, seed=seed, backend=backend
+            )
+        evidence = found[k]
+        device = state.target.device
+        assignment = agree({name: evidence.assignment.to(device)})[name]
+        state.evidence = {
+            "p_value": evidence.p_value,
+            "agreement": evidence.agreement,
+            "gains": {str(number): gain for number, gain in evidence.gains.items()},
+        }
+        say(f"{name}: {describe(evidence)}")
+        state.count_clusters(assignment)
+        state.remember(assignment, True, step)
+        state.freeze(step)
+    for state in layers:
+        state.halves = state.squares = None
+
+
+def describe(evidence: Evidence) -> str:
+    """One line for people."""
+    k, n = evidence.num_clusters, len(evidence.assignment)
+    sure = f"agreement of halves {evidence.agreement:.2f}, p = {evidence.p_value:.3g}"
+    if k == 1:
+        what = "no evidence for clusters, all tasks share" if evidence.p_value >= LEVEL else "all tasks share"
+    else:
+        what = "every task for itself" if k == n else f"{k} clusters of {n} tasks"
+    return f"{what} ({sure})"
