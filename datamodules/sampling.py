@@ -132,7 +132,7 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
 
     def _batches_by_turns(self) -> Iterator[list[int]]:
         def batches(places: Integers, sampler: MixedBatchSampler) -> Iterator[list[int]]:
-            sampler.set_epoch(self.epoch)
+            sampler.set_epoch(0 if self.fixed else self.epoch)
             return (places[batch].tolist() for batch in sampler)
 
         parts = list(itertools.starmap(batches, self._halves))

@@ -39,6 +39,8 @@ def started_by_torchrun(*arguments: object) -> None:
         ("present_heads", 2, "find_unused", forked, 4 * 10),
         ("heads", 2, "spawn", ddp_fit.main, 4 * 10),
         ("heads", 2, "averages", forked, 4 * 10),
+        ("heads", 2, "shared", forked, 4 * 10),
+        ("ncmtl", 2, "shared", forked, 4 * 8),
     ],
 )
 def test_ranks_stay_equal(

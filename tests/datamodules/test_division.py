@@ -52,6 +52,27 @@ def test_shares_are_shares_of_each_domain_and_label() -> None:
     assert np.array_equal(division.test, divide(source(), folds=3, fold=2, test_size=0.1).test)
 
 
+@pytest.mark.parametrize("settings", [{}, {"folds": 4}, {"test_size": 0.2}])
+def test_halves_are_alike_in_their_domains_and_keep_copies_together(settings: dict[str, Any]) -> None:
+    texts = {("a", "train"): [(f"same {n // 3} text of three copies", n % 2) for n in range(60)]}
+    division = divide(Fixed(texts), **settings)
+    halves = division.halve()
+    assert halves.shape == division.train.shape
+    groups = division.groups[division.train]
+    assert not set(groups[halves == 0]) & set(groups[halves == 1])
+    division = divide(source(), **settings)
+    sizes = np.stack([np.bincount(division.tasks[division.train][division.halve() == half]) for half in (0, 1)])
+    assert (abs(sizes[0] - sizes[1]) <= 1).all()
+    assert np.array_equal(division.halve(), divide(source(), **settings).halve())
+    # What chance does to the labels of one half is nothing to the other: they are not dealt evenly
+    uneven = []
+    for seed in range(10):
+        division = divide(source(), **settings, seed=seed)
+        kinds = [np.bincount(division.strata[division.train][division.halve() == half], minlength=9) for half in (0, 1)]
+        uneven.append(abs(kinds[0] - kinds[1]).max())
+    assert max(uneven) > 5
+
+
 def test_the_last_documents_are_those_before_the_test_part() -> None:
     division = divide(source(), validation_size=3, test_size=0.2)
     pool = np.union1d(division.train, division.validation)

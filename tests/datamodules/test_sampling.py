@@ -28,6 +28,7 @@ MODES: list[dict[str, Any]] = [
     {"balance": 3.0, "replacement": True},
     {"quota": 2},
     {"balance": "uniform", "replacement": True, "quota": 1},
+    {"halves": [index // 2 % 2 for index in range(len(TASKS))]},
     {"shuffle": False},
 ]
 
@@ -170,6 +171,33 @@ def test_batches_too_small_for_the_quotas_grow() -> None:
     batches = list(sampler_of([4, 1], 4, quota=2))  # 3 and 2 documents without quotas
     assert [domain_counts([4, 1], batch) for batch in batches] == [[2, 2], [2, 2]]
     assert sorted(flat(batches)) == [0, 1, 2, 3, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("turn", [1, 3])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_batches_take_turns_between_halves(ranks: int, turn: int) -> None:
+    halves = (np.arange(len(TASKS)) % 7 < 3).astype(int)  # the second half is smaller
+    for epoch in range(2):
+        found = []
+        for rank in range(ranks):
+            it = sampler(rank, ranks, halves=halves, turn=turn)
+            it.set_epoch(epoch)
+            found.append(list(it))
+            assert len(it) == len(found[rank])
+        assert sorted(flat([batch for batches in found for batch in batches])) == list(range(len(TASKS)))
+        order = [[{*halves[batch]} for batch in batches] for batches in found]
+        assert all(len(half) == 1 for half in order[0])
+        assert all(other == order[0] for other in order)  # all ranks of one half at once
+        first = [half.pop() for half in order[0]]
+        even = 2 * turn * (min(first.count(0), first.count(1)) // turn)
+        assert first[:even] == [index // turn % 2 for index in range(even)]
+
+
+def test_quotas_hold_in_each_half() -> None:
+    halves = np.arange(len(TASKS)) % 2
+    for batch in sampler(halves=halves, quota=2):
+        assert (np.bincount(np.array(TASKS)[batch], minlength=3) >= 2).all()
+    assert len(list(sampler(halves=halves, shuffle=False))) == -(-len(TASKS) // 8)  # of training alone
 
 
 def test_domains_are_those_present() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,15 @@ class PresentHeads(Heads):
         return out
 
 
-def heads(project: type[Heads]) -> tuple[Heads, NetworkClusteringCallback, dict[str, Any]]:
+def heads(project: type[Heads], **settings: Any) -> tuple[Heads, NetworkClusteringCallback, dict[str, Any]]:
     torch.manual_seed(0)
     # 97 documents are not divisible by 2 or 3 ranks; batches of 5 lack one of the 6 tasks.
     loader = DataLoader(data(97), batch_size=5, shuffle=True)
-    callback = NetworkClusteringCallback(2, "heads", warmup_steps=4, freeze_after_epochs=2)
+    callback = NetworkClusteringCallback(2, "heads", warmup_steps=4, freeze_after_epochs=2, **settings)
     return project(lr=0.01), callback, {"train_dataloaders": loader, "val_dataloaders": DataLoader(data(31, 1))}
 
 
-def ncmtl() -> tuple[NCMTL, NetworkClusteringCallback, dict[str, Any]]:
+def ncmtl(**settings: Any) -> tuple[NCMTL, NetworkClusteringCallback, dict[str, Any]]:
     from data import make_data  # here, as it takes as long to import as all else
 
     from lightning_ncmtl.datamodules.sources import Synthetic
@@ -87,15 +88,17 @@ def ncmtl() -> tuple[NCMTL, NetworkClusteringCallback, dict[str, Any]]:
     torch.manual_seed(0)
     encoder = HAN(400, 8, 4, num_layers=1)
     model = NCMTL(encoder, 4, cluster_features=(8, 6), num_clusters=(2, 3), task_names=datamodule.domains)
-    return model, NetworkClusteringCallback(warmup_epochs=1, freeze_after_epochs=3), {"datamodule": datamodule}
+    callback = NetworkClusteringCallback(warmup_epochs=1, freeze_after_epochs=3, **settings)
+    return model, callback, {"datamodule": datamodule}
 
 
 def main(folder: Path, project: str, devices: int, option: str) -> None:
+    settings: dict[str, Any] = {"warmup": "shared"} if option == "shared" else {}
     model, callback, loaders = {
-        "heads": lambda: heads(Heads),
-        "present_heads": lambda: heads(PresentHeads),
+        "heads": partial(heads, Heads),
+        "present_heads": partial(heads, PresentHeads),
         "ncmtl": ncmtl,
-    }[project]()
+    }[project](**settings)
     averages = [EMAWeightAveraging(decay=0.9)] if option == "averages" else []
     Trainer(
         max_epochs=4,
