@@ -128,6 +128,7 @@ class LayerState:
         if self.num_clusters == 1:  # a hard layer
             return
         gradients = gradients.float()
+        gradients = gradients.where(gradients.isfinite().all(), 0)  # a gradient scaler leaves such a step out
         if self.halves is None:
             self.halves = gradients.new_zeros(2, *gradients.shape)
             self.squares = gradients.square().mean(0)

@@ -10,7 +10,7 @@ from lightning_ncmtl.clustering.kmeans import Backend, Metric, check_backend
 from lightning_ncmtl.clustering.layer_state import LayerState
 from lightning_ncmtl.clustering.layer_step import share_layers
 from lightning_ncmtl.clustering.layout import NumClusters, find_layout
-from lightning_ncmtl.clustering.settings import check_settings
+from lightning_ncmtl.clustering.settings import check_settings, check_sharded
 from lightning_ncmtl.clustering.start import start_alike, start_apart
 from lightning_ncmtl.clustering.warmup import decide
 from lightning_ncmtl.errors import InputError
@@ -20,9 +20,9 @@ from lightning_ncmtl.layers import PerTask, cluster_layers, plain_name
 class NetworkClustering:
     """Groups tasks with similar weights into clusters that share them, layer by layer, while a module trains.
 
-    Call :meth:`step` after each step of the optimizer. It runs the sharing step of
-    :mod:`lightning_ncmtl.clustering.sharing` on each target, so that everything else sees shared weights. In a training
-    with Lightning, :class:`lightning_ncmtl.callbacks.NetworkClusteringCallback` does all this.
+    Call :meth:`step` after each step of the optimizer: it runs the sharing step of
+    :mod:`lightning_ncmtl.clustering.sharing` on each target. Under Lightning,
+    :class:`lightning_ncmtl.callbacks.NetworkClusteringCallback` does all this.
 
     It departs from the paper, whose algorithm groups tasks by their random start and never changes again: there is a
     shared start, a warm-up and a memory of where each task wanted to go. ``preset="literal"`` is the paper's. With
@@ -108,11 +108,6 @@ class NetworkClustering:
     ) -> None:
         if preset == "literal":
             warmup_steps, warmup, commitment, restarts, shared_start = 0, "apart", 1.0, 1, False
-        check_settings(
-            task_names, warmup_steps, warmup, every_n_steps, commitment, restarts, metric, max_clusters, shared_start
-        )
-        if preset not in ("literal", None):
-            raise InputError(f"unknown preset {preset!r}: choose 'literal' or none")
         self.num_clusters = num_clusters
         self.targets = [targets] if isinstance(targets, str) else targets
         self.specific = [specific] if isinstance(specific, str) else specific
@@ -121,6 +116,7 @@ class NetworkClustering:
         self.every_n_steps, self.commitment, self.metric = every_n_steps, commitment, metric
         self.restarts, self.backend, self.max_clusters, self.seed = restarts, backend, max_clusters, seed
         self.shared_start, self.preset = shared_start, preset
+        check_settings(self)
         self.reset()
         if module is not None:
             self.attach(module)
@@ -165,8 +161,8 @@ class NetworkClustering:
             raise InputError(f"the checkpoint has the tasks {', '.join(self.tasks)}; the module {', '.join(tasks)}")
         if any(k is None or 1 < k < len(tasks) for k in clusters.values()):
             check_backend(self.backend)
-        if self.backend == "faiss" and any(target.group is not None for target in targets.values()):
-            raise InputError("FAISS needs whole weights, found sharded ones: choose the backend 'gram'")
+        if any(target.group is not None for target in targets.values()):
+            check_sharded(self.backend, self.warmup)
         saved = {name: state.num_clusters for name, state in self._states.items()}
         clusters = {name: saved.get(name) if k is None else k for name, k in clusters.items()}
         if saved and saved != clusters:
@@ -301,8 +297,7 @@ class NetworkClustering:
     def share_copy(self, copy: nn.Module) -> None:
         """Give the tasks of each cluster the mean of their weights in a copy of the module, such as an average.
 
-        An average holds weights from the warm-up and from before tasks came together. The mean over the cluster is what
-        the average of shared weights would be; a second time it changes nothing.
+        An average holds weights from before tasks came together. A second time it changes nothing.
         """
         layers = cluster_layers(copy)
         for name, assignment in self.assignments.items():

@@ -6,30 +6,33 @@ from lightning_ncmtl.clustering.kmeans import Metric
 from lightning_ncmtl.errors import InputError
 
 
-def check_settings(
-    task_names: Any,
-    warmup_steps: int,
-    warmup: str,
-    every_n_steps: int,
-    commitment: float,
-    restarts: int,
-    metric: str,
-    max_clusters: int,
-    shared_start: bool,
-) -> None:
-    """Raise :class:`InputError` if a setting of NetworkClustering is out of range."""
-    names = task_names is None or (isinstance(task_names, list) and all(isinstance(n, str) for n in task_names))
+def check_settings(of: Any) -> None:
+    """Raise :class:`InputError` if an attribute of a NetworkClustering is out of range."""
+    tasks = of.task_names
+    names = tasks is None or (isinstance(tasks, list) and all(isinstance(name, str) for name in tasks))
     for is_right, message in (
-        (warmup_steps >= 0, f"warmup_steps must be at least 0, found {warmup_steps}"),
-        (every_n_steps >= 1, f"every_n_steps must be at least 1, found {every_n_steps}"),
-        (restarts >= 1, f"restarts must be at least 1, found {restarts}"),
-        (0 <= commitment <= 1, f"commitment must be between 0 and 1, found {commitment}"),
-        (warmup in ("shared", "apart"), f"unknown warmup {warmup!r}: choose 'shared' or 'apart'"),
-        (warmup == "apart" or shared_start, "tasks that share in the warm-up need a shared start: allow for one"),
-        (metric in get_args(Metric), f"unknown metric {metric!r}: choose one of {', '.join(get_args(Metric))}"),
-        (metric != "cosine" or shared_start, "the metric cosine compares ways from a shared start: allow for one"),
-        (max_clusters >= 2, f"max_clusters must be at least 2, found {max_clusters}"),
-        (names, f"task_names must be a list of strings, found {task_names!r}"),
+        (of.preset in ("literal", None), f"unknown preset {of.preset!r}: choose 'literal' or none"),
+        (of.warmup_steps >= 0, f"warmup_steps must be at least 0, found {of.warmup_steps}"),
+        (of.every_n_steps >= 1, f"every_n_steps must be at least 1, found {of.every_n_steps}"),
+        (of.restarts >= 1, f"restarts must be at least 1, found {of.restarts}"),
+        (0 <= of.commitment <= 1, f"commitment must be between 0 and 1, found {of.commitment}"),
+        (of.warmup in ("shared", "apart"), f"unknown warmup {of.warmup!r}: choose 'shared' or 'apart'"),
+        (of.warmup == "apart" or of.shared_start, "tasks that share in the warm-up need a shared start: allow for one"),
+        (of.metric in get_args(Metric), f"unknown metric {of.metric!r}: choose one of {', '.join(get_args(Metric))}"),
+        (
+            of.metric != "cosine" or of.shared_start,
+            "the metric cosine compares ways from a shared start: allow for one",
+        ),
+        (of.max_clusters >= 2, f"max_clusters must be at least 2, found {of.max_clusters}"),
+        (names, f"task_names must be a list of strings, found {tasks!r}"),
     ):
         if not is_right:
             raise InputError(message)
+
+
+def check_sharded(backend: str, warmup: str) -> None:
+    """Raise :class:`InputError` if a setting needs whole weights, where each rank has a part of them."""
+    if backend == "faiss":
+        raise InputError("FAISS needs whole weights, found sharded ones: choose the backend 'gram'")
+    if warmup == "shared":
+        raise InputError("a shared warm-up needs whole weights, found sharded ones: choose warmup='apart'")

@@ -42,8 +42,14 @@ def decide(
         backend: The k-means to use.
 
     Raises:
-        InputError: If the warm-up has seen only one half of the data.
+        InputError: If the warm-up has seen only one half of the data, or weights are not finite.
     """
+    for name, state in {**states, **specific}.items():
+        if broken := state.target.find_broken():
+            raise InputError(
+                f"{name} has weights that are not finite (NaN or infinity) after the warm-up, of {len(broken)} tasks: "
+                "a lower learning rate or gradient clipping may help"
+            )
     layers = [*states.values(), *specific.values()]
     products = []
     for state in layers:
@@ -54,11 +60,6 @@ def decide(
             products.append(multiply_halves(first, second, state.target.group))
     if not products and any(state.num_clusters != 1 for state in states.values()):
         raise InputError("the warm-up has seen no steps of one half of the data: make it longer")
-    if not all(layer.isfinite().all() for layer in products):
-        raise InputError(
-            "weights or gradients were not finite (NaN or infinity) in the warm-up: a lower learning rate or gradient "
-            "clipping may help"
-        )
     found: dict[int | None, Evidence] = {}
     for name, state in states.items():
         k = state.num_clusters

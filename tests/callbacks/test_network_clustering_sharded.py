@@ -82,9 +82,10 @@ def test_checkpoints_go_on_with_any_number_of_ranks(alone: Path, tmp_path: Path)
 
 
 def test_what_one_rank_finds_broken_stops_all(tmp_path: Path) -> None:
-    train(tmp_path, 2, "broken,broken", "faiss,faiss", "mixed,mixed")
+    train(tmp_path, 2, "broken,broken", "faiss,faiss", "warmup,warmup", "mixed,mixed")
     for name, message in (
         ("broken", "heads has weights that are not finite (NaN or infinity) after step 2, of the tasks cat:"),
+        ("warmup", "a shared warm-up needs whole weights, found sharded ones: choose warmup='apart'"),
         ("faiss", "FAISS needs whole weights, found sharded ones: choose the backend 'gram'"),
         ("mixed", "all parameters of the target 'heads' must be sharded over the same device mesh: that of heads.ant."),
     ):

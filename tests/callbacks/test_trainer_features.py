@@ -106,6 +106,16 @@ def test_16_mixed_where_the_scaler_skips_steps(model: Heads, train: Train) -> No
     assert rows_of(model).isfinite().all()
 
 
+def test_a_shared_warmup_where_the_scaler_skips_steps(make_trainer: MakeTrainer) -> None:
+    model, callback = Heads(), NetworkClusteringCallback(2, "heads", warmup_epochs=6, warmup="shared")
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    plugins = [MixedPrecision("16-mixed", device="cpu", scaler=scaler)]
+    make_trainer(max_epochs=8, callbacks=[callback], plugins=plugins).fit(model)
+    assert scaler.get_scale() < 2.0**40
+    assert rows_of(model).isfinite().all()
+    assert callback.assignments["heads"].unique().tolist() == [0, 1]
+
+
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore:Guards may run slower"
 )

@@ -98,6 +98,7 @@ PROJECTS: dict[str, tuple[type[Sharded], dict[str, Any]]] = {
     "auto": (ShardedLayers, {"num_clusters": ["auto", 1], "targets": ["cluster", "head"], "max_clusters": 4}),
     "literal": (ShardedLayers, {"preset": "literal"}),
     "faiss": (Sharded, {"num_clusters": 2, "targets": "heads", "backend": "faiss"}),
+    "warmup": (Sharded, {"num_clusters": 2, "targets": "heads", "warmup": "shared"}),
     "mixed": (Mixed, {"num_clusters": 2, "targets": "heads"}),
     "broken": (Broken, {"num_clusters": 1, "targets": "heads"}),
 }

@@ -276,5 +276,5 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
     clusters = NetworkClustering(model, "auto", warmup="shared", warmup_steps=4)
     batches = examples(2)
     batches[2][1][:] = torch.nan
-    with pytest.raises(InputError, match="not finite .* in the warm-up: a lower learning rate"):
+    with pytest.raises(InputError, match="weights that are not finite .* after the warm-up, of 12 tasks: a lower"):
         train(model, torch.optim.SGD(model.parameters(), lr=0.1), clusters, batches, range(6))
