@@ -10,6 +10,7 @@ def check_settings(of: Any) -> None:
     """Raise :class:`InputError` if an attribute of a NetworkClustering is out of range."""
     tasks = of.task_names
     names = tasks is None or (isinstance(tasks, list) and all(isinstance(name, str) for name in tasks))
+    cosine = of.metric == "cosine"
     for is_right, message in (
         (of.preset in ("literal", None), f"unknown preset {of.preset!r}: choose 'literal' or none"),
         (of.warmup_steps >= 0, f"warmup_steps must be at least 0, found {of.warmup_steps}"),
