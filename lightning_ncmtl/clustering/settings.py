@@ -20,10 +20,7 @@ def check_settings(of: Any) -> None:
         (of.warmup in ("shared", "apart"), f"unknown warmup {of.warmup!r}: choose 'shared' or 'apart'"),
         (of.warmup == "apart" or of.shared_start, "tasks that share in the warm-up need a shared start: allow for one"),
         (of.metric in get_args(Metric), f"unknown metric {of.metric!r}: choose one of {', '.join(get_args(Metric))}"),
-        (
-            of.metric != "cosine" or of.shared_start,
-            "the metric cosine compares ways from a shared start: allow for one",
-        ),
+        (not cosine or of.shared_start, "the metric cosine compares ways from a shared start: allow for one"),
         (of.max_clusters >= 2, f"max_clusters must be at least 2, found {of.max_clusters}"),
         (names, f"task_names must be a list of strings, found {tasks!r}"),
     ):
