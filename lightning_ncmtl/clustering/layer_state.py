@@ -87,7 +87,7 @@ class LayerState:
             if (value := getattr(self, name)) is not None:
                 setattr(self, name, value.to(target.device))
         if self.residual is None:
-            return target.read().to(torch.promote_types(target.dtype, torch.float32))
+            return _widen(target.read())
         target.add_to(self.residual)
         return self.residual
 
@@ -111,7 +111,7 @@ class LayerState:
         """Let each task compute with what a half of the data has made of it: before the forward pass of a warm-up."""
         if self.halves is not None:
             self.halves = self.halves.to(self.target.device)
-            rows = self.target.read().float()
+            rows = _widen(self.target.read())
             self.target.write(rows.mean(0) + self.halves[half])
 
     def learn(self, half: int) -> None:
@@ -127,21 +127,21 @@ class LayerState:
         target.write(gradients.mean(0).expand_as(gradients))
         if self.num_clusters == 1:  # a hard layer
             return
-        gradients = gradients.float()
+        gradients = _widen(gradients)
         gradients = gradients.where(gradients.isfinite().all(), 0)  # a gradient scaler leaves such a step out
         if self.halves is None:
             self.halves = gradients.new_zeros(2, *gradients.shape)
             self.squares = gradients.square().mean(0)
         assert self.squares is not None
         self.squares = torch.lerp(self.squares.to(gradients.device), gradients.square().mean(0), 1 - MEMORY)
-        size = STEP * self.target.read().float().mean(0).square().mean().sqrt()
+        size = STEP * _widen(self.target.read()).mean(0).square().mean().sqrt()
         own = (gradients.mean(0) - gradients).mul_(size * self.squares.rsqrt().nan_to_num_(posinf=0))
         self.halves[half].add_(own).mul_(1 - FADING)
 
     def leave(self) -> None:
         """Put the average of the two halves in place, after the step of the optimizer."""
         if self.halves is not None:
-            rows = self.target.read().float()
+            rows = _widen(self.target.read())
             self.target.write(rows.mean(0) + self.halves.mean(0))
 
     def share_gradients(self) -> None:
@@ -229,3 +229,8 @@ class LayerState:
             if (value := getattr(state, name)) is not None:
                 setattr(state, name, value.clone())
         return state
+
+
+def _widen(rows: Tensor) -> Tensor:
+    """In float32 at least."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))

@@ -106,6 +106,21 @@ def test_16_mixed_where_the_scaler_skips_steps(model: Heads, train: Train) -> No
     assert rows_of(model).isfinite().all()
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precision_of_a_shared_warmup(make_trainer: MakeTrainer, precision: Any) -> None:
+    model, callback = Heads(), NetworkClusteringCallback(2, "heads", warmup_epochs=3, warmup="shared")
+    seen: list[torch.dtype] = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if (halves := callback.state_dict()["layers"]["heads"]["halves"]) is not None:
+                seen.append(halves.dtype)
+
+    make_trainer(max_epochs=4, callbacks=[callback, Look()], precision=precision).fit(model)
+    assert set(seen) == {torch.float64 if precision == "64-true" else torch.float32}
+    assert unshared(rows_of(model), callback.assignments["heads"]) == 0
+
+
 def test_a_shared_warmup_where_the_scaler_skips_steps(make_trainer: MakeTrainer) -> None:
     model, callback = Heads(), NetworkClusteringCallback(2, "heads", warmup_epochs=6, warmup="shared")
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
