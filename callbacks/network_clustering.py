@@ -116,6 +116,12 @@ class NetworkClusteringCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         known = isinstance(batch, Mapping) and "half" in batch
         half = batch["half"] if known else batch_idx // trainer.accumulate_grad_batches % 2
+        waits = self.clusters.warmup == "shared" and not self.assignments and self._is_warmup(trainer) is not False
+        if waits and not known and trainer.current_epoch == 1 and batch_idx == 0:
+            rank_zero_warn(
+                "batches do not say of which half of the data they are, as those of data.batches.halves do: an example "
+                "may be in both, so that the evidence for clusters is too good"
+            )
         self.clusters.start_step(half, self._is_warmup(trainer))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:

@@ -96,8 +96,8 @@ class BatchSettings:
             the two.
         replacement: Whether an epoch draws documents with replacement.
         quota: Documents of every domain that each batch holds at least.
-        halves: Whether training batches take turns between two disjoint halves of the documents of each domain and
-            label, from which network clustering learns how sure its clusters are.
+        halves: Whether training batches take turns between two disjoint halves of each domain's documents, from which
+            network clustering learns how sure its clusters are (``warmup="shared"`` needs it).
 
     Raises:
         InputError: If a number is too small.
@@ -107,7 +107,7 @@ class BatchSettings:
     balance: Balance = "proportional"
     replacement: bool = False
     quota: int = 0
-    halves: bool = True
+    halves: bool = False
 
     def __post_init__(self) -> None:
         check_least("batches.size", self.size, 1)

@@ -33,7 +33,7 @@ def started_by_torchrun(*arguments: object) -> None:
     ("project", "ranks", "option", "run", "steps"),
     [
         ("ncmtl", 2, "none", forked, 4 * 8),  # 116 documents in global batches of 16
-        ("ncmtl", 3, "none", forked, 4 * 6),  # 3 of each half
+        ("ncmtl", 3, "none", forked, 4 * 5),
         ("heads", 2, "none", started_by_torchrun, 4 * 10),
         ("heads", 3, "none", forked, 4 * 7),  # 33 documents on each rank, in batches of 5
         ("present_heads", 2, "find_unused", forked, 4 * 10),

@@ -106,6 +106,7 @@ def test_16_mixed_where_the_scaler_skips_steps(model: Heads, train: Train) -> No
     assert rows_of(model).isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:batches do not say of which half")
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_precision_of_a_shared_warmup(make_trainer: MakeTrainer, precision: Any) -> None:
     model, callback = Heads(), NetworkClusteringCallback(2, "heads", warmup_epochs=3, warmup="shared")
@@ -121,6 +122,7 @@ def test_precision_of_a_shared_warmup(make_trainer: MakeTrainer, precision: Any)
     assert unshared(rows_of(model), callback.assignments["heads"]) == 0
 
 
+@pytest.mark.filterwarnings("ignore:batches do not say of which half")
 def test_a_shared_warmup_where_the_scaler_skips_steps(make_trainer: MakeTrainer) -> None:
     model, callback = Heads(), NetworkClusteringCallback(2, "heads", warmup_epochs=6, warmup="shared")
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)

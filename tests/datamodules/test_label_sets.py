@@ -24,7 +24,7 @@ from lightning_ncmtl.errors import InputError
 CLASSES = {"films": ["bad", "good"], "mails": ["good", "spam"], "news": ["art", "sport", "war"]}
 NAMES = sorted({name for names in CLASSES.values() for name in names})
 WORDS = {name: f"w{5 + number}" for number, name in enumerate(NAMES)}  # that tell the class
-FEW: dict[str, Any] = {"validation_size": 15, "min_frequency": 1, "batch_size": 16, "vocab_size": 400, "halves": False}
+FEW: dict[str, Any] = {"validation_size": 15, "min_frequency": 1, "batch_size": 16, "vocab_size": 400}
 Trainers = Callable[..., Trainer]
 
 

@@ -84,7 +84,8 @@ def ncmtl(**settings: Any) -> tuple[NCMTL, NetworkClusteringCallback, dict[str, 
     from lightning_ncmtl.datamodules.sources import Synthetic
 
     source = Synthetic(num_domains=4, num_groups=2, train_documents=40, opinion_words=12)
-    datamodule = make_data(source, batch_size=8, validation_size=11, vocab_size=400)
+    halves = settings.get("warmup") == "shared"
+    datamodule = make_data(source, batch_size=8, validation_size=11, vocab_size=400, halves=halves)
     torch.manual_seed(0)
     encoder = HAN(400, 8, 4, num_layers=1)
     model = NCMTL(encoder, 4, cluster_features=(8, 6), num_clusters=(2, 3), task_names=datamodule.domains)

@@ -201,7 +201,8 @@ def test_a_plain_loop_is_the_callback(make_trainer: Callable[..., Trainer]) -> N
         clusters.step()
     with_lightning = heads()
     callback = NetworkClusteringCallback(**settings)
-    make_trainer(callbacks=[callback], max_epochs=3).fit(with_lightning)
+    with pytest.warns(UserWarning, match="batches do not say of which half of the data they are"):
+        make_trainer(callbacks=[callback], max_epochs=3).fit(with_lightning)
     assert torch.equal(rows_of(by_hand), rows_of(with_lightning))
     assert unshared(rows_of(by_hand), clusters.assignments["heads"]) == 0
     assert clusters.summarize() == callback.clusters.summarize()
