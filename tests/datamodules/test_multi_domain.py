@@ -513,3 +513,22 @@ def test_a_ready_vocabulary_may_have_gaps(tmp_path: Path) -> None:
     assert vectors is not None
     assert vectors.shape == (10, 2)
     assert vectors[9].tolist() == [1, 2]
+
+
+def test_batches_say_their_half_and_halves_stay_apart() -> None:
+    data = make_data(Synthetic(num_domains=3, train_documents=60), halves=True, validation_size=10, batch_size=16)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    seen: list[set[int]] = [set(), set()]
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        found = [batch["half"] for batch in loader]
+        assert found == [number % 2 for number in range(len(found))]
+        for batch in loader:
+            seen[batch["half"]].update(batch["index"].tolist())
+    assert not seen[0] & seen[1]
+    assert len(seen[0] | seen[1]) == 150
+    assert all("half" not in batch for batch in data.val_dataloader())
+    plain = make_data(Synthetic(num_domains=3, train_documents=60), validation_size=10)
+    plain.setup("fit")
+    assert all("half" not in batch for batch in plain.train_dataloader())
