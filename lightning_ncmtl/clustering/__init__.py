@@ -1,13 +1,15 @@
-"""Network clustering without Lightning: targets, k-means on few points in many dimensions, the sharing step."""
+"""Network clustering without Lightning: targets, k-means for few points, the sharing step, evidence for clusters."""
 
 from lightning_ncmtl.clustering._direct import means
 from lightning_ncmtl.clustering.choice import choose_num_clusters
+from lightning_ncmtl.clustering.evidence import Evidence, multiply_halves, weigh_evidence
 from lightning_ncmtl.clustering.kmeans import KMeansResult, check_backend, kmeans
 from lightning_ncmtl.clustering.network_clustering import NetworkClustering
 from lightning_ncmtl.clustering.sharing import align_labels, assign_tasks, share
 from lightning_ncmtl.clustering.targets import Target, find_targets
 
 __all__ = [
+    "Evidence",
     "KMeansResult",
     "NetworkClustering",
     "Target",
@@ -18,5 +20,7 @@ __all__ = [
     "find_targets",
     "kmeans",
     "means",
+    "multiply_halves",
     "share",
+    "weigh_evidence",
 ]
