@@ -15,6 +15,8 @@ from lightning_ncmtl.layers.per_task import Clusters
 # Numbers in the matrix of a task from which on padding costs a CPU more than a call for each task (as measured by
 # benchmarks/task_layers.py: so it is with 256 x 256, not with 100 x 32)
 _LARGE = 2**14
+# Multiplications in the time of a call for one task; a GPU is taken for a thousand times as fast, unmeasured
+_CALL = 2**17
 
 Integers: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 
@@ -96,7 +98,7 @@ class Routing:
 
     def plan(self, size: int, device: torch.device) -> Plan:
         """How a layer multiplies whose matrices have ``size`` numbers; planned once for layers of the same size."""
-        key = (size if device.type == "cpu" else 0, device)
+        key = (size, device)
         if key not in self._plans:
             self._plans[key] = make_plan(*self.sort(), size, device)
         return self._plans[key]
@@ -213,10 +215,16 @@ def make_plan(order: Tensor, counts: Tensor, size: int, device: torch.device) ->
 def _choose(counts: Integers, size: int, on_cpu: bool) -> tuple[int, bool]:
     """The depth of the batched product, and whether it takes copies of the matrices of the tasks that are present.
 
-    The depth is one more than twice the median number of rows: padding then mostly does no more than double the work,
-    even if one task has most of the rows, and few tasks need a product of their own.
+    The depth is the number of rows of one of the tasks, or 0: that with the fewest multiplications, of which each call
+    for a single task counts for :data:`_CALL` more.
     """
-    present = counts[counts > 0]
-    if not len(present) or (on_cpu and size > _LARGE and counts.sum() >= 4 * len(present)):
+    present = np.sort(counts[counts > 0])
+    copied = len(present) < len(counts) / 2
+    if not len(present) or (on_cpu and size > _LARGE and present.sum() >= 4 * len(present)):
         return 0, False
-    return int(min(counts.max(), 1 + 2 * np.median(present))), len(present) < len(counts) / 2
+    depths = np.append(0, present)
+    padded = (len(present) if copied else len(counts)) * depths
+    calls = np.arange(len(present), -1, -1)
+    single = present.sum() - depths.cumsum()
+    work = (padded + single) * size + calls * (_CALL if on_cpu else 2**10 * _CALL)
+    return int(depths[work.argmin()]), copied
