@@ -29,7 +29,7 @@ from lightning_ncmtl.errors import InputError
 
 Stage = Literal["train", "validation", "test", "predict"]
 _SPLIT, _TEXT, _BATCHES = SplitSettings(), TextSettings(), BatchSettings()
-_MANY = 50_000  # documents from which on several processes encode them
+_PARALLEL = 50_000  # documents from which on several processes encode them
 
 
 class MultiDomainDataModule(LightningDataModule):
@@ -318,7 +318,7 @@ class MultiDomainDataModule(LightningDataModule):
             assert self.tokenizer is not None
             part = self._parts[stage]
             cache = self.cache if stage == "predict" else self.corpus.cache
-            num_proc = self.num_proc or (os.cpu_count() if len(part.table) > _MANY else None)
+            num_proc = self.num_proc or (os.cpu_count() if len(part.table) > _PARALLEL else None)
             encoded = encode_table(part.table, self.tokenizer, self.text.limits, cache, num_proc)
             documents = Documents(encoded, part.places, part.clean, part.multi_label, part.halves)
             self.counts[stage] = counts = {

@@ -2,7 +2,7 @@
 
 from lightning_ncmtl.clustering._direct import means
 from lightning_ncmtl.clustering.choice import choose_num_clusters
-from lightning_ncmtl.clustering.evidence import Evidence, multiply_halves, weigh_evidence
+from lightning_ncmtl.clustering.evidence import Evidence, group_tasks, multiply_halves, weigh_evidence
 from lightning_ncmtl.clustering.kmeans import KMeansResult, check_backend, kmeans
 from lightning_ncmtl.clustering.network_clustering import NetworkClustering
 from lightning_ncmtl.clustering.sharing import align_labels, assign_tasks, share
@@ -18,6 +18,7 @@ __all__ = [
     "check_backend",
     "choose_num_clusters",
     "find_targets",
+    "group_tasks",
     "kmeans",
     "means",
     "multiply_halves",

@@ -21,7 +21,7 @@ BLOCK = {"cpu": 2**19, "cuda": 2**25}
 # Rows and columns of a part of the matrix of products
 ROWS = 256
 # Points up to which a cold start takes the products of all pairs, for all restarts at once
-MANY = 2048
+SAMPLED = 2048
 # Candidates of k-means++ for each centre: as many as centres, for starts that differ where these are few, but at most
 CANDIDATES = 20
 # Rounding of distances in float64, relative to the largest squared norm
@@ -51,8 +51,8 @@ def gram(x: Tensor) -> Tensor:
 
 
 def sample_size(k: int) -> int:
-    """Of how many points a cold start takes the products of all pairs where there are more than :data:`MANY`."""
-    return max(MANY, 8 * k)
+    """Of how many points a cold start takes the products of all pairs where there are more than :data:`SAMPLED`."""
+    return max(SAMPLED, 8 * k)
 
 
 def measure_distances(products: Tensor, assignment: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -40,19 +40,18 @@ class Evidence(NamedTuple):
 
     Attributes:
         num_clusters: The number of clusters, from 1 (no evidence: all tasks share) to N (every task differs).
-        assignment: ``[N]`` int64, the cluster of each task, found on both halves together.
         p_value: How often tasks at random do as well as the best number of clusters.
         agreement: Correlation over the pairs of tasks between their similarities in one half and in the other.
         gains: For each number of clusters tried, its gain per task, 1 at most.
-        similarity: ``[N, N]``, cosines between the tasks of one half and those of the other, symmetrised.
+        products: ``[N, N]``, inner products of the tasks' directions in both halves together, which
+            :func:`group_tasks` takes.
     """
 
     num_clusters: int
-    assignment: Tensor
     p_value: float
     agreement: float
     gains: dict[int, float]
-    similarity: Tensor
+    products: Tensor
 
 
 def multiply_halves(first: Tensor, second: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -80,49 +79,35 @@ def multiply_halves(first: Tensor, second: Tensor, group: dist.ProcessGroup | No
 
 def weigh_evidence(
     layers: Sequence[Tensor],
-    num_clusters: int | None = None,
     *,
     max_clusters: int = 20,
-    level: float = LEVEL,
     permutations: int = 999,
     restarts: int = 20,
     seed: int = 0,
-    backend: Backend = "auto",
 ) -> Evidence:
-    """Group tasks by what two halves of the data have in common, and say how sure that is.
+    """Say how many clusters two halves of the data agree on, and how sure that is.
 
     Args:
         layers: Inner products ``[2N, 2N]`` of each layer, see :func:`multiply_halves`; they are added up.
-        num_clusters: Number of clusters; by default chosen from 1 to ``max_clusters``, and N.
-        max_clusters: Upper bound of the choice, beside N.
-        level: p-value from which on there is no evidence, and so one cluster.
+        max_clusters: Upper bound of the number of clusters, beside N.
         permutations: Random orders of the tasks; the least p-value is ``1 / (permutations + 1)``.
         restarts: k-means++ starts for each number of clusters.
         seed: Seed of k-means++ and of the permutations.
-        backend: The k-means of the final clusters, see :func:`lightning_ncmtl.kmeans`.
 
     Raises:
-        InputError: If there are no layers, fewer than two tasks, or the number of clusters is not in 1 .. N.
+        InputError: If there are no layers, or fewer than two tasks.
     """
     if not layers or len(layers[0]) < 4:
         raise InputError("evidence for clusters needs products of two halves of at least two tasks")
     n = len(layers[0]) // 2
-    if num_clusters is not None and not 1 <= num_clusters <= n:
-        raise InputError(f"the number of clusters must be between 1 and the number of tasks {n}, found {num_clusters}")
     products = _to_unit_length(torch.stack([layer.cpu() for layer in layers]).sum(0))
     one, other, cross = products[:n, :n], products[n:, n:], products[:n, n:]
     generator = torch.Generator().manual_seed(seed)
-
-    def cluster(products: Tensor, k: int) -> Tensor:
-        if k in (1, n):
-            return torch.arange(n) % k
-        return cold_start(products, k, restarts, 100, generator)
-
-    numbers = [*range(2, min(max_clusters, n - 1) + 1), n] if n > 1 else []
+    numbers = [*range(2, min(max_clusters, n - 1) + 1), n]
     # How well the cluster of task t in one half predicts task u in the other, and both ways added up: [K, N, N]
     hits, lengths = [], []
     for k in numbers:
-        of_one, of_other = _average(cluster(one, k)), _average(cluster(other, k))
+        of_one, of_other = (_average(_cluster(half, k, restarts, generator)) for half in (one, other))
         hits.append((of_one @ cross + (of_other @ cross.T).T) / 2)
         lengths.append((((of_one @ one) * of_one).sum(1) + ((of_other @ other) * of_other).sum(1)) / 2)
     hit, length = torch.stack(hits), torch.stack(lengths)
@@ -133,26 +118,48 @@ def weigh_evidence(
     best = (own.sum(1) / norm).max()
     p_value = float(1 + (chance.amax(0) >= best).sum()) / (1 + permutations)
     gain = (3 * own - length) / 2  # [K, N]
-    chosen = num_clusters
-    if chosen is None:
-        chosen = 1 if p_value >= level or gain.sum(1).max() <= 0 else numbers[_find_fewest(gain)]
+    certain = p_value < LEVEL and gain.sum(1).max() > 0
     off = ~torch.eye(n, dtype=torch.bool)
     agreement = torch.corrcoef(torch.stack([one[off], other[off]]))[0, 1].nan_to_num()
-    both = one + other + cross + cross.T
-    if backend == "faiss":  # which needs points: their coordinates have the same inner products
-        lengths_of_axes, axes = torch.linalg.eigh(both)
-        points = (axes * lengths_of_axes.clamp(min=0).sqrt()).float()
-        assignment = kmeans(points, chosen, backend=backend, restarts=restarts, seed=seed).assignment
-    else:
-        assignment = cluster(both, chosen)
     return Evidence(
-        chosen,
-        assignment,
+        numbers[_find_fewest(gain)] if certain else 1,
         p_value,
         float(agreement),
         dict(zip(numbers, gain.mean(1).tolist(), strict=True)),
-        (cross + cross.T) / 2,
+        one + other + cross + cross.T,
     )
+
+
+def group_tasks(
+    products: Tensor, num_clusters: int, *, restarts: int = 20, seed: int = 0, backend: Backend = "auto"
+) -> Tensor:
+    """The clusters of tasks with such inner products.
+
+    Args:
+        products: ``[N, N]``, :attr:`Evidence.products`.
+        num_clusters: Number of clusters, in 1 .. N.
+        restarts: k-means++ starts.
+        seed: Seed of k-means++.
+        backend: The k-means to use, see :func:`lightning_ncmtl.kmeans`.
+
+    Returns:
+        ``[N]`` int64.
+
+    Raises:
+        InputError: If the number of clusters is not in 1 .. N.
+    """
+    if not 1 <= num_clusters <= len(products):
+        raise InputError(f"the number of clusters must be between 1 and {len(products)} tasks, found {num_clusters}")
+    if backend == "faiss":  # which needs points: their coordinates have the same inner products
+        lengths, axes = torch.linalg.eigh(products)
+        points = (axes * lengths.clamp(min=0).sqrt()).float()
+        return kmeans(points, num_clusters, backend=backend, restarts=restarts, seed=seed).assignment
+    return _cluster(products, num_clusters, restarts, torch.Generator().manual_seed(seed))
+
+
+def _cluster(products: Tensor, k: int, restarts: int, generator: torch.Generator) -> Tensor:
+    n = len(products)
+    return torch.arange(n) % k if k in (1, n) else cold_start(products, k, restarts, 100, generator)
 
 
 def _to_unit_length(products: Tensor) -> Tensor:

@@ -168,7 +168,7 @@ def _start_cold(
     points: Tensor, k: int, restarts: int, max_iterations: int, seed: int, group: dist.ProcessGroup | None
 ) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    if group is None and len(points) > _gram.MANY:
+    if group is None and len(points) > _gram.SAMPLED:
         return _direct.cold_start(points, k, restarts, max_iterations, generator)
     return _gram.cold_start(summed(_gram.gram(points), group), k, restarts, max_iterations, generator)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 
 from lightning_ncmtl.clustering._ranks import agree, say
-from lightning_ncmtl.clustering.evidence import LEVEL, Evidence, multiply_halves, weigh_evidence
+from lightning_ncmtl.clustering.evidence import Evidence, group_tasks, multiply_halves, weigh_evidence
 from lightning_ncmtl.clustering.kmeans import Backend
 from lightning_ncmtl.clustering.layer_state import LayerState
 from lightning_ncmtl.errors import InputError
@@ -60,27 +60,18 @@ def decide(
             products.append(multiply_halves(first, second, state.target.group))
     if not products and any(state.num_clusters != 1 for state in states.values()):
         raise InputError("the warm-up has seen no steps of one half of the data: make it longer")
-    found: dict[int | None, Evidence] = {}
+    evidence = weigh_evidence(products, max_clusters=max_clusters, restarts=restarts, seed=seed) if products else None
     for name, state in states.items():
-        k = state.num_clusters
-        if k == 1:  # a hard layer
-            one = torch.zeros(len(state.target.tasks), dtype=torch.int64, device=state.target.device)
-            state.remember(one, True, step)
-            state.freeze(step)
-            continue
-        if k not in found:
-            found[k] = weigh_evidence(
-                products, k, max_clusters=max_clusters, restarts=restarts, seed=seed, backend=backend
-            )
-        evidence = found[k]
-        device = state.target.device
-        assignment = agree({name: evidence.assignment.to(device)})[name]
-        state.evidence = {
-            "p_value": evidence.p_value,
-            "agreement": evidence.agreement,
-            "gains": {str(number): gain for number, gain in evidence.gains.items()},
-        }
-        say(f"{name}: {describe(evidence)}")
+        k, n, device = state.num_clusters, len(state.target.tasks), state.target.device
+        if k == 1 or evidence is None:  # a hard layer
+            assignment = torch.zeros(n, dtype=torch.int64, device=device)
+        else:
+            k = k or evidence.num_clusters
+            found = group_tasks(evidence.products, k, restarts=restarts, seed=seed, backend=backend)
+            assignment = agree({name: found.to(device)})[name]
+            gains = {str(number): gain for number, gain in evidence.gains.items()}
+            state.evidence = {"p_value": evidence.p_value, "agreement": evidence.agreement, "gains": gains}
+            say(f"{name}: {describe(evidence, k, n)}")
         state.count_clusters(assignment)
         state.remember(assignment, True, step)
         state.freeze(step)
@@ -88,12 +79,10 @@ def decide(
         state.halves = state.squares = None
 
 
-def describe(evidence: Evidence) -> str:
-    """One line for people."""
-    k, n = evidence.num_clusters, len(evidence.assignment)
-    sure = f"agreement of halves {evidence.agreement:.2f}, p = {evidence.p_value:.3g}"
+def describe(evidence: Evidence, k: int, n: int) -> str:
+    """One line for people, of K clusters of N tasks."""
     if k == 1:
-        what = "no evidence for clusters, all tasks share" if evidence.p_value >= LEVEL else "all tasks share"
+        what = "no evidence for clusters, all tasks share"
     else:
         what = "every task for itself" if k == n else f"{k} clusters of {n} tasks"
-    return f"{what} ({sure})"
+    return f"{what} (agreement of halves {evidence.agreement:.2f}, p = {evidence.p_value:.3g})"

@@ -1,5 +1,6 @@
 """What two halves of the data say about clusters of tasks."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torch import distributed as dist
 
-from lightning_ncmtl.clustering.evidence import LEVEL, multiply_halves, weigh_evidence
+from lightning_ncmtl.clustering.evidence import LEVEL, group_tasks, multiply_halves, weigh_evidence
+from lightning_ncmtl.clustering.kmeans import Backend
 from lightning_ncmtl.errors import InputError
 
 
@@ -30,8 +32,14 @@ def halves(
     return sizes * (directions + noise * draw(n, d)), sizes * (directions + noise * draw(n, d)), truth
 
 
-def weigh(*layers: tuple[Tensor, ...], **settings: Any) -> Any:
-    return weigh_evidence([multiply_halves(*layer[:2]) for layer in layers], **settings)
+def weigh(
+    *layers: tuple[Tensor, ...], num_clusters: int | None = None, backend: Backend = "auto", **settings: Any
+) -> Any:
+    """The evidence, and the clusters that follow."""
+    found = weigh_evidence([multiply_halves(*layer[:2]) for layer in layers], **settings)
+    k = found.num_clusters if num_clusters is None else num_clusters
+    assignment = group_tasks(found.products, k, backend=backend)
+    return SimpleNamespace(**found._asdict() | {"num_clusters": k}, assignment=assignment)
 
 
 def directions_of(half: Tensor) -> Tensor:
@@ -131,7 +139,7 @@ def test_gains_and_chance_against_loops() -> None:
     assert found.gains[6] == pytest.approx(float(gain) / 6)
     everyone = weigh((first, second), num_clusters=6)
     assert everyone.assignment.tolist() == own.tolist()
-    torch.testing.assert_close(found.similarity, (a @ b.T + b @ a.T) / 2)
+    torch.testing.assert_close(found.products, (a + b) @ (a + b).T)
 
 
 def test_layers_add_up() -> None:
@@ -184,14 +192,12 @@ def test_two_tasks() -> None:
 
 def test_what_cannot_be_weighed_is_refused() -> None:
     products = multiply_halves(*halves(5, 2, seed=0)[:2])
-    for given, settings, message in (
-        ([], {}, "at least two tasks"),
-        ([products[:2, :2]], {}, "at least two tasks"),
-        ([products], {"num_clusters": 6}, "between 1 and the number of tasks 5, found 6"),
-        ([products], {"num_clusters": 0}, "found 0"),
-    ):
-        with pytest.raises(InputError, match=message):
-            weigh_evidence(given, **settings)  # type: ignore[arg-type]
+    for given in ([], [products[:2, :2]]):
+        with pytest.raises(InputError, match="at least two tasks"):
+            weigh_evidence(given)
+    for k in (0, 6):
+        with pytest.raises(InputError, match=f"between 1 and 5 tasks, found {k}"):
+            group_tasks(weigh_evidence([products]).products, k)
 
 
 def slices(rank: int) -> None:
