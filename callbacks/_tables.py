@@ -17,7 +17,8 @@ _SHOWN_CLUSTERS = 50  # of a layer
 
 def cluster_table(report: Mapping[str, Any]) -> Table:
     """The clusters of each layer, from the content of ``clusters.json``; some tasks of each where there are many."""
-    table = Table("layer", "clusters", title="Clusters", title_justify="left")
+    title = "\n".join(["Clusters", *([describe_evidence(report)] if report["evidence"] else [])])
+    table = Table("layer", "clusters", title=title, title_justify="left")
     for name, layer in report["layers"].items():
         heading = [name, f"{layer['num_clusters']} clusters"]
         if report["ari"] and name in report["ari"]:
@@ -46,6 +47,21 @@ def cluster_table(report: Mapping[str, Any]) -> Table:
         table.add_row("\n".join(heading), inner)
         table.add_section()
     return table
+
+
+def describe_evidence(report: Mapping[str, Any]) -> str:
+    """How sure the clusters are, in one line, from the content of ``clusters.json``, in which there is evidence."""
+    evidence = report["evidence"]
+    found, error = evidence["num_clusters"], evidence["agreement_error"]
+    spread = "" if error is None else f" ± {error:.2f}"
+    # No "p < 0.001": of 999 random orders and the one found, that is more than was measured
+    measured = f"agreement of halves {evidence['agreement']:.2f}{spread}, p = {evidence['p_value']:.3g}"
+    if found == 1:
+        # Where numbers of clusters were given, tasks need not share
+        alone = all(layer["num_clusters"] == 1 for layer in report["layers"].values())
+        return f"no evidence for clusters ({measured})" + ": all tasks share" * alone
+    apart = all(found == len(layer["assignment"]) for layer in report["layers"].values())
+    return f"evidence {'that every task differs' if apart else f'for {found} clusters'}, {measured}"
 
 
 def accuracy_table(logged: Mapping[str, Any], metrics: TaskMetrics | None) -> Table:

@@ -3,14 +3,16 @@
 import json
 import re
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from lightning_ncmtl.callbacks._tables import accuracy_table, cluster_table, write_task_table
+from lightning_ncmtl.callbacks._tables import accuracy_table, cluster_table, describe_evidence, write_task_table
 from lightning_ncmtl.callbacks.network_clustering import NetworkClusteringCallback
+from lightning_ncmtl.clustering.evidence import Evidence
 from lightning_ncmtl.compatibility import (
     Callback,
     LightningModule,
@@ -32,14 +34,24 @@ class ClusterReport(Callback):
 
         {"layers": {NAME: {"num_clusters": K, "assignment": {TASK: k}, "frozen_at_step": int | null,
                            "trace": [[step, [a_0, ..., a_N-1]], ...]}},
+         "evidence": {"num_clusters": K, "p_value": float, "agreement": float, "agreement_error": float | null,
+                      "gains": {"2": float, ...}} | null,
          "planted": {TASK: group} | null, "ari": {NAME: float} | null}
 
     The adjusted Rand index (Hubert & Arabie, 1985) compares the clusters with groups that the data module knows
     (its ``planted_groups``): 1 for the same groups, about 0 for unrelated ones.
 
+    After a shared warm-up, ``evidence`` says how sure the clusters are, for all layers together (see
+    :class:`lightning_ncmtl.clustering.evidence.Evidence`): the number of clusters that there is evidence for, which
+    need not be that of a layer whose number was given; its p-value; the agreement of both halves of the data and the
+    standard error of it, null where tasks are too few; and the gain of each number of clusters tried. The table says it
+    in a line under its title.
+
     And in ``pictures/``, for TensorBoard, too, if it is among the loggers: ``flow.png``, the tasks' way through the
     layers (the paper, Fig. 4); ``coclustering-NAME.png``, how long each two tasks shared a cluster of a layer; and
-    ``history.png``, the clustering loss and the changes of cluster over the steps of training.
+    ``history.png``, the clustering loss and the changes of cluster over the steps of training. Where there is evidence,
+    ``evidence.png`` shows how similar the tasks are in each half of the data, and the clusters of the first layer in
+    which there was a choice.
 
     Where a model of this package has more than 50 tasks, it shows some tasks of each cluster, and the tasks with the
     worst accuracies. All go to ``tasks-val.csv`` after every validation, and to ``tasks-test.csv`` after a test: a row
@@ -122,7 +134,7 @@ class ClusterReport(Callback):
             report = self.report(trainer)
             self._write(report)
             if self.pictures and not attributes(trainer).fast_dev_run:
-                self._draw(trainer, report["layers"], folder)
+                self._draw(trainer, report, folder)
             Console().print(cluster_table(report))
 
     def _write(self, report: dict[str, Any]) -> None:
@@ -151,11 +163,12 @@ class ClusterReport(Callback):
             seen = accuracy[~accuracy.isnan()]
             experiment.add_histogram(f"{stage}/accuracy_of_tasks", seen, trainer.global_step)
 
-    def _draw(self, trainer: Trainer, layers: dict[str, Any], folder: str) -> None:
+    def _draw(self, trainer: Trainer, report: dict[str, Any], folder: str) -> None:
         # matplotlib is slow to import, and need not be there
         from lightning_ncmtl.callbacks.cluster_pictures import draw_coclustering, draw_flow, draw_history
+        from lightning_ncmtl.callbacks.evidence_picture import draw_evidence
 
-        tasks, step = _tasks(trainer), trainer.global_step
+        layers, tasks, step = report["layers"], _tasks(trainer), trainer.global_step
         found = {name: list(layer["assignment"].values()) for name, layer in layers.items() if layer["assignment"]}
         if not found:
             return
@@ -167,6 +180,9 @@ class ClusterReport(Callback):
             figures[file] = draw_coclustering(trace, tasks, step, name)
         if traces:
             figures["history"] = draw_history({name: self._losses.get(name, []) for name in traces}, traces, step)
+        if (evidence := _find_evidence(trainer)) is not None:
+            assignment = next(found[name] for name in [*traces, *found])
+            figures["evidence"] = draw_evidence(evidence, assignment, tasks, describe_evidence(report))
         assert self._directory is not None
         directory = self._directory / "pictures" / folder
         directory.mkdir(parents=True, exist_ok=True)
@@ -190,7 +206,8 @@ class ClusterReport(Callback):
                 for name, layer in layers.items()
                 if layer["assignment"]
             }
-        return {"layers": layers, "planted": planted, "ari": ari}
+        evidence = _find_evidence(trainer)
+        return {"layers": layers, "evidence": evidence and _summarize(evidence), "planted": planted, "ari": ari}
 
 
 def _metrics(pl_module: LightningModule) -> TaskMetrics | None:
@@ -208,6 +225,21 @@ def _tensorboards(trainer: Trainer, method: str) -> list[Any]:
 def _clusterings(trainer: Trainer) -> list[NetworkClusteringCallback]:
     """The clustering, if there is one; Lightning allows no second."""
     return find_callbacks(trainer, NetworkClusteringCallback)
+
+
+def _find_evidence(trainer: Trainer) -> Evidence | None:
+    return next((each.clusters.evidence for each in _clusterings(trainer)), None)
+
+
+def _summarize(evidence: Evidence) -> dict[str, Any]:
+    """Plain values, without the matrices."""
+    return {
+        "num_clusters": evidence.num_clusters,
+        "p_value": evidence.p_value,
+        "agreement": evidence.agreement,
+        "agreement_error": evidence.agreement_error if isfinite(evidence.agreement_error) else None,
+        "gains": {str(number): gain for number, gain in evidence.gains.items()},
+    }
 
 
 def _tasks(trainer: Trainer) -> list[str]:

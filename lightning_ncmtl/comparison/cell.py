@@ -151,6 +151,7 @@ def _train(cli: NCMTLCLI, cell: Cell) -> tuple[dict[str, Any], dict[str, _Outcom
             name: {"num_clusters": layer["num_clusters"], "assignment": list(layer["assignment"].values())}
             for name, layer in report["layers"].items()
         },
+        "evidence": report["evidence"],
         "ari": report["ari"],
     }
     for clustering in find_callbacks(trainer, NetworkClusteringCallback):

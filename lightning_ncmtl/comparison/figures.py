@@ -198,6 +198,30 @@ def draw_widths(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def draw_agreement(table: pd.DataFrame) -> Figure:
+    """Draw how far the halves of the data agree on what is similar.
+
+    Args:
+        table: ``setting``, ``agreement`` and ``num_clusters`` (lists, of its cells), and ``mean``, ``low`` and ``high``
+            (see :class:`~lightning_ncmtl.comparison.statistics.Agreement`).
+
+    Returns:
+        A figure with one row per setting: a small dot for each cell, and one for the mean with its interval, which is
+        filled if all of it is above 0.
+    """
+    _check(table, "setting", "agreement", "num_clusters", "mean", "low", "high")
+    figure, (axes,) = _make_rows(table["setting"])
+    axes.axvline(0, color="0.4", linewidth=1, zorder=1)
+    for row, found in enumerate(table.itertuples()):
+        axes.plot(found.agreement, [row] * len(found.agreement), color=COLORS[0], zorder=3, **_DOT)
+        axes.plot([found.low, found.high], [row, row], color=COLORS[2], linewidth=1.6, solid_capstyle="butt")
+        axes.plot(found.mean, row, **_make_dot(COLORS[2], found.low > 0))
+        numbers = ", ".join(str(number) for number in sorted(set(found.num_clusters)))
+        _write_beside(axes, row, f"{found.mean:.2f}   K = {numbers}")
+    axes.set_xlabel("agreement of halves: cells, mean and its 95 % interval", fontsize=9)
+    return figure
+
+
 def draw_stability(table: pd.DataFrame) -> Figure:
     """Draw how far the clusters of several seeds agree, for each setting and layer, and how far they would by chance.
 

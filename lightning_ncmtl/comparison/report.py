@@ -16,7 +16,7 @@ from rich.table import Table
 from lightning_ncmtl.callbacks.cluster_pictures import draw_flow
 from lightning_ncmtl.comparison import figures
 from lightning_ncmtl.comparison.plan import OUTCOMES, Cell, Sweep, folder_of, hash_code
-from lightning_ncmtl.comparison.statistics import CellKey, assignment_stability, compare_pairs
+from lightning_ncmtl.comparison.statistics import CellKey, assignment_stability, compare_pairs, mean_agreement
 
 _TEMPLATE = Path(__file__).with_name("report.md.j2")
 _KEYS = ["system", "sweep", "value", "seed", "fold"]
@@ -38,7 +38,7 @@ def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, b
     main, variations = table[table["sweep"].isna()], table[table["sweep"].notna()]
     pairs = _pairs([cell for cell in cells if cell.sweep is None], main, stage, results[0].get("folds"))
     choices = _choices(results)
-    clusters = _clusters(choices)
+    clusters, evidence = _clusters(choices), _evidence(results)
     for name, content in {"results": table, "pairs": pairs, "clusters": clusters}.items():
         content.to_csv(output / f"{name}.csv", index=False)
     summary = _summary(main)
@@ -51,6 +51,7 @@ def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, b
             "domains": _by_domain(main),
             "pairs": _readable_pairs(pairs),
             "variations": _summary(variations),
+            "evidence": _readable_evidence(evidence),
             "clusters": _readable_clusters(clusters),
             "copies": _copies(results[0]),
         },
@@ -64,7 +65,7 @@ def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, b
         other_code=other_code,
     )
     (output / "report.md").write_text(text, encoding="utf-8")
-    for name, figure in _figures(results, sweeps, table, pairs, choices, clusters, baseline):
+    for name, figure in _figures(results, sweeps, table, pairs, choices, clusters, evidence, baseline):
         (output / "figures").mkdir(exist_ok=True)
         figure.savefig(output / "figures" / f"{name}.png", dpi=100)
     _show(summary, console)
@@ -74,7 +75,7 @@ def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, b
 
 
 def _row(result: dict[str, Any], stage: str) -> dict[str, Any]:
-    metrics, epochs = result[stage], result.get("epochs")
+    metrics, epochs, evidence = result[stage], result.get("epochs"), result.get("evidence") or {}
     return {
         **{key: result[key] for key in _KEYS},
         "accuracy": metrics["accuracy"],
@@ -86,6 +87,8 @@ def _row(result: dict[str, Any], stage: str) -> dict[str, Any]:
         "parameters": result["parameters"],
         "shared_parameters": result.get("compact_parameters", np.nan),
         "seconds": round(result["seconds"], 1),
+        **{name: evidence.get(name, np.nan) for name in ("agreement", "agreement_error", "p_value")},
+        "clusters_found": evidence.get("num_clusters", np.nan),
         **{f"ari/{layer}": value for layer, value in (result["ari"] or {}).items()},
         **metrics,
     }
@@ -194,6 +197,34 @@ def _readable_clusters(clusters: pd.DataFrame) -> pd.DataFrame:
     return _filled(pd.DataFrame(columns))
 
 
+def _evidence(results: list[dict[str, Any]]) -> pd.DataFrame:
+    """What halves of the data say, of each setting that has looked at them; lists have an element for each cell."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        if result.get("evidence"):
+            groups.setdefault(result["system"], []).append(result)
+    names = ["agreement", "agreement_error", "num_clusters", "p_value"]
+    rows = []
+    for setting, group in groups.items():
+        found = {name: [result["evidence"][name] for result in group] for name in names}
+        mean = mean_agreement(found["agreement"], found["agreement_error"], len(group[0]["domains"]))
+        seeds = [f"{result['seed']}" + f"/{result['fold']}" * (result["fold"] is not None) for result in group]
+        rows.append({"setting": setting, **mean._asdict(), **found, "seed": seeds})
+    return pd.DataFrame(rows, columns=["setting", "mean", "low", "high", *names, "seed"])
+
+
+def _readable_evidence(evidence: pd.DataFrame) -> pd.DataFrame:
+    columns = {
+        "setting": evidence["setting"],
+        "agreement": _format(evidence["mean"], "{:.2f}"),
+        "interval": _format(evidence["low"], "{:.2f} to ") + _format(evidence["high"], "{:.2f}"),
+        "K": evidence["num_clusters"].map(lambda found: ", ".join(map(str, found))),
+        "p": evidence["p_value"].map(lambda found: ", ".join(f"{p:.3g}" for p in found)),
+        "seed": evidence["seed"].map(", ".join),
+    }
+    return _filled(pd.DataFrame(columns))
+
+
 def _copies(result: dict[str, Any]) -> pd.DataFrame:
     table = pd.DataFrame.from_dict(result["copies"], orient="index")
     return pd.concat([table, table.sum().to_frame("all").T]).reset_index(names="domain")
@@ -224,6 +255,7 @@ def _figures(
     pairs: pd.DataFrame,
     choices: pd.DataFrame,
     clusters: pd.DataFrame,
+    evidence: pd.DataFrame,
     baseline: str,
 ) -> Iterator[tuple[str, Figure]]:
     yield "accuracy", figures.draw_accuracy(table[table["sweep"].isna()])
@@ -247,6 +279,8 @@ def _figures(
         if layers and name not in flows:
             flows[name] = draw_flow(layers, result["domains"])
     yield from flows.items()
+    if len(evidence):
+        yield "agreement", figures.draw_agreement(evidence)
     stability = clusters[clusters["ari"].notna()]
     if len(stability):
         yield "stability", figures.draw_stability(stability)

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_ncmtl import NCMTL, HardShare
 from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
-from lightning_ncmtl.callbacks._tables import cluster_table
+from lightning_ncmtl.callbacks._tables import cluster_table, describe_evidence
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.sources import SyntheticAssays
 from lightning_ncmtl.encoders import NGram
@@ -37,11 +37,12 @@ def test_report(
     trainer.fit(model, datamodule=datamodule)
 
     report = json.loads((tmp_path / "clusters.json").read_text())
-    assert report.keys() == {"layers", "planted", "ari"}
+    assert report.keys() == {"layers", "evidence", "planted", "ari"}
+    assert report["evidence"] is None
     assert report["planted"] == {"domain00": 0, "domain01": 1, "domain02": 0, "domain03": 1}
     for number, layer in enumerate(model.cluster_layers):
         found = report["layers"][f"cluster_layers.{number}"]
-        assert found.keys() == {"num_clusters", "assignment", "frozen_at_step", "evidence", "trace"}
+        assert found.keys() == {"num_clusters", "assignment", "frozen_at_step", "trace"}
         assert found["num_clusters"] == layer.num_clusters
         assert list(found["assignment"]) == datamodule.domains
         assert list(found["assignment"].values()) == layer.assignment.tolist()
@@ -71,7 +72,6 @@ def test_report_before_any_clustering(
         "num_clusters": 2,
         "assignment": {},
         "frozen_at_step": None,
-        "evidence": None,
         "trace": [],
     }
     assert report["ari"] == {}
@@ -133,6 +133,50 @@ def test_pictures(make_trainer: Callable[..., Trainer], tmp_path: Path, capsys: 
     assert [step for step, _ in losses] == list(range(8, 25, 2))
     saved = json.loads((tmp_path / "clusters.json").read_text())
     assert list(saved["layers"]["heads.*.0"]["assignment"]) == ["ant", "bee", "cat", "dog", "eel", "fox"]
+
+
+def test_evidence_is_told_drawn_and_written(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    clustering = NetworkClusteringCallback("auto", "heads", warmup="shared", warmup_epochs=1)
+    trainer = make_trainer(max_epochs=2, callbacks=[clustering, ClusterReport()])
+    trainer.fit(Heads())
+    report = json.loads((tmp_path / "clusters.json").read_text())
+    found, evidence = report["evidence"], clustering.clusters.evidence
+    assert evidence is not None
+    assert found.keys() == {"num_clusters", "p_value", "agreement", "agreement_error", "gains"}
+    assert {int(number): gain for number, gain in found.pop("gains").items()} == evidence.gains
+    assert found == {name: getattr(evidence, name) for name in found}
+    assert (tmp_path / "pictures" / "evidence.png").read_bytes().startswith(b"\x89PNG")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"Clusters {describe_evidence(report)} " in shown
+
+
+def a_report(found: int, num_clusters: list[int], tasks: int = 14, **changes: Any) -> dict[str, Any]:
+    assignment = {str(task): 0 for task in range(tasks)}
+    layers = {str(k): {"num_clusters": k, "assignment": assignment} for k in num_clusters}
+    evidence = {"num_clusters": found, "p_value": 0.001, "agreement": 0.621, "agreement_error": 0.049}
+    return {"layers": layers, "evidence": evidence | changes}
+
+
+@pytest.mark.parametrize(
+    ("report", "line"),
+    [
+        (a_report(3, [3, 3]), "evidence for 3 clusters, agreement of halves 0.62 ± 0.05, p = 0.001"),
+        (a_report(14, [14]), "evidence that every task differs, agreement of halves 0.62 ± 0.05, p = 0.001"),
+        (
+            a_report(1, [1, 1], p_value=0.452, agreement=-0.03),
+            "no evidence for clusters (agreement of halves -0.03 ± 0.05, p = 0.452): all tasks share",
+        ),
+        # Whose number was given
+        (a_report(1, [3, 10]), "no evidence for clusters (agreement of halves 0.62 ± 0.05, p = 0.001)"),
+        (a_report(1, [1], agreement_error=None, p_value=1.0), "no evidence for clusters (agreement of halves 0.62, "
+         "p = 1): all tasks share"),
+    ],
+)  # fmt: skip
+def test_evidence_in_a_line(report: dict[str, Any], line: str) -> None:
+    assert describe_evidence(report) == line
 
 
 def test_no_pictures(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
@@ -299,7 +343,7 @@ def test_many_clusters_are_shown_in_part() -> None:
     assignment = {f"task{task}": min(task, 70) for task in range(100)}
     layer = {"num_clusters": 71, "assignment": assignment, "frozen_at_step": None, "trace": []}
     console = Console(width=100, record=True, file=StringIO())
-    console.print(cluster_table({"layers": {"layer": layer}, "ari": None}))
+    console.print(cluster_table({"layers": {"layer": layer}, "evidence": None, "ari": None}))
     shown = console.export_text()
     assert "70  30 tasks  task70, task71, task72, task73, task74, ..." in shown
     assert "0   1 task    task0 " in shown

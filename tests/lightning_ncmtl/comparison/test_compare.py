@@ -62,7 +62,11 @@ SETTINGS: dict[str, Any] = {
                 "2, 2": {"model": {"init_args": {"num_clusters": [2, 2]}}},
             },
         },
-        "widths": {"of": "NCMTL", "values": {"16, 8": {"model": {"init_args": {"cluster_features": [16, 8]}}}}},
+        "widths": {
+            "of": "NCMTL",
+            "settings": {"clustering": {"warmup": "shared"}},
+            "values": {"16, 8": {"model": {"init_args": {"cluster_features": [16, 8]}}}},
+        },
         "planted": {
             "of": "NCMTL",
             "figure": "recovery",
@@ -144,7 +148,15 @@ def test_outcomes_of_documents_give_the_accuracies(folder: Path) -> None:
 
 def test_the_report_has_tables_and_figures(folder: Path) -> None:
     text = (folder / "out" / "report.md").read_text()
-    titles = ["Accuracy", "Accuracy by domain", "Differences", "Variations", "Clusters", "Copies"]
+    titles = [
+        "Accuracy",
+        "Accuracy by domain",
+        "Differences",
+        "Variations",
+        "Evidence for clusters",
+        "Clusters",
+        "Copies",
+    ]
     assert [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")] == titles
     assert "14 trainings with the seeds 1, 2" in text
     assert "before its warm-up ends, NCMTL is HardShare" in text
@@ -160,8 +172,27 @@ def test_the_report_has_tables_and_figures(folder: Path) -> None:
     assert pairs["difference"][1] == pytest.approx(100 * (table["NCMTL"] - table["TF-IDF"]), abs=1e-4)
     figures = {file.stem for file in (folder / "out" / "figures").iterdir()}
     assert figures == {
-        "accuracy", "differences", "epochs", "clusters-ncmtl", "stability", "sweep-grid", "sweep-widths", "recovery"
+        "accuracy", "differences", "epochs", "clusters-ncmtl", "agreement", "stability", "sweep-grid", "sweep-widths",
+        "recovery",
     }  # fmt: skip
+
+
+def test_evidence_is_that_of_the_trainings(folder: Path) -> None:
+    table = pd.read_csv(folder / "out" / "results.csv").set_index("system")
+    columns = ["agreement", "agreement_error", "p_value", "clusters_found"]
+    assert table.loc[["HardShare", "TF-IDF"], columns].isna().all(axis=None)
+    found = table.loc["widths: 16, 8"]
+    cells = sorted((folder / "out" / "cells" / "widths-16-8").iterdir())
+    for cell, row in zip(cells, found[columns].itertuples(index=False), strict=True):
+        evidence = json.loads((cell / "result.json").read_text())["evidence"]
+        assert evidence == json.loads((cell / "clusters.json").read_text())["evidence"]
+        assert row == pytest.approx([evidence[name] for name in [*columns[:3], "num_clusters"]], nan_ok=True)
+    section = (folder / "out" / "report.md").read_text().split("## Evidence for clusters")[1].split("##")[0]
+    (line,) = [line for line in section.splitlines() if line.startswith("| widths: 16, 8 ")]
+    assert f"| {found['agreement'].mean():.2f} " in line
+    assert f"| {', '.join(f'{p:.3g}' for p in found['p_value'])} " in line
+    assert "| 1, 2 " in line
+    assert "HardShare" not in section
 
 
 def test_finished_cells_are_kept(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

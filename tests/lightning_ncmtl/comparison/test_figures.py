@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lightning_ncmtl.comparison.figures import (
     draw_accuracy,
+    draw_agreement,
     draw_curves,
     draw_differences,
     draw_grid,
@@ -226,6 +227,38 @@ def test_widths_are_in_their_order(widths: list[str]) -> None:
     np.testing.assert_allclose(np.asarray(seeds.get_ydata(), dtype=float)[:3], [70, 71, 72])
 
 
+def agreements(settings: int) -> pd.DataFrame:
+    rows = []
+    for number, setting in enumerate(NAMES[:settings]):
+        mean = 0.6 - 0.1 * number
+        rows.append((setting, [mean - 0.1, mean, mean + 0.1], [3, 14, 3], mean, mean - 0.15, mean + 0.15))
+    return pd.DataFrame(rows, columns=["setting", "agreement", "num_clusters", "mean", "low", "high"])
+
+
+@pytest.mark.parametrize("settings", [1, 2, 12])
+def test_agreement_has_a_row_for_each_setting(settings: int) -> None:
+    table = agreements(settings)
+    figure = draw_agreement(table)
+    check_legible(figure)
+    axes = figure.axes[0]
+    assert read(axes.get_yticklabels()) == NAMES[:settings]
+    assert read(axes.texts) == [f"{mean:.2f}   K = 3, 14" for mean in table["mean"]]
+    above = [(mean, row) for row, mean in enumerate(table["mean"]) if mean > 0.15]
+    assert dots(axes, filled=False) == [(mean, row) for row, mean in enumerate(table["mean"]) if mean <= 0.15]
+    found = dots(axes, filled=True)
+    cells = [(value, row) for row, values in enumerate(table["agreement"]) for value in values]
+    assert sorted(found) == sorted([*above, *cells])
+    lines = [line.get_xydata() for line in axes.lines if line.get_linewidth() == 1.6]
+    expected = [[(low, row), (high, row)] for row, (low, high) in enumerate(table[["low", "high"]].to_numpy())]
+    np.testing.assert_allclose(np.array(lines), expected)
+
+
+def test_agreement_of_few_tasks_has_no_interval() -> None:
+    figure = draw_agreement(agreements(1).assign(low=np.nan, high=np.nan))
+    check_legible(figure)
+    assert dots(figure.axes[0], filled=False) == [(0.6, 0)]
+
+
 @pytest.mark.parametrize(
     ("settings", "layers"),
     [(1, ["one"]), (4, ["words", "sentences", "a_very_long_name.of_a_module.layers.3"]), (25, ["1", "2"])],
@@ -295,6 +328,7 @@ def test_recovery_worse_than_chance_stays_in_the_picture() -> None:
     [
         (draw_curves, curves(1, 1), "domain"),
         (draw_accuracy, cells(1), "accuracy"),
+        (draw_agreement, agreements(1), "num_clusters"),
         (draw_stability, stability(1, ["one"]), "null_high"),
         (lambda table: draw_differences(table, "base"), differences(), "low"),
         (draw_grid, pd.DataFrame({"first": [1], "second": [1], "accuracy": [0.5]}), "second"),

@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn.metrics import adjusted_rand_score
 
 from lightning_ncmtl.comparison import statistics
-from lightning_ncmtl.comparison.statistics import assignment_stability, compare_pairs, holm
+from lightning_ncmtl.comparison.statistics import assignment_stability, compare_pairs, holm, mean_agreement
 from lightning_ncmtl.errors import InputError
 
 Outcomes = dict[tuple[str, int, int | None], dict[str, NDArray[Any]]]
@@ -366,3 +366,41 @@ def test_stability_of_nothing_to_compare() -> None:
         assignment_stability([[], []])
     with pytest.raises(InputError, match="permutations must be at least 1, not 0"):
         assignment_stability([[0, 1], [0, 1]], permutations=0)
+
+
+def test_mean_agreement_by_hand() -> None:
+    # Mean square of the errors 0.01, variance of the trainings 0.02, half of which is 0.01: a variance of 0.02 in all,
+    # with 0.02^2 / (0.01^2 / 10 + 0.01^2 / 1) = 3.64 degrees of freedom, of which 2.889 is the 97.5 % quantile
+    reach = 2.889447 * 0.02**0.5
+    found = mean_agreement([0.0, 0.2], [0.02**0.5, 0.0], num_tasks=11)
+    assert found == pytest.approx((0.1, 0.1 - reach, 0.1 + reach), abs=1e-6)
+
+
+def test_mean_agreement_of_one_training_has_its_error_alone() -> None:
+    reach = 2.228139 * 0.1  # 10 degrees of freedom
+    assert mean_agreement([0.5], [0.1], num_tasks=11) == pytest.approx((0.5, 0.5 - reach, 0.5 + reach), abs=1e-6)
+    # Which tasks there are is not averaged out by trainings of the same ones
+    assert mean_agreement([0.5] * 9, [0.1] * 9, num_tasks=11) == pytest.approx(
+        (0.5, 0.5 - reach, 0.5 + reach), abs=1e-6
+    )
+
+
+def test_mean_agreement_without_errors_is_a_t_interval() -> None:
+    values = np.random.default_rng(3).normal(0.2, 0.1, 6)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    found = mean_agreement(values.tolist(), [0.0] * 6, num_tasks=5)
+    assert found == pytest.approx((values.mean(), expected.low, expected.high))
+
+
+def test_mean_agreement_at_its_limits() -> None:
+    assert mean_agreement([0.9], [0.2], num_tasks=5)[::2] == (0.9, 1)
+    assert mean_agreement([-0.9, -0.9], [0.2, 0.2], num_tasks=5)[1] == -1
+    assert mean_agreement([0.3, 0.3], [0.0, 0.0], num_tasks=5) == (0.3, 0.3, 0.3)
+    assert mean_agreement([0.1, 0.3], [0.1, None], num_tasks=5) == pytest.approx((0.2, np.nan, np.nan), nan_ok=True)
+
+
+@pytest.mark.parametrize(("agreements", "errors"), [([], []), ([0.5, 0.5], [0.1])])
+def test_mean_agreement_needs_an_error_for_each_training(agreements: list[float], errors: list[float]) -> None:
+    message = f"each training needs its error, found {len(agreements)} agreements and {len(errors)} errors"
+    with pytest.raises(InputError, match=message):
+        mean_agreement(agreements, errors, num_tasks=5)
