@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from lightning_ncmtl.clustering.decision import describe_evidence
 from lightning_ncmtl.metrics import MAX_LOGGED_TASKS, WORST, TaskMetrics
 
 _SHOWN_TASKS = 5  # of a cluster, where there are too many tasks to show all
@@ -17,7 +18,7 @@ _SHOWN_CLUSTERS = 50  # of a layer
 
 def cluster_table(report: Mapping[str, Any]) -> Table:
     """The clusters of each layer, from the content of ``clusters.json``; some tasks of each where there are many."""
-    title = "\n".join(["Clusters", *([describe_evidence(report)] if report["evidence"] else [])])
+    title = "\n".join(["Clusters", *([evidence_line(report)] if report["evidence"] else [])])
     table = Table("layer", "clusters", title=title, title_justify="left")
     for name, layer in report["layers"].items():
         heading = [name, f"{layer['num_clusters']} clusters"]
@@ -49,19 +50,19 @@ def cluster_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def describe_evidence(report: Mapping[str, Any]) -> str:
+def evidence_line(report: Mapping[str, Any]) -> str:
     """How sure the clusters are, in one line, from the content of ``clusters.json``, in which there is evidence."""
-    evidence = report["evidence"]
-    found, error = evidence["num_clusters"], evidence["agreement_error"]
-    spread = "" if error is None else f" ± {error:.2f}"
-    # No "p < 0.001": of 999 random orders and the one found, that is more than was measured
-    measured = f"agreement of halves {evidence['agreement']:.2f}{spread}, p = {evidence['p_value']:.3g}"
-    if found == 1:
-        # Where numbers of clusters were given, tasks need not share
-        alone = all(layer["num_clusters"] == 1 for layer in report["layers"].values())
-        return f"no evidence for clusters ({measured})" + ": all tasks share" * alone
-    apart = all(found == len(layer["assignment"]) for layer in report["layers"].values())
-    return f"evidence {'that every task differs' if apart else f'for {found} clusters'}, {measured}"
+    evidence, layers = report["evidence"], report["layers"].values()
+    found = evidence["num_clusters"]
+    line = describe_evidence(
+        found,
+        max(len(layer["assignment"]) for layer in layers),
+        evidence["agreement"],
+        evidence["agreement_error"],
+        evidence["p_value"],
+    )
+    # Where numbers of clusters were given, tasks need not share
+    return line + ": all tasks share" * (found == 1 and all(layer["num_clusters"] == 1 for layer in layers))
 
 
 def accuracy_table(logged: Mapping[str, Any], metrics: TaskMetrics | None) -> Table:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from lightning_ncmtl.callbacks._tables import accuracy_table, cluster_table, describe_evidence, write_task_table
+from lightning_ncmtl.callbacks._tables import accuracy_table, cluster_table, evidence_line, write_task_table
 from lightning_ncmtl.callbacks.network_clustering import NetworkClusteringCallback
 from lightning_ncmtl.clustering.evidence import Evidence
 from lightning_ncmtl.compatibility import (
@@ -182,7 +182,7 @@ class ClusterReport(Callback):
             figures["history"] = draw_history({name: self._losses.get(name, []) for name in traces}, traces, step)
         if (evidence := _find_evidence(trainer)) is not None:
             assignment = next(found[name] for name in [*traces, *found])
-            figures["evidence"] = draw_evidence(evidence, assignment, tasks, describe_evidence(report))
+            figures["evidence"] = draw_evidence(evidence, assignment, tasks, evidence_line(report))
         assert self._directory is not None
         directory = self._directory / "pictures" / folder
         directory.mkdir(parents=True, exist_ok=True)

@@ -26,17 +26,21 @@ class NetworkClusteringCallback(Callback):
 
     Args:
         num_clusters: Number of clusters, one for all targets or one per target. By default that of
-            the :class:`lightning_ncmtl.ClusterLinear` layers; ``"auto"`` chooses it at the end of the warm-up.
+            the :class:`lightning_ncmtl.ClusterLinear` layers, and ``"auto"`` for others, which chooses it at the end
+            of the warm-up.
         targets: Names of the per-task parts of the module, one cluster layer each, such as ``"heads"`` or
             ``"heads.*.fc1"``. By default every ``ClusterLinear``.
-        warmup_epochs: Epochs in which tasks train apart, before the first clustering. (A layer with one cluster has
-            nothing to wait for and shares from the first step.)
-        warmup_steps: The same in optimizer steps; overrides ``warmup_epochs``.
-        freeze_after_epochs: Keep the clusters as they are after this many epochs of training (the paper: 4); ``None``
-            never. Layers of this package then compute with one set of weights per cluster.
-        settings: The other settings of :class:`lightning_ncmtl.clustering.NetworkClustering`: ``task_names``,
-            ``every_n_steps``, ``commitment``, ``restarts``, ``backend``, ``metric``, ``max_clusters``, ``seed``,
-            ``shared_start`` and ``preset``.
+        warmup_epochs: Epochs before the first clustering. By default a shared warm-up ends when its clusters, if there
+            are any, have not changed since its middle, at the latest at half of the training; one apart lasts 2
+            epochs. A number of epochs is the most. (A layer with one cluster has nothing to wait for and shares from
+            the first step.)
+        warmup_steps: The same in optimizer steps, instead of ``warmup_epochs``.
+        freeze_after_epochs: After a warm-up apart, keep the clusters as they are after this many epochs of training
+            (the paper: 4); ``None`` never. After a shared warm-up they stay anyway. Layers of this package then compute
+            with one set of weights per cluster.
+        settings: The other settings of :class:`lightning_ncmtl.clustering.NetworkClustering`: ``warmup``,
+            ``specific``, ``task_names``, ``every_n_steps``, ``commitment``, ``restarts``, ``backend``, ``metric``,
+            ``max_clusters``, ``seed``, ``shared_start`` and ``preset``.
 
     Raises:
         InputError: At construction or before training starts, if a setting is out of range, a target cannot be
@@ -51,24 +55,26 @@ class NetworkClusteringCallback(Callback):
         self,
         num_clusters: NumClusters = None,
         targets: str | list[str] | None = None,
-        warmup_epochs: int = 2,
+        warmup_epochs: int | None = None,
         warmup_steps: int | None = None,
         freeze_after_epochs: int | None = 4,
         **settings: Any,
     ) -> None:
-        self.clusters = NetworkClustering(None, num_clusters, targets, warmup_steps=warmup_steps or 0, **settings)
+        self.clusters = NetworkClustering(None, num_clusters, targets, warmup_steps=warmup_steps, **settings)
         if self.clusters.preset == "literal":
             warmup_epochs, warmup_steps = 0, None
-        if warmup_epochs < 0:
-            raise InputError(f"warmup_epochs must be at least 0, found {warmup_epochs}")
         if self.clusters.warmup == "shared":  # whose clusters stay as they are
             freeze_after_epochs = None
-        if freeze_after_epochs is not None and warmup_steps is None and freeze_after_epochs <= warmup_epochs:
+        elif warmup_epochs is None and warmup_steps is None:
+            warmup_epochs = 2
+        if warmup_epochs is not None and warmup_epochs < 0:
+            raise InputError(f"warmup_epochs must be at least 0, found {warmup_epochs}")
+        if freeze_after_epochs is not None and warmup_steps is None and freeze_after_epochs <= (warmup_epochs or 0):
             raise InputError(
                 f"freeze_after_epochs {freeze_after_epochs} leaves no time to cluster after warmup_epochs "
                 f"{warmup_epochs}: make it greater, or none at all (None, in YAML null)"
             )
-        self.warmup_epochs = warmup_epochs
+        self.warmup_epochs = None if warmup_steps is not None else warmup_epochs
         self.warmup_steps = warmup_steps
         self.freeze_after_epochs = freeze_after_epochs
         self._last_step = 0
@@ -108,15 +114,20 @@ class NetworkClusteringCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = trainer.global_step
         epochs = trainer.max_epochs
-        if self.warmup_steps is None and epochs is not None and 0 <= epochs <= self.warmup_epochs:
+        if self.warmup_epochs is not None and epochs is not None and 0 <= epochs <= self.warmup_epochs:
             rank_zero_warn(f"training stops after {epochs} epochs, within the warm-up: nothing will be clustered")
         elif self.warmup_steps is not None and 0 <= trainer.max_steps <= self.warmup_steps:
             rank_zero_warn(f"training stops after {trainer.max_steps} steps, within the warm-up: nothing is clustered")
+        elif self.warmup_epochs is None and self.warmup_steps is None:
+            steps = trainer.estimated_stepping_batches
+            if steps < 0 and epochs is not None:  # of data whose length is not known
+                self.warmup_epochs = -(-epochs // 2)
+            self.clusters.warmup_steps = steps / 2
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         known = isinstance(batch, Mapping) and "half" in batch
         half = batch["half"] if known else batch_idx // trainer.accumulate_grad_batches % 2
-        waits = self.clusters.warmup == "shared" and not self.assignments and self._is_warmup(trainer) is not False
+        waits = self.clusters.warmup == "shared" and not self.assignments
         if waits and not known and trainer.current_epoch == 1 and batch_idx == 0:
             rank_zero_warn(
                 "batches do not say of which half of the data they are, as those of data.batches.halves do: an example "
@@ -125,10 +136,10 @@ class NetworkClusteringCallback(Callback):
         self.clusters.start_step(half, self._is_warmup(trainer))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        self.clusters.before_step(self._is_warmup(trainer))
+        self.clusters.before_step(self._is_warmup(trainer), optimizer)
 
     def _is_warmup(self, trainer: Trainer) -> bool | None:
-        return trainer.current_epoch < self.warmup_epochs if self.warmup_steps is None else None
+        return None if self.warmup_epochs is None else trainer.current_epoch < self.warmup_epochs
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

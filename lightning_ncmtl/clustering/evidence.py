@@ -42,7 +42,9 @@ class Evidence(NamedTuple):
         num_clusters: The number of clusters, from 1 (no evidence: all tasks share) to N (every task differs).
         p_value: How often tasks at random do as well as the best number of clusters.
         agreement: Correlation over the pairs of tasks between their similarities in one half and in the other.
+        agreement_error: Its standard error, as tasks are a sample (jackknife, Tukey, 1958); NaN for fewer than four.
         gains: For each number of clusters tried, its gain per task, 1 at most.
+        similarities: ``[2, N, N]`` float32, cosines between the tasks' directions in each half.
         products: ``[N, N]``, inner products of the tasks' directions in both halves together, which
             :func:`group_tasks` takes.
     """
@@ -50,7 +52,9 @@ class Evidence(NamedTuple):
     num_clusters: int
     p_value: float
     agreement: float
+    agreement_error: float
     gains: dict[int, float]
+    similarities: Tensor
     products: Tensor
 
 
@@ -119,25 +123,34 @@ def weigh_evidence(
     p_value = float(1 + (chance.amax(0) >= best).sum()) / (1 + permutations)
     gain = (3 * own - length) / 2  # [K, N]
     certain = p_value < LEVEL and gain.sum(1).max() > 0
-    off = ~torch.eye(n, dtype=torch.bool)
-    agreement = torch.corrcoef(torch.stack([one[off], other[off]]))[0, 1].nan_to_num()
+    agreement, error = _correlate_pairs(one, other)
     return Evidence(
         numbers[_find_fewest(gain)] if certain else 1,
         p_value,
-        float(agreement),
+        agreement,
+        error,
         dict(zip(numbers, gain.mean(1).tolist(), strict=True)),
+        torch.stack([_to_unit_length(one), _to_unit_length(other)]).float(),
         one + other + cross + cross.T,
     )
 
 
 def group_tasks(
-    products: Tensor, num_clusters: int, *, restarts: int = 20, seed: int = 0, backend: Backend = "auto"
+    products: Tensor,
+    num_clusters: int,
+    *,
+    within: Tensor | None = None,
+    restarts: int = 20,
+    seed: int = 0,
+    backend: Backend = "auto",
 ) -> Tensor:
     """The clusters of tasks with such inner products.
 
     Args:
         products: ``[N, N]``, :attr:`Evidence.products`.
         num_clusters: Number of clusters, in 1 .. N.
+        within: ``[N]``, fewer clusters that are to be divided: in two, one after the other, always the one whose
+            division brings its tasks nearest to their means.
         restarts: k-means++ starts.
         seed: Seed of k-means++.
         backend: The k-means to use, see :func:`lightning_ncmtl.kmeans`.
@@ -146,15 +159,40 @@ def group_tasks(
         ``[N]`` int64.
 
     Raises:
-        InputError: If the number of clusters is not in 1 .. N.
+        InputError: If the number of clusters is not in 1 .. N, or ``within`` has more.
     """
     if not 1 <= num_clusters <= len(products):
         raise InputError(f"the number of clusters must be between 1 and {len(products)} tasks, found {num_clusters}")
-    if backend == "faiss":  # which needs points: their coordinates have the same inner products
-        lengths, axes = torch.linalg.eigh(products)
+
+    def cluster(of: Tensor, k: int) -> Tensor:
+        if backend != "faiss":
+            return _cluster(of, k, restarts, torch.Generator().manual_seed(seed))
+        lengths, axes = torch.linalg.eigh(of)  # it needs points: their coordinates have the same inner products
         points = (axes * lengths.clamp(min=0).sqrt()).float()
-        return kmeans(points, num_clusters, backend=backend, restarts=restarts, seed=seed).assignment
-    return _cluster(products, num_clusters, restarts, torch.Generator().manual_seed(seed))
+        return kmeans(points, k, backend=backend, restarts=restarts, seed=seed).assignment
+
+    if within is None:
+        return cluster(products, num_clusters)
+    clusters = within.cpu().clone()
+    count = int(clusters.max()) + 1
+    if count > num_clusters:
+        raise InputError(f"{count} clusters cannot be divided into {num_clusters}")
+    divisions: dict[int, tuple[float, Tensor]] = {}  # of each cluster: what it brings, and the tasks that leave it
+    changed = list(range(count))
+    while count < num_clusters:
+        for each in changed:
+            tasks = (clusters == each).nonzero().flatten()
+            divisions[each] = (-1.0, tasks)
+            if len(tasks) > 1:
+                mine = products[tasks][:, tasks]
+                parts = cluster(mine, 2)
+                helped = _average(parts).mul(mine).sum() - mine.mean() * len(mine)
+                divisions[each] = float(helped), tasks[parts == 1]
+        best = max(divisions, key=lambda each: divisions[each][0])
+        clusters[divisions[best][1]] = count
+        changed = [best, count]
+        count += 1
+    return clusters
 
 
 def _cluster(products: Tensor, k: int, restarts: int, generator: torch.Generator) -> Tensor:
@@ -171,6 +209,18 @@ def _average(assignment: Tensor) -> Tensor:
     """``[N, N]``, which takes each task to the mean of its cluster."""
     together = (assignment.unsqueeze(1) == assignment).double()
     return together / together.sum(1, keepdim=True)
+
+
+def _correlate_pairs(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """Correlation of two symmetric matrices off the diagonal, and its standard error (leaving out each task once)."""
+    n = len(one)
+    off = 1 - torch.eye(n, dtype=one.dtype)
+    moments = torch.stack([off, one * off, other * off, one.square() * off, other.square() * off, one * other * off])
+    total, of_task = moments.sum((1, 2), keepdim=True)[..., 0], 2 * moments.sum(2)
+    count, x, y, xx, yy, xy = torch.cat([total, total - of_task], 1)
+    correlation = (xy - x * y / count) / ((xx - x * x / count) * (yy - y * y / count)).clamp(min=0).sqrt()
+    error = ((n - 1) * correlation[1:].var(correction=0)).sqrt() if n > 3 else torch.nan
+    return float(correlation[0].nan_to_num(posinf=0, neginf=0)), float(error)
 
 
 def _find_fewest(gain: Tensor) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_ncmtl.clustering.targets import Target
 from lightning_ncmtl.errors import InputError
@@ -13,10 +13,7 @@ from lightning_ncmtl.layers import ClusterLinear, PerTask
 
 # Cluster numbers that a trace holds: a few MiB, and as much in clusters.json and checkpoints
 MAX_TRACE = 500_000
-_SLICED = ("residual", "start", "halves", "squares")
-# Of a shared warm-up: a task's own step, relative to the weights; what it loses of its own way per step; and what is
-# kept of the running mean squares. The first two were chosen on the embedded corpus and on Landmine (docs/evidence.md).
-STEP, FADING, MEMORY = 0.03, 0.01, 0.99
+_SLICED = ("residual", "start")
 
 
 @dataclass
@@ -28,11 +25,6 @@ class LayerState:
         assignment: ``[N]``; ``None`` before the first clustering.
         residual: ``[N, D]``, where each task wanted to go; ``None`` before the first clustering and once frozen.
         start: ``[1, D]`` with which all tasks started, for the metric cosine.
-        halves: ``[2, N, D]``, by how much each half of the data makes each task differ from the mean of all tasks, in a
-            shared warm-up.
-        squares: ``[D]``, running mean squares of the tasks' gradients, in a shared warm-up.
-        evidence: What these said at the end of the warm-up: ``p_value``, ``agreement`` and ``gains``, see
-            :class:`lightning_ncmtl.clustering.evidence.Evidence`.
         frozen_at_step: The first step with fixed clusters.
         trace: ``[step, [N cluster numbers]]`` whenever they changed.
     """
@@ -41,9 +33,6 @@ class LayerState:
     assignment: Tensor | None = None
     residual: Tensor | None = None
     start: Tensor | None = None
-    halves: Tensor | None = None
-    squares: Tensor | None = None
-    evidence: dict[str, Any] | None = None
     frozen_at_step: int | None = None
     trace: list[list[Any]] = field(default_factory=list)
 
@@ -107,49 +96,24 @@ class LayerState:
                 "begin with this metric. Begin anew, or choose the metric euclidean"
             )
 
-    def enter(self, half: int) -> None:
-        """Let each task compute with what a half of the data has made of it: before the forward pass of a warm-up."""
-        if self.halves is not None:
-            self.halves = self.halves.to(self.target.device)
-            rows = _widen(self.target.read())
-            self.target.write(rows.mean(0) + self.halves[half])
+    def is_moved_by(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimizer has the parameters of this layer."""
+        mine = self.target.parameters[0][0][1]
+        return any(parameter is mine for group in optimizer.param_groups for parameter in group["params"])
 
-    def learn(self, half: int) -> None:
-        """Take the tasks' gradients after a step of a warm-up, and give all tasks the mean of them.
-
-        So the optimizer moves all tasks alike. Where a task wants to go beside that is a step of its own, of
-        :data:`STEP` of the layer's root mean square weight, along its gradient less the mean, each number divided by
-        the root of its running mean square. It is kept for the half of the data that the step was of, and fades by
-        :data:`FADING` at each step.
-        """
-        target = self.target.gradients()
-        gradients = target.read()
-        target.write(gradients.mean(0).expand_as(gradients))
-        if self.num_clusters == 1:  # a hard layer
-            return
-        gradients = _widen(gradients)
-        gradients = gradients.where(gradients.isfinite().all(), 0)  # a gradient scaler leaves such a step out
-        if self.halves is None:
-            self.halves = gradients.new_zeros(2, *gradients.shape)
-            self.squares = gradients.square().mean(0)
-        assert self.squares is not None
-        self.squares = torch.lerp(self.squares.to(gradients.device), gradients.square().mean(0), 1 - MEMORY)
-        size = STEP * _widen(self.target.read()).mean(0).square().mean().sqrt()
-        own = (gradients.mean(0) - gradients).mul_(size * self.squares.rsqrt().nan_to_num_(posinf=0))
-        self.halves[half].add_(own).mul_(1 - FADING)
-
-    def leave(self) -> None:
-        """Put the average of the two halves in place, after the step of the optimizer."""
-        if self.halves is not None:
-            rows = _widen(self.target.read())
-            self.target.write(rows.mean(0) + self.halves.mean(0))
+    def share_copy(self, copy: nn.Module, layer: ClusterLinear | None) -> None:
+        """Share the weights of a copy of the module, in which ``layer`` is this one."""
+        assert self.assignment is not None
+        self.target.find_in(copy).share(self.assignment)
+        if layer is not None:
+            layer.assignment = self.assignment.cpu()
 
     def share_gradients(self) -> None:
         """Give the tasks of each cluster the mean of their gradients; where a layer computes by clusters it does so."""
-        if self.assignment is None or self.num_clusters == len(self.assignment):
-            return
-        if self._layer is None or self._layer.frozen_clusters is None:
-            self.target.gradients().share(self.assignment)
+        n = len(self.target.tasks)
+        if self.num_clusters != n and (self._layer is None or self._layer.frozen_clusters is None):
+            clusters = torch.zeros(n, dtype=torch.int64) if self.assignment is None else self.assignment
+            self.target.gradients().share(clusters)
 
     def has(self, assignment: Tensor) -> bool:
         """Whether this is the assignment that the layer has."""
@@ -206,7 +170,6 @@ class LayerState:
             "num_clusters": self.num_clusters,
             "assignment": [] if self.assignment is None else self.assignment.tolist(),
             "frozen_at_step": self.frozen_at_step,
-            "evidence": self.evidence,
             "trace": self.trace,
         }
 
@@ -225,9 +188,8 @@ class LayerState:
     def load(cls, saved: dict[str, Any]) -> "LayerState":
         """What :meth:`save` returned, with any number of ranks."""
         state = cls(**{**saved, "trace": list(saved["trace"])})
-        for name in ("residual", "halves", "squares"):  # they change in place
-            if (value := getattr(state, name)) is not None:
-                setattr(state, name, value.clone())
+        if state.residual is not None:  # it changes in place
+            state.residual = state.residual.clone()
         return state
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_ncmtl.clustering.targets import Target, find_targets
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import PerTask, cluster_layers, plain_name
+from lightning_ncmtl.layers import cluster_layers, per_task_layers
 
 NumClusters: TypeAlias = int | Literal["auto"] | list[int | Literal["auto"]] | None
 
@@ -40,7 +40,8 @@ def find_layout(
     Args:
         module: The module.
         targets: Names of the targets; ``None`` for all :class:`lightning_ncmtl.ClusterLinear` layers.
-        num_clusters: One number or ``"auto"`` for all targets, one for each, or ``None`` for those of the layers.
+        num_clusters: One number or ``"auto"`` for all targets, one for each, or ``None`` for those of the layers, and
+            ``"auto"`` for targets that are none.
         task_names: Names of the tasks; ``None`` for the keys of a ``ModuleDict``, or indices.
         specific: Names of the layers that share only in a shared warm-up; ``None`` for all others of this package.
 
@@ -59,7 +60,7 @@ def find_layout(
             "targets"
         )
     if specific is None:
-        others = {plain_name(name): layer for name, layer in module.named_modules() if isinstance(layer, PerTask)}
+        others = per_task_layers(module)
         number = len(find_targets(module, names)[0].tasks)
         specific = [name for name, layer in others.items() if name not in names and layer.num_tasks == number]
     all_of_them = find_targets(module, [*names, *specific])
@@ -67,7 +68,7 @@ def find_layout(
     tasks = _name_tasks(list(found.values()), task_names)
     wanted: list[Any]
     if num_clusters is None:
-        wanted = [layers[name].num_clusters if name in layers else None for name in names]
+        wanted = [layers[name].num_clusters if name in layers else "auto" for name in names]
     else:
         wanted = num_clusters if isinstance(num_clusters, list) else [num_clusters] * len(names)
     shared = dict(zip(specific, all_of_them[len(names) :], strict=True))
@@ -88,8 +89,6 @@ def _check_numbers(wanted: Sequence[Any], names: Sequence[str], num_tasks: int) 
             f"num_clusters {wanted} must have one value for each of the {len(names)} targets {', '.join(names)}"
         )
     for name, k in zip(names, wanted, strict=True):
-        if k is None:
-            raise InputError(f"num_clusters is needed for the target {name}: a number, or 'auto'")
         if k != "auto" and not (isinstance(k, int) and 1 <= k <= num_tasks):
             raise InputError(f"num_clusters of {name} must be 'auto' or in 1 .. {num_tasks} tasks, found {k}")
     return {name: None if k == "auto" else k for name, k in zip(names, wanted, strict=True)}

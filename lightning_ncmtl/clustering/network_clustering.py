@@ -6,28 +6,28 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ncmtl.clustering._ranks import say, warn
+from lightning_ncmtl.clustering.decision import decide
+from lightning_ncmtl.clustering.evidence import Evidence
 from lightning_ncmtl.clustering.kmeans import Backend, Metric, check_backend
 from lightning_ncmtl.clustering.layer_state import LayerState
 from lightning_ncmtl.clustering.layer_step import share_layers
 from lightning_ncmtl.clustering.layout import NumClusters, find_layout
-from lightning_ncmtl.clustering.settings import check_settings, check_sharded
+from lightning_ncmtl.clustering.settings import WARMUP_STEPS, check_settings
 from lightning_ncmtl.clustering.start import start_alike, start_apart
-from lightning_ncmtl.clustering.warmup import decide
+from lightning_ncmtl.clustering.warmup import SharedWarmup
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import PerTask, cluster_layers, plain_name
+from lightning_ncmtl.layers import PerTask, cluster_layers, per_task_layers
 
 
 class NetworkClustering:
     """Groups tasks with similar weights into clusters that share them, layer by layer, while a module trains.
 
-    Call :meth:`step` after each step of the optimizer: it runs the sharing step of
-    :mod:`lightning_ncmtl.clustering.sharing` on each target. Under Lightning,
-    :class:`lightning_ncmtl.callbacks.NetworkClusteringCallback` does all this.
+    Call :meth:`start_step` before each forward pass, :meth:`before_step` before each step of the optimizer, and
+    :meth:`step` after it. Under Lightning, :class:`lightning_ncmtl.callbacks.NetworkClusteringCallback` does all this.
 
-    It departs from the paper, whose algorithm groups tasks by their random start and never changes again: there is a
-    shared start, a warm-up and a memory of where each task wanted to go. ``preset="literal"`` is the paper's. With
-    ``warmup="shared"``, clusters come with evidence from two halves of the data
-    (:mod:`lightning_ncmtl.clustering.warmup`).
+    It departs from the paper, whose algorithm groups tasks by their random start and never changes again: clusters come
+    with evidence from two halves of the data, at the end of a warm-up that all tasks share
+    (:mod:`lightning_ncmtl.clustering.warmup`). ``preset="literal"`` is the paper's.
 
     Where ``torch.distributed`` is initialised, all ranks must step together: rank 0 decides for all.
 
@@ -35,19 +35,20 @@ class NetworkClustering:
         module: The module; ``None`` to :meth:`attach` one later. Give it before the weights of a checkpoint are loaded,
             which the shared start would overwrite.
         num_clusters: Number of clusters, one for all targets or one per target. By default that of
-            the :class:`lightning_ncmtl.ClusterLinear` layers. ``"auto"`` chooses it at the end of the warm-up: by the
-            silhouette, at least 2 (see :func:`lightning_ncmtl.clustering.choose_num_clusters`); by evidence after a
-            shared one, from one (there is none) to one per task.
+            the :class:`lightning_ncmtl.ClusterLinear` layers, and ``"auto"`` for others, which chooses it at the end
+            of the warm-up: by evidence, from one (there is none) to one per task; after a warm-up apart by the
+            silhouette, at least 2 (see :func:`lightning_ncmtl.clustering.choose_num_clusters`).
         targets: Names of the per-task parts of the module, one cluster layer each: a ``ModuleList`` or ``ModuleDict``
             with one child per task (``"heads"``), a part of each child (``"heads.*.fc1"``), or a parameter or module
             whose parameters have the task as their first dimension. By default every ``ClusterLinear``.
         task_names: Names of the tasks, for messages; by default the keys of the ``ModuleDict``, or indices.
         warmup_steps: Steps before the first clustering: as many as the shared part of the network needs to become
-            useful. (A layer with one cluster shares from the first step.)
-        warmup: ``"apart"``: tasks train apart, then k-means groups them by their weights after each step until they are
-            frozen. ``"shared"``: the optimizer moves all tasks alike, a memory keeps where each wants to go, and the
-            clusters found at the end of the warm-up stay. It needs :meth:`start_step` and :meth:`before_step`; of the
-            settings below, ``every_n_steps``, ``commitment`` and ``metric`` are not for it.
+            useful. Of a shared warm-up that is the most (by default 1000); it ends when its clusters, if there are any,
+            have not changed since its middle. (A layer with one cluster shares from the first step.)
+        warmup: ``"shared"``: the optimizer moves all tasks alike, a memory keeps where each wants to go, and the
+            clusters found at the end of the warm-up stay; ``every_n_steps``, ``commitment`` and ``metric`` are not for
+            it. ``"apart"``: tasks train apart (by default 200 steps), then k-means groups them by their weights after
+            each step until they are frozen; it does without :meth:`start_step` and :meth:`before_step`.
         specific: Names of per-task parts that share in a shared warm-up and no longer, such as heads. By default all
             other layers of this package with weights per task.
         every_n_steps: Run k-means every this many steps (the paper: 1). Sharing runs after each.
@@ -61,11 +62,12 @@ class NetworkClustering:
         shared_start: At the start of a fresh training (not of a resumed one), give all tasks of a target the weights
             of the first, so that they differ only by what they learn.
         preset: ``"literal"`` for the paper word for word, whatever the other settings: independent random start of
-            every task (heads included), no warm-up, no memory, one k-means++ start anew at each clustering.
+            every task (heads included), no warm-up or memory, one k-means++ start anew at each clustering.
 
     Attributes:
         tasks: Names of the tasks; empty before there is a module or a state.
         steps: How often :meth:`step` was called.
+        evidence: What a shared warm-up found out, at its end.
         losses: The last step of sharing of each target and its clustering loss, ``{target: (step, 0-d)}``.
         changes: The share of its tasks that changed cluster in that step, ``{target: 0-d}``.
 
@@ -75,15 +77,16 @@ class NetworkClustering:
     Example:
         >>> model = nn.ModuleDict({"heads": nn.ModuleList(nn.Linear(4, 1) for _ in range(6))})
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> clusters = NetworkClustering(model, num_clusters=2, targets="heads", warmup_steps=1)
+        >>> clusters = NetworkClustering(model, num_clusters=2, targets="heads", warmup_steps=2)
         >>> for _ in range(3):
+        ...     clusters.start_step()
         ...     optimizer.zero_grad()
         ...     sum(i % 2 * head.weight.sum() for i, head in enumerate(model["heads"])).backward()
+        ...     clusters.before_step()
         ...     optimizer.step()
         ...     clusters.step()
-        >>> found = clusters.assignments["heads"]
-        >>> bool((found == found[0])[::2].all()), bool(found[0] == found[1])
-        (True, False)
+        >>> (clusters.assignments["heads"] == clusters.assignments["heads"][0]).tolist()
+        [True, False, True, False, True, False]
     """
 
     def __init__(
@@ -93,8 +96,8 @@ class NetworkClustering:
         targets: str | list[str] | None = None,
         *,
         task_names: list[str] | None = None,
-        warmup_steps: int = 200,
-        warmup: Literal["apart", "shared"] = "apart",
+        warmup_steps: int | None = None,
+        warmup: Literal["shared", "apart"] = "shared",
         specific: str | list[str] | None = None,
         every_n_steps: int = 1,
         commitment: float = 0.01,
@@ -112,7 +115,8 @@ class NetworkClustering:
         self.targets = [targets] if isinstance(targets, str) else targets
         self.specific = [specific] if isinstance(specific, str) else specific
         self.task_names = task_names
-        self.warmup, self.warmup_steps = warmup, warmup_steps
+        self.warmup: Literal["shared", "apart"] = warmup
+        self.warmup_steps: float = WARMUP_STEPS.get(warmup, 0) if warmup_steps is None else warmup_steps
         self.every_n_steps, self.commitment, self.metric = every_n_steps, commitment, metric
         self.restarts, self.backend, self.max_clusters, self.seed = restarts, backend, max_clusters, seed
         self.shared_start, self.preset = shared_start, preset
@@ -129,8 +133,10 @@ class NetworkClustering:
         self.changes: dict[str, Tensor] = {}
         self._module: nn.Module | None = None
         self._states: dict[str, LayerState] = {}
-        self._specific: dict[str, LayerState] = {}  # of the warm-up alone
-        self._half = 0
+        self.evidence: Evidence | None = None
+        self._warmup: SharedWarmup | None = None  # as long as it lasts
+        self._saved_warmup: dict[str, Any] | None = None
+        self._half: int | None = None  # of a step that start_step began
         self._has_learned = False  # whether before_step was called
         self._layers: list[PerTask] = []  # targets that are layers of this package
         self._just_started: list[str] = []  # targets whose weights the shared start has overwritten
@@ -159,15 +165,16 @@ class NetworkClustering:
         )
         if self._states and self.tasks != tasks:  # a cluster number belongs to the place of a task
             raise InputError(f"the checkpoint has the tasks {', '.join(self.tasks)}; the module {', '.join(tasks)}")
-        if any(k is None or 1 < k < len(tasks) for k in clusters.values()):
+        deciding = [name for name, k in clusters.items() if k not in (1, len(tasks))]
+        if deciding:
             check_backend(self.backend)
-        if any(target.group is not None for target in targets.values()):
-            check_sharded(self.backend, self.warmup)
+        if self.backend == "faiss" and any(target.group is not None for target in targets.values()):
+            raise InputError("FAISS needs whole weights, found sharded ones: choose the backend 'gram'")
         saved = {name: state.num_clusters for name, state in self._states.items()}
         clusters = {name: saved.get(name) if k is None else k for name, k in clusters.items()}
         if saved and saved != clusters:
             raise InputError(f"the checkpoint is of another model: it has the clusters {saved}, this model {clusters}")
-        stacked = {plain_name(path): layer for path, layer in module.named_modules() if isinstance(layer, PerTask)}
+        stacked = per_task_layers(module)
         for layer in stacked.values():
             layer.freeze_clusters(None)
         self._module, self.tasks = module, tasks
@@ -175,13 +182,15 @@ class NetworkClustering:
         self._states = self._states or {name: LayerState(k) for name, k in clusters.items()}
         for name, state in self._states.items():
             state.attach(targets[name], stacked.get(name))
-        self._specific = {name: self._specific.get(name, LayerState(None)) for name in specific}
-        for name, state in self._specific.items():
-            state.attach(specific[name], None)
-        if not saved:
-            for name, target in targets.items():
-                number = clusters[name] or "as yet unknown"
-                say(f"{name}: {len(tasks)} tasks with {target.size:,} parameters each, {number} clusters")
+        self._warmup = None
+        if self.warmup == "shared" and deciding and not self.assignments:
+            sharing = {name: target for name, target in (targets | specific).items() if clusters.get(name) != 1}
+            self._warmup = SharedWarmup(sharing, deciding, self.max_clusters, self.restarts, self.seed)
+            if self._saved_warmup is not None:
+                self._warmup.load(self._saved_warmup)
+        for name, target in targets.items() if not saved else ():
+            number = clusters[name] or "as yet unknown"
+            say(f"{name}: {len(tasks)} tasks with {target.size:,} parameters each, {number} clusters")
         if fresh and not saved:
             if self.preset == "literal":
                 start_apart(module, self.seed)
@@ -194,8 +203,7 @@ class NetworkClustering:
     def start_step(self, half: int | None = None, warmup: bool | None = None) -> None:
         """Before the forward pass of a step.
 
-        In a shared warm-up each task computes with what one half of the data has made of it, so that the two halves
-        know nothing of each other.
+        In a shared warm-up each task computes with what one half of the data has made of it.
 
         Args:
             half: 0 or 1, of which half of the data the batch is (``batch["half"]``). By default steps alternate, which
@@ -203,27 +211,28 @@ class NetworkClustering:
             warmup: As in :meth:`step`.
         """
         self._half = self.steps % 2 if half is None else half
-        if self._is_shared_warmup(warmup):
-            for state in self._all():
-                state.enter(self._half)
+        if (shared := self._go_on(warmup)) is not None:
+            shared.enter(self._half)
 
     @torch.no_grad()
-    def before_step(self, warmup: bool | None = None) -> None:
+    def before_step(self, warmup: bool | None = None, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Between ``backward`` and the step of the optimizer: tasks that share get the mean of their gradients.
 
         So they truly have one set of weights, as if there was only one.
 
         Args:
             warmup: As in :meth:`step`.
+            optimizer: The one that steps, where there are several: only the one of the targets matters.
         """
-        if self._is_shared_warmup(warmup):
-            for state in self._all():
-                state.learn(self._half)
+        if optimizer is not None and not any(state.is_moved_by(optimizer) for state in self._states.values()):
+            return
+        if (shared := self._go_on(warmup)) is not None and self._half is not None:
+            shared.learn(self._half)
             self._has_learned = True
-        elif self.warmup == "shared":
-            self._decide()
+        if self.warmup == "shared":
             for state in self._states.values():
-                state.share_gradients()
+                if shared is None or state.num_clusters == 1:
+                    state.share_gradients()
 
     @torch.no_grad()
     def step(self, warmup: bool | None = None) -> None:
@@ -235,22 +244,20 @@ class NetworkClustering:
         Raises:
             InputError: If there is no module yet, or if weights are not finite: before they spread to their cluster.
         """
-        if not (shared_warmup := self._is_shared_warmup(warmup)) and self.warmup == "shared":
-            self._decide()
+        shared = self._go_on(warmup)
         self._just_started = []
         self.steps += 1
-        if shared_warmup:
+        if shared is not None:
             if not self._has_learned:
                 raise InputError(
                     "a shared warm-up needs the gradients of each step: call start_step() before the forward pass and "
                     "before_step() before that of the optimizer, or choose warmup='apart'"
                 )
-            for state in self._all():
-                state.leave()
-            self._has_learned = False
+            self._half, self._has_learned = None, False
+            shared.leave()
             return
-        if warmup is None:
-            warmup = self.steps <= self.warmup_steps
+        if warmup is None or self.warmup == "shared":
+            warmup = self.warmup == "apart" and self.steps <= self.warmup_steps
         # A layer with one cluster is a hard layer: there is nothing to find out, so it shares from the first step. One
         # with a cluster per task has nothing to share, once it was said.
         states = {
@@ -300,29 +307,36 @@ class NetworkClustering:
         An average holds weights from before tasks came together. A second time it changes nothing.
         """
         layers = cluster_layers(copy)
-        for name, assignment in self.assignments.items():
-            self._states[name].target.find_in(copy).share(assignment)
-            if name in layers:
-                layers[name].assignment = assignment.cpu()
+        for name in self.assignments:
+            self._states[name].share_copy(copy, layers.get(name))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly; CPU tensors and plain values.
 
         Where parameters are sharded, all ranks must call it at once: it gathers the residuals, whole for each.
         """
-        layers, specific = ({name: state.save() for name, state in of.items()} for of in (self._states, self._specific))
-        return {"layers": layers, "specific": specific, "tasks": self.tasks, "steps": self.steps}
+        return {
+            "layers": {name: state.save() for name, state in self._states.items()},
+            "tasks": self.tasks,
+            "steps": self.steps,
+            "kind": self.warmup,
+            "evidence": None if self.evidence is None else self.evidence._asdict(),
+            "warmup": None if self._warmup is None else self._warmup.save(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned. Load the weights of the module first.
 
         Raises:
-            InputError: If the state is that of another module, or the module's weights were not loaded.
+            InputError: If the state is that of another module or kind of warm-up, or the module's weights were not
+                loaded.
         """
-        self._states, self._specific = (
-            {name: LayerState.load(state) for name, state in state_dict[of].items()} for of in ("layers", "specific")
-        )
+        if (kind := state_dict["kind"]) != self.warmup:
+            raise InputError(f"the checkpoint was trained with warmup={kind!r}, found {self.warmup!r}: choose the same")
+        self._states = {name: LayerState.load(state) for name, state in state_dict["layers"].items()}
         self.tasks, self.steps = list(state_dict["tasks"]), state_dict["steps"]
+        evidence, self._saved_warmup = state_dict["evidence"], state_dict["warmup"]
+        self.evidence = None if evidence is None else Evidence(**evidence)
         if self._module is None:
             return
         self.attach(self._module, fresh=False)
@@ -333,18 +347,17 @@ class NetworkClustering:
                     "load the module's weights, then the state of the clusters"
                 )
 
-    def _all(self) -> list[LayerState]:
-        return [*self._states.values(), *self._specific.values()]
-
-    def _is_shared_warmup(self, warmup: bool | None) -> bool:
-        """Whether the step that begins or goes on is one of it."""
+    def _go_on(self, warmup: bool | None) -> SharedWarmup | None:
+        """The shared warm-up, if the step that begins or goes on is one of it; at its end it decides."""
         if self._module is None:
             raise InputError("there is nothing to cluster yet: give NetworkClustering a module, or attach one")
-        return self.warmup == "shared" and (self.steps < self.warmup_steps if warmup is None else warmup)
-
-    def _decide(self) -> None:
-        """At the end of a shared warm-up, once."""
-        if any(state.assignment is None for state in self._states.values()):
-            settings: dict[str, Any] = {"max_clusters": self.max_clusters, "restarts": self.restarts, "seed": self.seed}
-            decide(self._states, self._specific, self.steps + 1, backend=self.backend, **settings)
-            self._specific = {}
+        shared = self._warmup
+        if shared is None or (not shared.is_over and (self.steps < self.warmup_steps if warmup is None else warmup)):
+            return shared
+        if (evidence := shared.weigh()) is None:
+            raise InputError("the warm-up has seen no steps of one half of the data: make it longer")
+        self.evidence = evidence
+        settings: dict[str, Any] = {"restarts": self.restarts, "seed": self.seed, "backend": self.backend}
+        decide(self._states, evidence, self.steps + 1, **settings)
+        self._warmup = None
+        return None

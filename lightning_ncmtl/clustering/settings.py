@@ -1,9 +1,12 @@
-"""The settings of network clustering: what is out of range is refused."""
+"""The settings of network clustering: how long a warm-up is, and what is out of range, which is refused."""
 
 from typing import Any, get_args
 
 from lightning_ncmtl.clustering.kmeans import Metric
 from lightning_ncmtl.errors import InputError
+
+# Steps of a warm-up; of a shared one, the most
+WARMUP_STEPS = {"shared": 1000, "apart": 200}
 
 
 def check_settings(of: Any) -> None:
@@ -17,7 +20,7 @@ def check_settings(of: Any) -> None:
         (of.every_n_steps >= 1, f"every_n_steps must be at least 1, found {of.every_n_steps}"),
         (of.restarts >= 1, f"restarts must be at least 1, found {of.restarts}"),
         (0 <= of.commitment <= 1, f"commitment must be between 0 and 1, found {of.commitment}"),
-        (of.warmup in ("shared", "apart"), f"unknown warmup {of.warmup!r}: choose 'shared' or 'apart'"),
+        (of.warmup in WARMUP_STEPS, f"unknown warmup {of.warmup!r}: choose 'shared' or 'apart'"),
         (of.warmup == "apart" or of.shared_start, "tasks that share in the warm-up need a shared start: allow for one"),
         (of.metric in get_args(Metric), f"unknown metric {of.metric!r}: choose one of {', '.join(get_args(Metric))}"),
         (not cosine or of.shared_start, "the metric cosine compares ways from a shared start: allow for one"),
@@ -26,11 +29,3 @@ def check_settings(of: Any) -> None:
     ):
         if not is_right:
             raise InputError(message)
-
-
-def check_sharded(backend: str, warmup: str) -> None:
-    """Raise :class:`InputError` if a setting needs whole weights, where each rank has a part of them."""
-    if backend == "faiss":
-        raise InputError("FAISS needs whole weights, found sharded ones: choose the backend 'gram'")
-    if warmup == "shared":
-        raise InputError("a shared warm-up needs whole weights, found sharded ones: choose warmup='apart'")

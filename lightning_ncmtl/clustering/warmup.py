@@ -1,88 +1,211 @@
-"""The end of a shared warm-up: clusters, and how sure they are.
+"""The shared warm-up: two views of each task from disjoint halves of the data, until clusters can be told from chance.
 
-In a shared warm-up the optimizer moves the weights of all tasks alike, by the mean of their gradients. Beside that, two
-disjoint halves of the data take turns, and each makes each task differ a little from the mean
-(:meth:`lightning_ncmtl.clustering.layer_state.LayerState.learn`): the network computes with the mean and what the half
+The optimizer moves the weights of all tasks alike, by the mean of their gradients. Beside that, two halves of the data
+take turns, and each makes each task differ a little from the mean: the network computes with the mean and what the half
 of the batch has made of the task. So layers in front of a cluster layer learn what tasks need that differ, and what the
-halves make of a task, at its end, are two independent views of it (:mod:`lightning_ncmtl.clustering.evidence`).
+halves make of a task are two independent views of it (:mod:`lightning_ncmtl.clustering.evidence`).
+
+Shapes: N tasks, D numbers per task in all layers together, of which this rank may have a slice.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import chain
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from lightning_ncmtl.clustering._ranks import agree, say
+from lightning_ncmtl.clustering._ranks import agree
 from lightning_ncmtl.clustering.evidence import Evidence, group_tasks, multiply_halves, weigh_evidence
-from lightning_ncmtl.clustering.kmeans import Backend
-from lightning_ncmtl.clustering.layer_state import LayerState
+from lightning_ncmtl.clustering.targets import Target
 from lightning_ncmtl.errors import InputError
 
+# A task's own step, relative to the weights; what it loses of its own way per step; and what is kept of the running
+# mean squares. The first two were chosen on the embedded corpus and on Landmine (docs/evidence.md).
+STEP, FADING, MEMORY = 0.03, 0.01, 0.99
+# Steps between two measurements of the views, which forget in about twice as many
+EVERY = 50
+# Evidence is weighed at this step, and whenever there are so many times as many
+FIRST, GROWTH = 100, 2**0.25
+# How often in a row the same clusters must be found: from the middle of the warm-up to its end
+ALIKE = 5
 
-def decide(
-    states: Mapping[str, LayerState],
-    specific: Mapping[str, LayerState],
-    step: int,
-    *,
-    max_clusters: int,
-    restarts: int,
-    seed: int,
-    backend: Backend,
-) -> None:
-    """Find the clusters of all layers, and fix them.
 
-    All layers are looked at together, as each alone knows less; those with the same number of clusters get the same.
+class SharedWarmup:
+    """What a shared warm-up keeps of some layers.
 
     Args:
-        states: Cluster layers by name; their ``num_clusters`` is ``None`` where it is to be chosen.
-        specific: Layers that shared in the warm-up, too, and share no more.
-        step: The first step with these clusters.
-        max_clusters: Upper bound where the number is chosen (beside the number of tasks).
+        layers: The layers that share, by name.
+        deciding: Names of those that evidence is taken from.
+        max_clusters: Upper bound of the number of clusters, beside N.
         restarts: k-means++ starts.
-        seed: Seed of k-means++ and of the permutations.
-        backend: The k-means to use.
+        seed: Seed of k-means++ and of permutations.
 
-    Raises:
-        InputError: If the warm-up has seen only one half of the data, or weights are not finite.
+    Attributes:
+        steps: How many there were.
     """
-    for name, state in {**states, **specific}.items():
-        if broken := state.target.find_broken():
+
+    def __init__(
+        self, layers: Mapping[str, Target], deciding: Collection[str], max_clusters: int, restarts: int, seed: int
+    ) -> None:
+        kinds = [{name: each for name, each in layers.items() if each.stacked == kind} for kind in (True, False)]
+        self._views = [_Views(of_kind) for of_kind in kinds if of_kind]
+        self._deciding = set(deciding)
+        self._settings = {"max_clusters": max_clusters, "restarts": restarts, "seed": seed}
+        self._products: dict[str, Tensor] = {}
+        self._found: list[list[int]] = []  # the clusters of the last weighings
+        self._due = float(FIRST)  # the step of the next one
+        self.steps = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there are clusters, which have not changed for a long time."""
+        last = self._found[-ALIKE:]
+        return len(last) == ALIKE and max(last[0]) > 0 and all(clusters == last[0] for clusters in last)
+
+    def enter(self, half: int) -> None:
+        """Let each task compute with what a half of the data has made of it: before the forward pass."""
+        for views in self._views:
+            views.enter(half)
+
+    def learn(self, half: int) -> None:
+        """Take the tasks' gradients of a batch of a half, and give all tasks the mean of them."""
+        for views in self._views:
+            views.learn(half)
+
+    def leave(self) -> None:
+        """After the step of the optimizer: put the average of the two views in place; now and then weigh them.
+
+        Raises:
+            InputError: If weights are not finite.
+        """
+        for views in self._views:
+            views.leave()
+        self.steps += 1
+        if self.steps % EVERY == 0:
+            self._measure()
+        if self.steps >= self._due:
+            self._due = max(self._due * GROWTH, self.steps + 1)
+            if (evidence := self.weigh()) is not None:
+                clusters = group_tasks(evidence.products, evidence.num_clusters).to(self._views[0].halves.device)
+                self._found = [*self._found[1 - ALIKE :], agree({"": clusters})[""].tolist()]
+
+    def weigh(self) -> Evidence | None:
+        """The evidence so far; ``None`` if there is none, as no layer decides, or steps of one half are missing.
+
+        Raises:
+            InputError: If weights are not finite.
+        """
+        products = self._products
+        if self.steps % EVERY:  # since the last measurement
+            self._measure()
+            products, self._products = self._products, products
+        return weigh_evidence(list(products.values()), **self._settings) if products else None
+
+    def _measure(self) -> None:
+        """Later views count for more, in proportion to the step: by then the layers below have learned more."""
+        products: dict[str, Tensor] = {}
+        for views in self._views:
+            products |= views.multiply(self._deciding)
+        self._products = {
+            name: self.steps * each + self._products.get(name, torch.zeros_like(each))
+            for name, each in products.items()
+        }
+
+    def save(self) -> dict[str, Any]:
+        """CPU tensors and plain values; where parameters are sharded, all ranks must call it at once."""
+        return {
+            "views": [views.save() for views in self._views],
+            "products": {name: products.to("cpu", copy=True) for name, products in self._products.items()},
+            "found": list(self._found),
+            "due": self._due,
+            "steps": self.steps,
+        }
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`save` returned, with any number of ranks."""
+        for views, theirs in zip(self._views, saved["views"], strict=True):
+            views.load(theirs)
+        self._products, self._found = dict(saved["products"]), list(saved["found"])
+        self._due, self.steps = saved["due"], saved["steps"]
+
+
+class _Views:
+    """The two views of the tasks of some layers, read and written at once: many layers need few kernels.
+
+    Attributes:
+        halves: ``[2, N, D]``, by how much each half of the data makes each task differ from the mean of all tasks.
+        squares: ``[D]``, running mean squares of the tasks' gradients; ``None`` before there were any.
+    """
+
+    def __init__(self, layers: Mapping[str, Target]) -> None:
+        targets = list(layers.values())
+        self._names = list(layers)
+        self._widths = [target.read().shape[1] for target in targets]  # of this rank's slices
+        self._sizes = [target.size for target in targets]
+        # As if they were one layer
+        parameters = [list(chain(*parts)) for parts in zip(*(target.parameters for target in targets), strict=True)]
+        self._target = Target(", ".join(layers), targets[0].tasks, parameters, targets[0].stacked)
+        rows = _widen(self._target.read())
+        self.halves = rows.new_zeros(2, *rows.shape)
+        self.squares: Tensor | None = None
+        self._unit = rows[0]  # [D], the length of a task's own step: that of the batch's enter()
+
+    def enter(self, half: int) -> None:
+        center = _widen(self._target.read()).mean(0)
+        self.halves = self.halves.to(center.device)
+        self._target.write(center + self.halves[half])
+        squares = torch.stack([torch.linalg.vector_norm(part) for part in center.split(self._widths)]).square_()
+        lengths = STEP * (self._target.total(squares) / squares.new_tensor(self._sizes)).sqrt_()
+        self._unit = torch.cat([each.expand(width) for each, width in zip(lengths, self._widths, strict=True)])
+
+    def learn(self, half: int) -> None:
+        """Each task makes a step of its own, along its gradient less the mean, each number divided by its root mean
+
+        square over time: of :data:`STEP` of the layer's root mean square weight. It fades by :data:`FADING` a step.
+        """
+        target = self._target.gradients()
+        gradients = target.read()
+        mean = gradients.mean(0)
+        target.write(mean.expand_as(gradients))
+        gradients, mean = _widen(gradients), _widen(mean)
+        # A gradient scaler leaves out a step with infinite ones, and so do we. The sum of finite numbers may overflow,
+        # too, once in a lifetime.
+        is_finite = self._target.total(gradients.sum()).isfinite()
+        own = (mean - gradients).where(is_finite, 0)
+        squares = gradients.square().mean(0)
+        self.squares = squares if self.squares is None else self.squares.to(squares.device)
+        self.squares = torch.lerp(self.squares, squares.where(is_finite, self.squares), 1 - MEMORY)
+        own.mul_(self._unit * self.squares.rsqrt().nan_to_num_(posinf=0))
+        self.halves[half].add_(own).mul_(1 - FADING)
+
+    def leave(self) -> None:
+        self._target.write(_widen(self._target.read()).mean(0) + self.halves.mean(0))
+
+    def multiply(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Inner products ``[2N, 2N]`` of the views of some layers, on the CPU; none before both halves had steps."""
+        if broken := self._target.find_broken():
             raise InputError(
-                f"{name} has weights that are not finite (NaN or infinity) after the warm-up, of {len(broken)} tasks: "
-                "a lower learning rate or gradient clipping may help"
+                f"{self._target.name} have weights that are not finite (NaN or infinity) in the warm-up, of "
+                f"{len(broken)} tasks: a lower learning rate or gradient clipping may help"
             )
-    layers = [*states.values(), *specific.values()]
-    products = []
-    for state in layers:
-        if state.halves is not None:
-            if not all(half.any() for half in state.halves):
-                raise InputError("the warm-up has seen no steps of one half of the data: make it longer")
-            first, second = state.halves
-            products.append(multiply_halves(first, second, state.target.group))
-    if not products and any(state.num_clusters != 1 for state in states.values()):
-        raise InputError("the warm-up has seen no steps of one half of the data: make it longer")
-    evidence = weigh_evidence(products, max_clusters=max_clusters, restarts=restarts, seed=seed) if products else None
-    for name, state in states.items():
-        k, n, device = state.num_clusters, len(state.target.tasks), state.target.device
-        if k == 1 or evidence is None:  # a hard layer
-            assignment = torch.zeros(n, dtype=torch.int64, device=device)
-        else:
-            k = k or evidence.num_clusters
-            found = group_tasks(evidence.products, k, restarts=restarts, seed=seed, backend=backend)
-            assignment = agree({name: found.to(device)})[name]
-            gains = {str(number): gain for number, gain in evidence.gains.items()}
-            state.evidence = {"p_value": evidence.p_value, "agreement": evidence.agreement, "gains": gains}
-            say(f"{name}: {describe(evidence, k, n)}")
-        state.count_clusters(assignment)
-        state.remember(assignment, True, step)
-        state.freeze(step)
-    for state in layers:
-        state.halves = state.squares = None
+        if not all(self._target.total(half.count_nonzero()) for half in self.halves):
+            return {}
+        parts = dict(zip(self._names, self.halves.split(self._widths, dim=2), strict=True))
+        group = self._target.group
+        return {name: multiply_halves(part[0], part[1], group).cpu() for name, part in parts.items() if name in names}
+
+    def save(self) -> dict[str, Tensor | None]:
+        whole = self._target.whole
+        squares = None if self.squares is None else whole(self.squares).to("cpu", copy=True)
+        return {"halves": whole(self.halves).to("cpu", copy=True), "squares": squares}
+
+    def load(self, saved: Mapping[str, Tensor | None]) -> None:
+        halves, squares = (None if value is None else self._target.cut(value).clone() for value in saved.values())
+        assert halves is not None
+        self.halves, self.squares = halves, squares
 
 
-def describe(evidence: Evidence, k: int, n: int) -> str:
-    """One line for people, of K clusters of N tasks."""
-    if k == 1:
-        what = "no evidence for clusters, all tasks share"
-    else:
-        what = "every task for itself" if k == n else f"{k} clusters of {n} tasks"
-    return f"{what} (agreement of halves {evidence.agreement:.2f}, p = {evidence.p_value:.3g})"
+def _widen(rows: Tensor) -> Tensor:
+    """In float32 at least."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))

@@ -1,7 +1,7 @@
 """Layers with one set of weights per task, for rows of any tasks in any order."""
 
 from lightning_ncmtl.layers.compact import CompactLayer
-from lightning_ncmtl.layers.linear import ClusterLinear, TaskLinear, cluster_layers
+from lightning_ncmtl.layers.linear import ClusterLinear, TaskLinear, cluster_layers, per_task_layers
 from lightning_ncmtl.layers.names import plain_name, uncompiled
 from lightning_ncmtl.layers.per_task import PerTask
 from lightning_ncmtl.layers.routing import Routing, route
@@ -15,6 +15,7 @@ __all__ = [
     "TaskLinear",
     "TaskModule",
     "cluster_layers",
+    "per_task_layers",
     "plain_name",
     "route",
     "uncompiled",

@@ -5,7 +5,7 @@ Shapes: B batch, N tasks, K clusters.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +132,7 @@ class ClusterLinear(TaskLinear):
         num_tasks: Number of tasks N.
         in_features: Size of each input row.
         out_features: Size of each output row.
-        num_clusters: Number of clusters K, at most ``num_tasks``.
+        num_clusters: Number of clusters K, at most ``num_tasks``, or ``"auto"``: network clustering will tell.
         bias: Whether each task also learns an additive bias.
 
     Attributes:
@@ -140,18 +140,23 @@ class ClusterLinear(TaskLinear):
             is part of ``state_dict``, but not a buffer, of which averages are taken and which DDP broadcasts.
 
     Raises:
-        InputError: If ``num_clusters`` is not in ``1 .. num_tasks``.
+        InputError: If ``num_clusters`` is neither in ``1 .. num_tasks`` nor ``"auto"``.
     """
 
     def __init__(
-        self, num_tasks: int, in_features: int, out_features: int, num_clusters: int, bias: bool = True
+        self,
+        num_tasks: int,
+        in_features: int,
+        out_features: int,
+        num_clusters: int | Literal["auto"] = "auto",
+        bias: bool = True,
     ) -> None:
         super().__init__(num_tasks, in_features, out_features, bias)
-        if not 1 <= num_clusters <= num_tasks:
+        if num_clusters != "auto" and not 1 <= num_clusters <= num_tasks:
             raise InputError(
-                f"num_clusters must be between 1 and the number of tasks {num_tasks}, found {num_clusters}"
+                f"num_clusters must be 'auto' or between 1 and the number of tasks {num_tasks}, found {num_clusters}"
             )
-        self.num_clusters = num_clusters
+        self.num_clusters: int | Literal["auto"] = num_clusters
         self.assignment = torch.full((num_tasks,), -1, device="cpu")
         self.reset_parameters(shared=True)
 
@@ -169,3 +174,8 @@ class ClusterLinear(TaskLinear):
 def cluster_layers(module: nn.Module) -> dict[str, ClusterLinear]:
     """The :class:`ClusterLinear` layers of a module by their names, whether they are compiled or not."""
     return {plain_name(name): layer for name, layer in module.named_modules() if isinstance(layer, ClusterLinear)}
+
+
+def per_task_layers(module: nn.Module) -> dict[str, PerTask]:
+    """All layers of this package with weights per task, in the same way."""
+    return {plain_name(name): layer for name, layer in module.named_modules() if isinstance(layer, PerTask)}

@@ -1,7 +1,7 @@
 """Network Clustering for Multi-task Learning (Mu, Gao & Guo, Neural Process. Lett. 57:4, 2025)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -25,7 +25,8 @@ class NCMTL(MultiTaskModule):
         encoder: The hard layers: maps ``inputs`` to ``[B, encoder.out_features]``.
         num_tasks: Number of tasks N.
         cluster_features: Width of each cluster layer (the paper, 4.1: 32, 32, 16).
-        num_clusters: Number of clusters of each cluster layer (the paper, 4.1: 3, 5, 10).
+        num_clusters: Number of clusters of each cluster layer (the paper, 4.1: 3, 5, 10), or ``"auto"``: what the
+            evidence for clusters says.
         dropout: Dropout after each cluster layer.
         settings: Those of :class:`lightning_ncmtl.modules.MultiTaskModule`.
 
@@ -39,21 +40,24 @@ class NCMTL(MultiTaskModule):
         num_tasks: int,
         *,
         cluster_features: Sequence[int] = (32, 32, 16),
-        num_clusters: Sequence[int] = (3, 5, 10),
+        num_clusters: Sequence[int | Literal["auto"]] | Literal["auto"] = "auto",
         dropout: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(num_tasks, **settings)
-        if len(cluster_features) != len(num_clusters):
+        numbers: Sequence[int | Literal["auto"]] = (
+            ["auto"] * len(cluster_features) if num_clusters == "auto" else num_clusters
+        )
+        if len(cluster_features) != len(numbers):
             raise InputError(
                 f"cluster_features and num_clusters need one value per layer, found {list(cluster_features)} "
-                f"and {list(num_clusters)}"
+                f"and {list(numbers)}"
             )
         self.encoder = encoder
         widths = [int(encoder.out_features), *cluster_features]  # type: ignore[arg-type]
         self.cluster_layers = nn.ModuleList(
             ClusterLinear(num_tasks, inside, outside, clusters)
-            for inside, outside, clusters in zip(widths, widths[1:], num_clusters, strict=False)
+            for inside, outside, clusters in zip(widths, widths[1:], numbers, strict=False)
         )
         self.dropout = nn.Dropout(dropout)
         self.head = make_specific(num_tasks, widths[-1], self.num_classes)

@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from data import make_data
 from projects import Heads
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -15,9 +14,10 @@ from rich.console import Console
 from sklearn.metrics import adjusted_rand_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data import make_data
 from lightning_ncmtl import NCMTL, HardShare
 from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
-from lightning_ncmtl.callbacks._tables import cluster_table, describe_evidence
+from lightning_ncmtl.callbacks._tables import cluster_table, evidence_line
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.sources import SyntheticAssays
 from lightning_ncmtl.encoders import NGram
@@ -150,7 +150,7 @@ def test_evidence_is_told_drawn_and_written(
     assert found == {name: getattr(evidence, name) for name in found}
     assert (tmp_path / "pictures" / "evidence.png").read_bytes().startswith(b"\x89PNG")
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"Clusters {describe_evidence(report)} " in shown
+    assert f"Clusters {evidence_line(report)} " in shown
 
 
 def a_report(found: int, num_clusters: list[int], tasks: int = 14, **changes: Any) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def a_report(found: int, num_clusters: list[int], tasks: int = 14, **changes: An
     ],
 )  # fmt: skip
 def test_evidence_in_a_line(report: dict[str, Any], line: str) -> None:
-    assert describe_evidence(report) == line
+    assert evidence_line(report) == line
 
 
 def test_no_pictures(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""The end of a shared warm-up: the clusters of all layers, from general to specific."""
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lightning_ncmtl.clustering._ranks import agree, say
+from lightning_ncmtl.clustering.evidence import Evidence, group_tasks
+from lightning_ncmtl.clustering.kmeans import Backend
+from lightning_ncmtl.clustering.layer_state import LayerState
+
+
+def decide(
+    states: Mapping[str, LayerState],
+    evidence: Evidence,
+    step: int,
+    *,
+    restarts: int,
+    seed: int,
+    backend: Backend,
+) -> None:
+    """Fix the clusters of all layers.
+
+    All layers are looked at together, as each alone knows less. Those with the same number of clusters get the same;
+    those with more get parts of these, so that clusters form one hierarchy.
+
+    Args:
+        states: The layers by name; their ``num_clusters`` is ``None`` where it is to be chosen.
+        evidence: Of all layers.
+        step: The first step with these clusters.
+        restarts: k-means++ starts.
+        seed: Seed of k-means++.
+        backend: The k-means to use.
+    """
+    device = next(iter(states.values())).target.device
+    numbers = {name: state.num_clusters or evidence.num_clusters for name, state in states.items()}
+    found: dict[int, Tensor] = {}
+    fewer: Tensor | None = None
+    for k in sorted(set(numbers.values())):
+        clusters = group_tasks(evidence.products, k, within=fewer, restarts=restarts, seed=seed, backend=backend)
+        found[k] = fewer = agree({"": clusters.to(device)})[""]
+    for name, state in states.items():
+        state.count_clusters(found[numbers[name]])
+        state.remember(found[numbers[name]], True, step)
+        state.freeze(step)
+    error = evidence.agreement_error
+    say(describe_evidence(evidence.num_clusters, len(evidence.products), evidence.agreement, error, evidence.p_value))
+
+
+def describe_evidence(found: int, num_tasks: int, agreement: float, error: float | None, p_value: float) -> str:
+    """How sure clusters are, in one line for people.
+
+    Args:
+        found: Number of clusters that there is evidence for, 1 if for none.
+        num_tasks: Number of tasks.
+        agreement: Agreement of halves.
+        error: Its standard error; ``None`` or NaN if unknown.
+        p_value: Of the test by permutations.
+    """
+    spread = "" if error is None or math.isnan(error) else f" ± {error:.2f}"
+    # No "p < 0.001": of 999 random orders and the one found, that is more than was measured
+    measured = f"agreement of halves {agreement:.2f}{spread}, p = {p_value:.3g}"
+    if found == 1:
+        return f"no evidence for clusters ({measured})"
+    return f"evidence {'that every task differs' if found == num_tasks else f'for {found} clusters'}, {measured}"
