@@ -107,7 +107,7 @@ class BatchSettings:
     balance: Balance = "proportional"
     replacement: bool = False
     quota: int = 0
-    halves: bool = False
+    halves: bool = True
 
     def __post_init__(self) -> None:
         check_least("batches.size", self.size, 1)
