@@ -67,8 +67,9 @@ class NetworkClusteringCallback(Callback):
             freeze_after_epochs = None
         elif warmup_epochs is None and warmup_steps is None:
             warmup_epochs = 2
-        if warmup_epochs is not None and warmup_epochs < 0:
-            raise InputError(f"warmup_epochs must be at least 0, found {warmup_epochs}")
+        least = 1 if self.clusters.warmup == "shared" else 0
+        if warmup_epochs is not None and warmup_epochs < least:
+            raise InputError(f"warmup_epochs must be at least {least}, found {warmup_epochs}")
         if freeze_after_epochs is not None and warmup_steps is None and freeze_after_epochs <= (warmup_epochs or 0):
             raise InputError(
                 f"freeze_after_epochs {freeze_after_epochs} leaves no time to cluster after warmup_epochs "

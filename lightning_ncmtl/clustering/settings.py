@@ -7,6 +7,8 @@ from lightning_ncmtl.errors import InputError
 
 # Steps of a warm-up; of a shared one, the most
 WARMUP_STEPS = {"shared": 1000, "apart": 200}
+# What only a warm-up apart knows, by default
+_APART = {"every_n_steps": 1, "commitment": 0.01, "metric": "euclidean"}
 
 
 def check_settings(of: Any) -> None:
@@ -14,6 +16,8 @@ def check_settings(of: Any) -> None:
     tasks = of.task_names
     names = tasks is None or (isinstance(tasks, list) and all(isinstance(name, str) for name in tasks))
     cosine = of.metric == "cosine"
+    shared = of.warmup == "shared"
+    unused = [name for name, default in _APART.items() if getattr(of, name) != default]
     for is_right, message in (
         (of.preset in ("literal", None), f"unknown preset {of.preset!r}: choose 'literal' or none"),
         (of.warmup_steps >= 0, f"warmup_steps must be at least 0, found {of.warmup_steps}"),
@@ -21,10 +25,18 @@ def check_settings(of: Any) -> None:
         (of.restarts >= 1, f"restarts must be at least 1, found {of.restarts}"),
         (0 <= of.commitment <= 1, f"commitment must be between 0 and 1, found {of.commitment}"),
         (of.warmup in WARMUP_STEPS, f"unknown warmup {of.warmup!r}: choose 'shared' or 'apart'"),
-        (of.warmup == "apart" or of.shared_start, "tasks that share in the warm-up need a shared start: allow for one"),
+        (
+            not shared or of.shared_start,
+            "tasks that share in the warm-up need a shared start: allow for one, or choose warmup='apart'",
+        ),
+        (
+            not shared or of.warmup_steps >= 2,
+            f"a shared warm-up needs 2 steps or more, found {of.warmup_steps}; or choose warmup='apart'",
+        ),
         (of.metric in get_args(Metric), f"unknown metric {of.metric!r}: choose one of {', '.join(get_args(Metric))}"),
         (not cosine or of.shared_start, "the metric cosine compares ways from a shared start: allow for one"),
         (of.max_clusters >= 2, f"max_clusters must be at least 2, found {of.max_clusters}"),
+        (not shared or not unused, f"{', '.join(unused)} is not for a shared warm-up: choose warmup='apart'"),
         (names, f"task_names must be a list of strings, found {tasks!r}"),
     ):
         if not is_right:
