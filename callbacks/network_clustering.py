@@ -31,7 +31,7 @@ class NetworkClusteringCallback(Callback):
         targets: Names of the per-task parts of the module, one cluster layer each, such as ``"heads"`` or
             ``"heads.*.fc1"``. By default every ``ClusterLinear``.
         warmup_epochs: Epochs before the first clustering. By default a shared warm-up ends when its clusters, if there
-            are any, have not changed since its middle, at the latest at half of the training; one apart lasts 2
+            are any, have not changed in two thirds of it, at the latest at half of the training; one apart lasts 2
             epochs. A number of epochs is the most. (A layer with one cluster has nothing to wait for and shares from
             the first step.)
         warmup_steps: The same in optimizer steps, instead of ``warmup_epochs``.

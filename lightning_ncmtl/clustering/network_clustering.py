@@ -44,7 +44,7 @@ class NetworkClustering:
         task_names: Names of the tasks, for messages; by default the keys of the ``ModuleDict``, or indices.
         warmup_steps: Steps before the first clustering: as many as the shared part of the network needs to become
             useful. Of a shared warm-up that is the most (by default 1000); it ends when its clusters, if there are any,
-            have not changed since its middle. (A layer with one cluster shares from the first step.)
+            have not changed in two thirds of it. (A layer with one cluster shares from the first step.)
         warmup: ``"shared"``: the optimizer moves all tasks alike, a memory keeps where each wants to go, and the
             clusters found at the end of the warm-up stay; ``every_n_steps``, ``commitment`` and ``metric`` are not for
             it. ``"apart"``: tasks train apart (by default 200 steps), then k-means groups them by their weights after

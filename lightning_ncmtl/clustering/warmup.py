@@ -27,8 +27,8 @@ STEP, FADING, MEMORY = 0.03, 0.01, 0.99
 EVERY = 50
 # Evidence is weighed at this step, and whenever there are so many times as many
 FIRST, GROWTH = 100, 2**0.25
-# How often in a row the same clusters must be found: from the middle of the warm-up to its end
-ALIKE = 5
+# How often in a row the same clusters must be found: in the last two thirds of the warm-up
+ALIKE = 7
 
 
 class SharedWarmup:
