@@ -244,7 +244,8 @@ def _config_of(checkpoint: str, subcommand: str) -> str:
         raise InputError(f"{checkpoint!r} is not a checkpoint of a Lightning trainer")
     config = yaml.safe_load(content.get("config", "{}"))
     if subcommand != "fit":  # the machine that evaluates need not be the one that trained
-        config = {key: config[key] for key in ("seed_everything", "data", "model", "clustering") if key in config}
+        kept = ("seed_everything", "data", "model", "clustering", "checkpoint")
+        config = {key: config[key] for key in kept if key in config}
     return _dump(config)
 
 
