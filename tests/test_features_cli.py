@@ -23,7 +23,7 @@ TASKS, GROUPS, FEATURES = 8, 2, 5
 SMALL = {
     "seed_everything": 1,
     "trainer": {"max_epochs": 14, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"},
-    "clustering": {"warmup_epochs": 5, "freeze_after_epochs": 8},
+    "clustering": {"warmup_epochs": 7},
     "model": {"init_args": {"optimizer": {"init_args": {"lr": 0.01}}}},
     "data": {"batches": {"size": 32}},
     "report": {"pictures": False},
