@@ -60,11 +60,12 @@ def _cells(file: Path, arrays: Mapping[str, Matrix]) -> list[dict[str, Matrix]]:
 def _load(file: Path) -> dict[str, Matrix]:
     """The arrays of numbers, texts and cells."""
     try:
-        if file.suffix.lower() == ".mat":
-            content = io.loadmat(str(file))
-            arrays = {name: values for name, values in content.items() if not name.startswith("__")}
-        else:
-            with np.load(file, allow_pickle=False) as archive:
+        with file.open("rb") as opened:
+            if file.suffix.lower() == ".mat":
+                content = io.loadmat(opened)
+                arrays = {name: values for name, values in content.items() if not name.startswith("__")}
+            else:
+                archive = np.load(opened, allow_pickle=False)
                 arrays = {name: archive[name] for name in archive.files}
     except NotImplementedError as error:
         raise InputError(f"{str(file)!r} has MATLAB's format 7.3: save it with '-v7'") from error
