@@ -90,6 +90,15 @@ def test_the_best_checkpoint_is_that_of_the_metric(folder: Path) -> None:
     assert float(states[0]["best_model_score"]) == pytest.approx(value)
 
 
+def test_a_training_goes_on_as_if_it_had_not_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    main(["fit", *configs(), "--run_dir", "part", "--trainer.max_epochs", "9"])
+    main(["fit", "--ckpt_path", "part/checkpoints/last.ckpt", "--trainer.max_epochs", "14", "--run_dir", "rest"])
+    last = [torch.load(folder / run / "checkpoints/last.ckpt", weights_only=True) for run in ("run", "rest")]
+    torch.testing.assert_close(last[0]["state_dict"], last[1]["state_dict"], rtol=0, atol=0)
+    assert last[0]["MultiDomainDataModule"] == last[1]["MultiDomainDataModule"]
+
+
 def rows_to_predict(folder: Path) -> list[Row]:
     x, y = (planted()[name] for name in ("feature", "label"))
     names = [f"feature{place + 1}" for place in range(FEATURES)]

@@ -104,7 +104,7 @@ class FeatureTables(Source):
     def read_new(self, file: Path, features: Sequence[str], domains: Collection[str]) -> Iterator[Document | Problem]:
         """As :meth:`Source.read_new`; of a wide table, each row once for every task."""
         names = _names(file)
-        _match([*features, *self._others()], names, file, "predict needs the columns that the model was trained on")
+        _need([*features, *self._others()], names, file, "predict needs the columns that the model was trained on")
         layout = Layout((), {} if self.multi_label else None, self._task_column(names))
         for item in self._read(file, layout, features):
             if self.multi_label and isinstance(item, Document):
@@ -152,8 +152,8 @@ class FeatureTables(Source):
             labels = {column: column for column in _match(labels, names, file, "set data.source.label")}
         used = [*labels.values()] if isinstance(labels, dict) else [labels]
         if not (self.multi_label and ".jsonl" in file.suffixes):  # in which empty labels may be left out
-            _match(used, names, file, "set data.source.label")
-        _match(self._others(), names, file, "set data.source.task and data.source.id")
+            _need(used, names, file, "set data.source.label")
+        _need(self._others(), names, file, "set data.source.task and data.source.id")
         others = {*used, *self._others(), self._task_column(names)}
         if self.columns is None:
             features = [name for name in names if name not in others]
@@ -216,12 +216,17 @@ def _match(patterns: Collection[str], names: Collection[str], file: Path, way_ou
     found: dict[str, None] = {}
     for pattern in patterns:
         expression = re.compile(".*".join(map(re.escape, pattern.split("*"))))
-        fitting = [pattern] if pattern in names else list(filter(expression.fullmatch, names))
-        if not fitting:
-            shown = ", ".join(map(repr, list(names)[:20])) + (", ..." if len(names) > 20 else "")
-            raise InputError(f"{file}:1: no column {pattern!r} among {shown}: {way_out}")
-        found |= dict.fromkeys(fitting)
+        fitting = list(filter(expression.fullmatch, names)) if "*" in pattern else []
+        _need([] if fitting else [pattern], names, file, way_out)
+        found |= dict.fromkeys(fitting or [pattern])
     return list(found)
+
+
+def _need(columns: Collection[str], names: Collection[str], file: Path, way_out: str) -> None:
+    """Raise an InputError where a column is missing."""
+    if missing := sorted({*columns} - {*names}):
+        shown = ", ".join(map(repr, list(names)[:20])) + (", ..." if len(names) > 20 else "")
+        raise InputError(f"{file}:1: no column {missing[0]!r} among {shown}: {way_out}")
 
 
 def _plain(value: object) -> object:
