@@ -97,7 +97,7 @@ class FeatureTables(Source):
             choose(domains, self.domains(), "the table")
         labels = {task: columns.labels[task] for task in columns.labels if domains is None or task in domains}
         for file in self._find(split):
-            task = self._task_column(_names(file))
+            task = self._task_column(file, _names(file))
             layout = Layout((), labels if self.multi_label else str(self.label), task, domains)
             yield from self._read(file, layout, columns.features)
 
@@ -105,7 +105,7 @@ class FeatureTables(Source):
         """As :meth:`Source.read_new`; of a wide table, each row once for every task."""
         names = _names(file)
         _need([*features, *self._others()], names, file, "predict needs the columns that the model was trained on")
-        layout = Layout((), {} if self.multi_label else None, self._task_column(names))
+        layout = Layout((), {} if self.multi_label else None, self._task_column(file, names))
         for item in self._read(file, layout, features):
             if self.multi_label and isinstance(item, Document):
                 yield from (item._replace(labels={task: None}) for task in domains)
@@ -126,8 +126,9 @@ class FeatureTables(Source):
         """Columns that every row needs beside features and labels."""
         return [column for column in (self.task, self.id) if column is not None]
 
-    def _task_column(self, names: Collection[str]) -> str | None:
-        return CELL if self.task is None and not self.multi_label and CELL in names else self.task
+    def _task_column(self, file: Path, names: Collection[str]) -> str | None:
+        in_cells = file.suffix.lower() in SUFFIXES and CELL in names
+        return CELL if in_cells and self.task is None and not self.multi_label else self.task
 
     def _find_columns(self) -> _Columns:
         now = self.fingerprint()
@@ -154,14 +155,14 @@ class FeatureTables(Source):
         if not (self.multi_label and ".jsonl" in file.suffixes):  # in which empty labels may be left out
             _need(used, names, file, "set data.source.label")
         _need(self._others(), names, file, "set data.source.task and data.source.id")
-        others = {*used, *self._others(), self._task_column(names)}
+        others = {*used, *self._others(), *([CELL] if file.suffix.lower() in SUFFIXES else [])}
         if self.columns is None:
             features = [name for name in names if name not in others]
         else:
             features = _match(self.columns, names, file, "set data.source.features")
         if not features:
             raise InputError(f"{file} has no columns but those of label, task and id: set data.source.features")
-        if twice := sorted(map(str, others.intersection(features))):
+        if twice := sorted(others.intersection(features)):
             raise InputError(f"the column {twice[0]!r} of {file} cannot be a feature, too: set data.source.features")
         return _Columns(features, labels if isinstance(labels, dict) else {})
 
@@ -169,7 +170,7 @@ class FeatureTables(Source):
         """The tasks of the training files."""
         found: set[str | None] = set()
         for file in self._find("train"):
-            task = self._task_column(_names(file))
+            task = self._task_column(file, _names(file))
             if task is None:
                 found.add(domain_of_file(file))
             else:

@@ -104,6 +104,13 @@ def test_cells_of_matlab(tmp_path: Path) -> None:
     np.testing.assert_array_equal([row.features for row in found], feature[0, 2])  # type: ignore[arg-type]
     assert [row.labels["03"] for row in found] == label[0, 2].ravel().tolist()
     assert len(documents(source)) == sum(range(2, 14))
+    wide = FeatureTables(str(tmp_path / "mines.mat"), label=["label", "feature3"])
+    assert (wide.features(), wide.domains()) == (["feature1", "feature2"], ["feature3", "label"])
+
+
+def test_a_column_of_a_table_may_be_called_cell(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [{"cell": 3, "label": 0}])
+    assert plain(documents(FeatureTables(f"{tmp_path}/a.csv"))) == [("", {"a": 0}, [3])]
 
 
 def test_arrays_of_numpy_long_and_wide(tmp_path: Path) -> None:
