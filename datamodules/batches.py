@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_ncmtl.datamodules.copies import Flags, Integers
 from lightning_ncmtl.datamodules.document_table import first_entries
+from lightning_ncmtl.datamodules.features import Scaling
 
 
 class _Sometimes(TypedDict, total=False):
@@ -24,7 +25,8 @@ class Batch(_Sometimes):
 
     Attributes:
         inputs: What the encoder reads: ``tokens [W]``, the word ids of all documents, one after the other;
-            ``sentence_lengths [S]``, in words; ``document_lengths [B]``, in sentences. Nothing is padded.
+            ``sentence_lengths [S]``, in words; ``document_lengths [B]``, in sentences. Nothing is padded. Where
+            documents have features in the place of a text, these: ``[B, F]`` float32.
         task_ids: ``[B]``, the task of each document.
         labels: ``[B]``, the class of each document, -1 where unknown.
         index: ``[B]``, the place of each document in its dataset.
@@ -36,27 +38,24 @@ class Batch(_Sometimes):
             :class:`lightning_ncmtl.datamodules.MixedBatchSampler`), where these have been halved.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Tensor] | Tensor
     task_ids: Tensor
     labels: Tensor
     index: Tensor
 
 
-def collate(table: pa.Table, multi_label: bool = False) -> Batch:
+def collate(table: pa.Table, multi_label: bool = False, scaling: Scaling | None = None) -> Batch:
     """Make a batch of rows of a table.
 
     Args:
         table: Columns ``tokens`` and ``sentence_lengths`` as :class:`lightning_ncmtl.datamodules.text.Encoder` gives
-            them, with the lists ``task_ids`` and ``labels``, with ``index``, and ``clean`` where it is known; no row
-            at all makes an empty batch.
+            them, or ``features``; with the lists ``task_ids`` and ``labels``, with ``index``, and ``clean`` where it is
+            known; no row at all makes an empty batch.
         multi_label: Whether documents may have several labels, or none.
+        scaling: What is done to features.
     """
     batch = Batch(
-        inputs={
-            "tokens": _flat(table, "tokens"),
-            "sentence_lengths": _flat(table, "sentence_lengths"),
-            "document_lengths": _lengths(table, "sentence_lengths"),
-        },
+        inputs=_texts(table) if scaling is None else scaling(table["features"]),
         task_ids=_flat(table, "task_ids"),
         labels=_flat(table, "labels"),
         index=_tensor(table["index"]),
@@ -69,6 +68,14 @@ def collate(table: pa.Table, multi_label: bool = False) -> Batch:
         if "clean" in batch:
             batch["clean"] = batch["clean"][rows]
     return batch
+
+
+def _texts(table: pa.Table) -> dict[str, Tensor]:
+    return {
+        "tokens": _flat(table, "tokens"),
+        "sentence_lengths": _flat(table, "sentence_lengths"),
+        "document_lengths": _lengths(table, "sentence_lengths"),
+    }
 
 
 def _flat(table: pa.Table, name: str) -> Tensor:
@@ -94,6 +101,7 @@ class Documents(torch.utils.data.Dataset[Batch]):
         clean: Whether each row of the table is clean, where it is known.
         multi_label: Whether documents may have several labels, or none.
         halves: ``[n]``, the half of each document that is used, where they have been halved.
+        scaling: What is done to features.
     """
 
     def __init__(
@@ -103,12 +111,14 @@ class Documents(torch.utils.data.Dataset[Batch]):
         clean: Flags | None = None,
         multi_label: bool = False,
         halves: Integers | None = None,
+        scaling: Scaling | None = None,
     ) -> None:
         self.table = table.with_format("arrow")
         self.places = np.arange(len(table)) if places is None else places
         self.clean = clean
         self.multi_label = multi_label
         self.halves = halves
+        self.scaling = scaling
 
     def __len__(self) -> int:
         return len(self.places)
@@ -118,7 +128,7 @@ class Documents(torch.utils.data.Dataset[Batch]):
         rows = self.table[places].append_column("index", pa.array(places))
         if self.clean is not None:
             rows = rows.append_column("clean", pa.array(self.clean[places]))
-        batch = collate(rows, self.multi_label)
+        batch = collate(rows, self.multi_label, self.scaling)
         if self.halves is not None and len(chosen):
             batch["half"] = int(self.halves[chosen[0]])
         return batch
@@ -126,6 +136,10 @@ class Documents(torch.utils.data.Dataset[Batch]):
     def tasks(self) -> Integers:
         """The task ``[n]`` of each document: of several, the first."""
         return first_entries(self.table)[0][self.places]
+
+    def lengths(self) -> Integers:
+        """The length ``[n]`` of each document in words; that of features is 1."""
+        return self.column("length") if self.scaling is None else np.ones(len(self), dtype=np.int64)
 
     def column(self, name: str) -> Any:
         """The values ``[n]`` of a column, as numpy has them."""

@@ -56,6 +56,13 @@ def find_pairs(texts: Iterable[str], near: bool = True) -> Integers:
     return np.concatenate([_find_same_starts(texts), chosen[_find_similar(list(different))]])
 
 
+def find_repeats(texts: Iterable[str]) -> Integers:
+    """As :func:`find_pairs`, where only documents are copies whose texts are the same, and not empty."""
+    first: dict[str, int] = {}
+    pairs = [(first.setdefault(text, index), index) for index, text in enumerate(texts) if text]
+    return np.array([pair for pair in pairs if pair[0] < pair[1]], dtype=np.int64).reshape(-1, 2)
+
+
 def group_copies(pairs: Integers, count: int) -> Integers:
     """The group ``[count]`` of each of the first documents, given the pairs of all (see :func:`find_copies`)."""
     first, second = pairs[(pairs < count).all(1)].T

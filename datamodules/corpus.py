@@ -34,17 +34,29 @@ class Corpus:
         domains: The domains to use; by default all that have training documents.
         classes: The classes of all domains, or of each; by default the labels of each domain's training documents.
         cache: Where tables go, if the source can tell when its documents change.
+        features: The features to use, in this order, where the source has any; by default all of these.
 
     Attributes:
         domains: The place of a name is its task id.
         classes: As given, or found.
+        features: As given, or found; ``None`` of texts.
 
     Raises:
-        InputError: If there are no domains.
+        InputError: If there are no domains, or the features are others than those of the source.
     """
 
-    def __init__(self, source: Source, domains: list[str] | None, classes: Classes | None, cache: Cache) -> None:
+    def __init__(
+        self,
+        source: Source,
+        domains: list[str] | None,
+        classes: Classes | None,
+        cache: Cache,
+        features: list[str] | None = None,
+    ) -> None:
         self.source = source
+        self.features = source.features() if features is None else list(features)
+        if self.features is not None and not len(set(self.features)) == len(self.features) > 0:
+            raise InputError(f"data.features must be one or more different names, found {self.features}")
         if classes is not None and not (all(classes.values()) if isinstance(classes, dict) else classes):
             raise InputError(f"data.classes must name at least one class, found {classes}")
         self._cache = cache
@@ -101,8 +113,9 @@ class Corpus:
             table, facts = self._prepare(split)
             for line in facts["problems"]:
                 rank_zero_info(f"{split}: {line}")
-            if not len(table):
-                raise InputError("; ".join([f"there are no documents in the {split} split", *facts["problems"][:1]]))
+            if not len(table) or not facts["domains"]:
+                what = "labels" if len(table) else "documents"
+                raise InputError("; ".join([f"there are no {what} in the {split} split", *facts["problems"][:1]]))
             if split == "train":
                 self._use(facts)
             elif split == "test" and not self.source.multi_label:
@@ -131,7 +144,8 @@ class Corpus:
     def _prepare(self, split: Split) -> tuple[Dataset, Facts]:
         domains = self.domains or None
         classes = self.classes if split == "train" else self.domain_classes
-        name = f"{split}-{key_of(self.fingerprint, split, domains, classes, self._chosen)}"
+        places = self._feature_places()
+        name = f"{split}-{key_of(self.fingerprint, split, domains, classes, self._chosen, places)}"
 
         def make(path: Path) -> None:
             known = domains or self.source.domains()
@@ -143,6 +157,19 @@ class Corpus:
                 None if classes is None else classes_of(known, classes),
                 drop_empty=domains is None,
                 multi_label=self.source.multi_label,
+                features=places,
             )
 
         return read_documents(self.cache.get(f"{name}.arrow", make))
+
+    def _feature_places(self) -> list[int] | None:
+        """The place of each feature among those of the source."""
+        if self.features is None:
+            return None
+        found = {name: place for place, name in enumerate(self.source.features() or ())}
+        if missing := [name for name in self.features if name not in found]:
+            shown = ", ".join(map(repr, list(found)[:20])) + (", ..." if len(found) > 20 else "")
+            raise InputError(
+                f"{type(self.source).__name__} has no feature {missing[0]!r}, but {shown or 'texts'}: set data.features"
+            )
+        return [found[name] for name in self.features]

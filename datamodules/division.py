@@ -15,6 +15,7 @@ from lightning_ncmtl.datamodules.copies import (
     deal_folds,
     deal_share,
     find_pairs,
+    find_repeats,
     group_copies,
 )
 from lightning_ncmtl.datamodules.corpus import Corpus
@@ -105,6 +106,10 @@ class Division:
 
     def _check(self, chosen: Flags, pool: Flags, what: str, way_out: str) -> None:
         for domain, members in self._members(pool):
+            if members.sum() == 1:
+                raise InputError(
+                    f"{domain} has a single document, which cannot be divided by {what}: leave it out of data.domains"
+                )
             if (count := (chosen & members).sum()) in (0, members.sum()):
                 raise InputError(
                     f"{what} holds {count} of the {members.sum()} documents of {domain}, whose copies stay together: "
@@ -152,6 +157,8 @@ class Division:
     def _find_pairs(self, *splits: Split) -> Integers:
         """The pairs of copies among the documents of some splits, in this order."""
         parts = [self.corpus.read(split) for split in splits]
+        if self.corpus.features is not None:  # ids stand in the place of texts
+            return find_repeats(chain.from_iterable(read_texts(*parts)))
         near = len(parts[0]) <= MANY  # only of training, whatever else is read
 
         def make(path: Path) -> None:

@@ -44,6 +44,7 @@ def write_documents(
     classes: Mapping[str, Sequence[Label]] | None,
     drop_empty: bool = False,
     multi_label: bool = False,
+    features: Sequence[int] | None = None,
 ) -> Facts:
     """Write documents as a table (see :meth:`lightning_ncmtl.datamodules.corpus.Corpus.read`), a few at a time.
 
@@ -54,17 +55,18 @@ def write_documents(
         classes: The classes of each domain; documents with other labels are left out. By default those found.
         drop_empty: Whether to leave out domains without documents.
         multi_label: Whether a document may have several labels, or none.
+        features: The places of the features that are kept, in this order, of documents that have any.
     """
-    writer = _Writer(domains, classes, multi_label)
+    writer = _Writer(domains, classes, multi_label, features)
     first = path.with_name(f"{path.name}-first")
     try:
-        _write_batches(first, SCHEMA, writer.batches(items))
+        _write_batches(first, writer.schema, writer.batches(items))
         facts = writer.facts(drop_empty)
         # The numbers are known when all was read: they are put in by a second pass.
         names = sort_labels({name for names in facts["classes"].values() for name in names})
         tasks, labels = _places(domains, facts["domains"]), _places([*writer.codes, None], names)
         with pa.memory_map(str(first)) as source, pa.ipc.open_stream(source) as batches:
-            schema = SCHEMA.with_metadata({"facts": json.dumps(facts)})
+            schema = writer.schema.with_metadata({"facts": json.dumps(facts)})
             _write_batches(path, schema, (_renumber(batch, tasks, labels) for batch in batches))
         return facts
     finally:
@@ -81,8 +83,16 @@ class _Writer:
     """Turns documents into batches of rows, with numbers in the order of finding, and keeps count."""
 
     def __init__(
-        self, domains: Sequence[str], classes: Mapping[str, Sequence[Label]] | None, multi_label: bool
+        self,
+        domains: Sequence[str],
+        classes: Mapping[str, Sequence[Label]] | None,
+        multi_label: bool,
+        features: Sequence[int] | None,
     ) -> None:
+        self.features = features
+        self.schema = SCHEMA
+        if features is not None:
+            self.schema = SCHEMA.append(pa.field("features", pa.list_(pa.float64(), len(features))))
         self.classes = classes
         self.multi_label = multi_label
         self.tasks = {domain: task for task, domain in enumerate(domains)}
@@ -100,7 +110,8 @@ class _Writer:
         problems = self.problems.copy()
         for domain, count in self.counts.items():
             if domain not in used:
-                problems.append(f"{domain!r} has no {'labels' if count else 'documents'}: the domain is left out")
+                what = "labels" if count or self.multi_label else "documents"
+                problems.append(f"{domain!r} has no {what}: the domain is left out")
         for domain, count in self.unknown.items():
             problems.append(f"left out {count:,} documents of {domain!r}, which has no training documents")
         if self.more:
@@ -132,11 +143,14 @@ class _Writer:
                 pairs = [pair for pair in pairs if pair[1] >= 0]
             tasks, labels = zip(*pairs, strict=True) if pairs else ((), ())
             rows.append({"text": item.text, "task_ids": tasks, "labels": labels})
+            if self.features is not None:
+                assert item.features is not None, "a document without the features of its source"
+                rows[-1]["features"] = [item.features[place] for place in self.features]
             characters += len(item.text)
             if len(rows) == _ROWS or characters > _CHARACTERS:
-                yield pa.RecordBatch.from_pylist(rows, SCHEMA)
+                yield pa.RecordBatch.from_pylist(rows, self.schema)
                 rows, characters = [], 0
-        yield pa.RecordBatch.from_pylist(rows, SCHEMA)
+        yield pa.RecordBatch.from_pylist(rows, self.schema)
 
     def _pairs(self, document: Document) -> list[tuple[int, int]]:
         """Task and class of each label that can be used."""
@@ -189,13 +203,13 @@ def _write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBat
 
 def _renumber(batch: pa.RecordBatch, tasks: Any, labels: Any) -> pa.RecordBatch:
     """Put new numbers in the place of old ones; documents of a domain whose new number is -1 are left out."""
-    columns = {"text": batch["text"]}
+    columns = {name: batch[name] for name in batch.schema.names}
     for name, numbers in (("task_ids", tasks), ("labels", labels)):
         new = pa.array(numbers[batch[name].flatten().to_numpy()])
         columns[name] = pa.ListArray.from_arrays(batch[name].offsets, new)
     used = np.ones(len(batch), dtype=bool)
     used[pc.list_parent_indices(columns["task_ids"]).filter(pc.less(columns["task_ids"].flatten(), 0))] = False
-    return pa.record_batch(columns, schema=SCHEMA).filter(pa.array(used))
+    return pa.record_batch(columns, schema=batch.schema).filter(pa.array(used))
 
 
 def classes_of(

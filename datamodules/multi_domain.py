@@ -1,10 +1,8 @@
-"""Text classification in many domains, one task per domain."""
+"""Classification of texts, or of rows of features, in many domains, one task per domain."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,16 +12,17 @@ from torch import Tensor
 
 from lightning_ncmtl.compatibility import LightningDataModule, attributes, made_by_cli, rank_zero_info
 from lightning_ncmtl.datamodules.batches import Documents
-from lightning_ncmtl.datamodules.cache import Cache, key_of
+from lightning_ncmtl.datamodules.cache import Cache
 from lightning_ncmtl.datamodules.copies import Flags, repeats
 from lightning_ncmtl.datamodules.corpus import Corpus
 from lightning_ncmtl.datamodules.division import Division
-from lightning_ncmtl.datamodules.document_table import classes_of, read_texts
+from lightning_ncmtl.datamodules.document_table import classes_of
+from lightning_ncmtl.datamodules.features import Scaling
 from lightning_ncmtl.datamodules.predict_file import predict_table
 from lightning_ncmtl.datamodules.sampling import FixedBatchSampler, MixedBatchLoader, MixedBatchSampler
 from lightning_ncmtl.datamodules.settings import BatchSettings, SplitSettings, TextSettings, check_least
 from lightning_ncmtl.datamodules.sources import Label, Source
-from lightning_ncmtl.datamodules.text import encode_table, load_tokenizer, train_tokenizer
+from lightning_ncmtl.datamodules.text import encode_table, learn_tokenizer, load_tokenizer
 from lightning_ncmtl.datamodules.vectors import read_vectors
 from lightning_ncmtl.errors import InputError
 
@@ -36,7 +35,8 @@ class MultiDomainDataModule(LightningDataModule):
     """Documents of many domains in mixed batches (see :class:`lightning_ncmtl.datamodules.batches.Batch`).
 
     The vocabulary is learned only from training documents. It travels in the checkpoint together with the domains and
-    their classes, so that a checkpoint is enough to predict on raw text.
+    their classes, so that a checkpoint is enough to predict on raw text. Where the source has features in the place of
+    texts, these are standardised, by numbers that are learned and travel in the same way.
 
     Documents are read and encoded once. The results stay on disk and are found again as long as neither the documents
     nor the settings change; memory holds a few numbers per document.
@@ -51,11 +51,12 @@ class MultiDomainDataModule(LightningDataModule):
             documents.
         classes: The classes, of all domains or of each (``{domain: [...]}``); by default the labels found in each
             domain's training documents. Documents with other labels are left out.
+        features: The features to use, in this order, where the source has any; by default all of these.
         split: How documents are divided into those that train, validate and perhaps test.
         text: How text becomes numbers.
         batches: How batches are drawn.
         predict_path: What ``predict`` reads: a table with the columns ``text`` and ``domain`` (see
-            :func:`lightning_ncmtl.datamodules.predict_file.predict_table`).
+            :func:`lightning_ncmtl.datamodules.predict_file.predict_table`), or of features as the source reads them.
         cache_dir: Where prepared documents stay; in the cache of the ``datasets`` library by default.
         num_workers: Processes that make batches in the background.
         num_proc: Processes that encode documents; by default one, or all cores for more than 50,000 documents.
@@ -63,6 +64,8 @@ class MultiDomainDataModule(LightningDataModule):
 
     Attributes:
         domains: Names of the domains; the place of a name is its task id.
+        features: Names of the features; ``None`` of texts.
+        scaling: How features are standardised, or ``None`` before it was learned or restored.
         tokenizer: The vocabulary, or ``None`` before it was learned or restored.
         counts: Per stage: documents, with invalid characters, empty, truncated; of validation and test, also those
             with a copy in training.
@@ -79,6 +82,7 @@ class MultiDomainDataModule(LightningDataModule):
         source: Source,
         domains: list[str] | None = None,
         classes: dict[str, list[Label]] | list[Label] | None = None,
+        features: list[str] | None = None,
         split: SplitSettings = _SPLIT,
         text: TextSettings = _TEXT,
         batches: BatchSettings = _BATCHES,
@@ -102,15 +106,17 @@ class MultiDomainDataModule(LightningDataModule):
         check_least("num_proc", num_proc or 1, 1)
         self.source = source
         self.cache = Cache(cache_dir)
-        self.corpus = Corpus(source, domains, classes, self.cache)
-        self.domains = self.corpus.domains
-        self.hparams["domains"] = self.domains  # so that a checkpoint does without the corpus
+        self.corpus = Corpus(source, domains, classes, self.cache, features)
+        self.domains, self.features = self.corpus.domains, self.corpus.features
+        self.hparams.update(domains=self.domains, features=self.features)  # a checkpoint does without the corpus
+        self.num_features = len(self.features or ())
         self.batch_size = self.batches.size  # where Lightning's search for a size changes it
         self.predict_path = predict_path
         self.num_workers = num_workers
         self.num_proc = num_proc
         self.seed = seed
-        learned = self.text.tokenizer in ("words", "bpe")
+        self.scaling: Scaling | None = None
+        learned = self.features is not None or self.text.tokenizer in ("words", "bpe")
         self.tokenizer: Tokenizer | None = None if learned else load_tokenizer(self.text.tokenizer)
         self.vocab_size = self.text.vocab_size
         if self.tokenizer is not None:
@@ -165,9 +171,9 @@ class MultiDomainDataModule(LightningDataModule):
         elif stage == "test":
             self._set_test_documents()
         elif stage == "predict":
-            self._set("predict", Documents(predict_table(self.predict_path, self.domains, self.cache)))
-        if stage == "fit" and self.tokenizer is None:
-            self._learn_vocabulary()
+            self._set("predict", Documents(predict_table(self.predict_path, self.corpus, self.cache)))
+        if stage == "fit":
+            self._learn()
         if stage != "predict":
             self.hparams["classes"] = self.domain_classes  # so that a checkpoint does without the corpus
 
@@ -175,6 +181,8 @@ class MultiDomainDataModule(LightningDataModule):
         """Pretrained vectors ``[V, dim]`` of the vocabulary's words, NaN where unknown; ``None`` if none were given."""
         if self.text.vectors is None:
             return None
+        if self.features is not None:
+            raise InputError(f"{type(self.source).__name__} has features, and no words: unset data.text.vectors")
         assert self.tokenizer is not None, "call setup('fit') first"
         return read_vectors(self.text.vectors, self.tokenizer.get_vocab())
 
@@ -206,10 +214,12 @@ class MultiDomainDataModule(LightningDataModule):
                 yield self.domains[task], text
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to read raw text: the vocabulary, the domains and their classes."""
+        """What a checkpoint needs to read raw data: vocabulary or features, the domains and their classes."""
         return {
             "domains": self.domains,
             "classes": self.domain_classes,
+            "features": self.features,
+            "scaling": None if self.scaling is None else self.scaling.plain(),
             "tokenizer": None if self.tokenizer is None else self.tokenizer.to_str(),
         }
 
@@ -219,6 +229,9 @@ class MultiDomainDataModule(LightningDataModule):
                 f"the checkpoint was trained on the domains {', '.join(state_dict['domains'])}; "
                 f"the data has {', '.join(self.domains)}: set data.domains"
             )
+        if state_dict["features"] != self.features:
+            what = f"was trained on the features {state_dict['features']}"[:200]
+            raise InputError(f"the checkpoint {what}; the data has {self.features}"[:400] + ": set data.features")
         if self.corpus.classes is None:
             self.corpus.classes = state_dict["classes"]
         found = self.domain_classes
@@ -230,7 +243,9 @@ class MultiDomainDataModule(LightningDataModule):
                 )
         if state_dict["tokenizer"] is not None:
             self.tokenizer = Tokenizer.from_str(state_dict["tokenizer"])
-            self._encoded.clear()
+        if state_dict["scaling"] is not None:
+            self.scaling = Scaling.from_plain(state_dict["scaling"])
+        self._encoded.clear()
 
     def _divide(self, test: bool = False) -> None:
         division = Division(self.corpus, self.split, test)
@@ -269,19 +284,19 @@ class MultiDomainDataModule(LightningDataModule):
         self._parts[stage] = part
         self._encoded.pop(stage, None)
 
-    def _learn_vocabulary(self) -> None:
+    def _learn(self) -> None:
+        """Learn from the training documents what was not restored: the vocabulary, or the scaling of features."""
+        if (self.tokenizer if self.features is None else self.scaling) is not None:
+            return
         if "train" not in self._parts:
             self._divide()
         part, text = self._parts["train"], self.text
-        used = text.tokenizer, text.vocab_size, text.min_frequency, text.unlabelled_words
-        key = key_of(part.table.cache_files, hashlib.sha256(part.places.tobytes()).digest(), used)
-
-        def make(path: Path) -> None:
+        if self.features is not None:
+            self.scaling = Scaling.learn(self.features, part.table, part.places)
+        else:
             more = [self.corpus.read("unlabel")] if text.unlabelled_words else []
-            texts = read_texts(part.table.select(part.places), *more)
-            train_tokenizer(texts, text.tokenizer, text.vocab_size, text.min_frequency).save(str(path))
-
-        self.tokenizer = Tokenizer.from_file(str(self.corpus.cache.get(f"vocabulary-{key}.json", make)))
+            used = text.tokenizer, text.vocab_size, text.min_frequency
+            self.tokenizer = learn_tokenizer(part.table, part.places, more, self.corpus.cache, *used)
 
     def _loader(self, stage: Stage, shuffle: bool = False) -> MixedBatchLoader:
         documents = self._encode(stage)
@@ -291,7 +306,7 @@ class MultiDomainDataModule(LightningDataModule):
             documents.halves = None  # too few to be halved
         sampler = (FixedBatchSampler if overfit else MixedBatchSampler)(
             documents.tasks(),
-            documents.column("length"),
+            documents.lengths(),
             self.batch_size,
             balance=self.batches.balance,
             replacement=self.batches.replacement,
@@ -313,22 +328,22 @@ class MultiDomainDataModule(LightningDataModule):
 
     def _encode(self, stage: Stage) -> Documents:
         if stage not in self._encoded:
-            if self.tokenizer is None:  # an untrained model is validated or tested, without a checkpoint
-                self._learn_vocabulary()
-            assert self.tokenizer is not None
+            self._learn()  # where an untrained model is validated or tested, without a checkpoint
             part = self._parts[stage]
-            cache = self.cache if stage == "predict" else self.corpus.cache
-            num_proc = self.num_proc or (os.cpu_count() if len(part.table) > _PARALLEL else None)
-            encoded = encode_table(part.table, self.tokenizer, self.text.limits, cache, num_proc)
-            documents = Documents(encoded, part.places, part.clean, part.multi_label, part.halves)
-            self.counts[stage] = counts = {
-                "documents": len(documents),
-                "with invalid characters": int(documents.column("invalid").sum()),
-                "empty": int(documents.column("empty").sum()),
-                "truncated": int(documents.column("truncated").sum()),
-            }
+            table = part.table if self.tokenizer is None else self._encode_texts(stage, self.tokenizer)
+            documents = Documents(table, part.places, part.clean, part.multi_label, part.halves, self.scaling)
+            self.counts[stage] = counts = {"documents": len(documents)}
+            if self.features is None:
+                names = {"invalid": "with invalid characters", "empty": "empty", "truncated": "truncated"}
+                counts |= {name: int(documents.column(column).sum()) for column, name in names.items()}
             if part.clean is not None:
                 counts["with a copy in training"] = int((~part.clean[part.places]).sum())
             self._encoded[stage] = documents
             rank_zero_info(f"{stage}: " + ", ".join(f"{value:,} {what}" for what, value in counts.items()))
         return self._encoded[stage]
+
+    def _encode_texts(self, stage: Stage, tokenizer: Tokenizer) -> Dataset:
+        table = self._parts[stage].table
+        cache = self.cache if stage == "predict" else self.corpus.cache
+        num_proc = self.num_proc or (os.cpu_count() if len(table) > _PARALLEL else None)
+        return encode_table(table, tokenizer, self.text.limits, cache, num_proc)

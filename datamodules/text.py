@@ -1,5 +1,6 @@
 """Text to numbers: vocabularies, and documents as sentences of words."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -12,6 +13,8 @@ from huggingface_hub import hf_hub_download
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lightning_ncmtl.datamodules.cache import Cache, key_of
+from lightning_ncmtl.datamodules.copies import Integers
+from lightning_ncmtl.datamodules.document_table import read_texts
 from lightning_ncmtl.errors import InputError
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
@@ -60,6 +63,36 @@ def train_tokenizer(
         trainer = trainers.WordLevelTrainer(**settings)
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def learn_tokenizer(
+    table: Dataset,
+    places: Integers,
+    more: Sequence[Dataset],
+    cache: Cache,
+    kind: str,
+    vocab_size: int,
+    min_frequency: int,
+) -> Tokenizer:
+    """Learn a vocabulary, or find the result of having done so before.
+
+    Args:
+        table: A table on disk with the column ``text`` ...
+        places: ``[n]``, ... and its rows to learn from.
+        more: Tables to learn from, too.
+        cache: Where the result stays.
+        kind: As for :func:`train_tokenizer`.
+        vocab_size: The same.
+        min_frequency: The same.
+    """
+    files = [each.cache_files for each in (table, *more)]
+    key = key_of(files, hashlib.sha256(places.tobytes()).digest(), kind, vocab_size, min_frequency)
+
+    def make(path: Path) -> None:
+        texts = read_texts(table.select(places), *more)
+        train_tokenizer(texts, kind, vocab_size, min_frequency).save(str(path))
+
+    return Tokenizer.from_file(str(cache.get(f"vocabulary-{key}.json", make)))
 
 
 def load_tokenizer(name: str) -> Tokenizer:

@@ -81,8 +81,10 @@ class NCMTLTrainer(Trainer):
             clustering.load_state_dict(state)
         small = compact(model, clustering.assignments)
         folder = Path(output or Path(self.default_root_dir) / "compact")
-        data = {"domains": datamodule.domains, "classes": datamodule.domain_classes, **datamodule.text.limits}
-        save(small, folder, data)
+        data = {"domains": datamodule.domains, "classes": datamodule.domain_classes}
+        scaling = datamodule.scaling
+        reading = datamodule.text.limits if scaling is None else {"features": datamodule.features, **scaling.plain()}
+        save(small, folder, {**data, **reading})
         if datamodule.tokenizer is not None:
             datamodule.tokenizer.save(str(folder / "tokenizer.json"))
         before, after = count_parameters(model), count_parameters(small)
@@ -109,7 +111,7 @@ class SaveConfig(SaveConfigCallback):
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         # What the settings left to the data is written down, so that the checkpoint does without the data.
         data = attributes(trainer).datamodule
-        config["data"]["domains"] = data.domains
+        config["data"] |= {"domains": data.domains, "features": data.features}
         # A list where it says as much: jsonargparse's time for a dict grows with the square of its size.
         first, *others = data.domain_classes.values()
         config["data"]["classes"] = data.domain_classes if any(names != first for names in others) else first
@@ -146,6 +148,7 @@ class NCMTLCLI(LightningCLI):
             ("domains", "task_names"),
             ("task_classes", "task_classes"),
             ("vocab_size", "encoder.init_args.vocab_size"),
+            ("num_features", "encoder.init_args.in_features"),
         ):
             parser.link_arguments(f"data.{source}", f"model.init_args.{target}", apply_on="instantiate")
 
@@ -241,7 +244,8 @@ def _config_of(checkpoint: str, subcommand: str) -> str:
         raise InputError(f"{checkpoint!r} is not a checkpoint of a Lightning trainer")
     config = yaml.safe_load(content.get("config", "{}"))
     if subcommand != "fit":  # the machine that evaluates need not be the one that trained
-        config = {key: config[key] for key in ("seed_everything", "data", "model", "clustering") if key in config}
+        kept = ("seed_everything", "data", "model", "clustering", "checkpoint")
+        config = {key: config[key] for key in kept if key in config}
     return _dump(config)
 
 

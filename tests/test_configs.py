@@ -32,7 +32,12 @@ def test_configurations_instantiate(
     if config is not None:
         arguments += ["--config", str(config)]
         data = yaml.safe_load(config.read_text()).get("data", {})
-        if "path" in data.get("source", {}).get("init_args", {}):
+        source = data.get("source", {})
+        if source.get("class_path", "").endswith("FeatureTables"):
+            for task in "abc":
+                (tmp_path / f"{task}.csv").write_text("label,depth,size\n0,1,2\n1,3,4\n")
+            arguments += ["--data.source.path", str(tmp_path / "*.csv")]
+        elif "path" in source.get("init_args", {}):
             for domain in data.get("domains", [f"domain{number}" for number in range(14)]):
                 (tmp_path / f"{domain}.task.train").write_text("0\tbad\n1\tgood\n")
             arguments += ["--data.source.path", str(tmp_path)]
@@ -43,8 +48,11 @@ def test_configurations_instantiate(
     (made,) = built
     assert isinstance(made.datamodule, MultiDomainDataModule)
     assert made.model.head.num_tasks == made.datamodule.num_tasks
-    table = next(module for module in made.model.encoder.modules() if isinstance(module, torch.nn.Embedding))
-    assert table.num_embeddings == made.datamodule.vocab_size
+    if made.datamodule.features is None:
+        table = next(module for module in made.model.encoder.modules() if isinstance(module, torch.nn.Embedding))
+        assert table.num_embeddings == made.datamodule.vocab_size
+    else:
+        assert made.model.encoder.out_features == made.datamodule.num_features
     clustering = made.config[subcommand].clustering
     assert clustering.warmup_steps is not None or made.trainer.max_epochs > clustering.warmup_epochs
 
@@ -62,7 +70,7 @@ def test_optimizer_and_scheduler_come_from_the_command_line(tmp_path: Path, monk
 
 
 def test_there_are_configurations() -> None:
-    assert {path.stem for path in CONFIGS} == {"fdu_mtl", "literal", "mmtl", "paper", "transformer"}
+    assert {path.stem for path in CONFIGS} == {"fdu_mtl", "landmine", "literal", "mmtl", "paper", "transformer"}
     assert {path.stem for path in COMPARISONS} == {"ablation", "best", "clusters", "compare"}
 
 

@@ -3,6 +3,7 @@
 from lightning_ncmtl.datamodules.sources.assays import SyntheticAssays
 from lightning_ncmtl.datamodules.sources.base import Document, Label, Problem, Source, Split
 from lightning_ncmtl.datamodules.sources.fdu_mtl import FDUMTL
+from lightning_ncmtl.datamodules.sources.feature_tables import FeatureTables
 from lightning_ncmtl.datamodules.sources.hugging_face import HuggingFace
 from lightning_ncmtl.datamodules.sources.sentiment import MultiDomainSentiment
 from lightning_ncmtl.datamodules.sources.shuffled import ShuffledDomains
@@ -12,6 +13,7 @@ from lightning_ncmtl.datamodules.sources.tables import Tables
 __all__ = [
     "FDUMTL",
     "Document",
+    "FeatureTables",
     "HuggingFace",
     "Label",
     "MultiDomainSentiment",

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,11 +18,14 @@ class Document(NamedTuple):
     """A text, and its label in each domain that it belongs to: mostly one, in multi-label corpora several or none.
 
     A label is ``None`` where it is unknown. ``where`` says where the document stands (``file:line``), for messages.
+    Where a source has numbers in the place of texts, these are the ``features``, and the text is the id of the row,
+    perhaps empty. Rows with the same id are copies of each other.
     """
 
     text: str
     labels: Mapping[str, Label | None]
     where: str = ""
+    features: Sequence[float] | None = None
 
 
 class Problem(NamedTuple):
@@ -47,6 +50,24 @@ class Source(ABC):
     def multi_label(self) -> bool:
         """Whether a document may have labels in several domains, or in none."""
         return False
+
+    def features(self) -> list[str] | None:
+        """Names of the numbers that every document has in the place of a text; ``None`` where there are texts.
+
+        Raises:
+            InputError: If the files do not have the same.
+        """
+        return None
+
+    def read_new(self, file: Path, features: Sequence[str], domains: Collection[str]) -> Iterator[Document | Problem]:
+        """The documents of a file that is to be predicted, with unknown labels; of sources with features.
+
+        Args:
+            file: The file. It need not have labels.
+            features: Names of the features that documents have, in this order.
+            domains: The known domains.
+        """
+        raise InputError(f"{type(self).__name__} cannot read new rows to predict, found {str(file)!r}")
 
     @abstractmethod
     def domains(self) -> list[str]:

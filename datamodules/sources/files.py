@@ -1,6 +1,7 @@
 """Reading files that may be damaged: lines of text, and rows of tables."""
 
 import csv
+import glob
 import gzip
 import json
 import zlib
@@ -23,6 +24,18 @@ DAMAGE = (EOFError, OSError, zlib.error)
 ARROW_DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError)
 
 csv.field_size_limit(2**31 - 1)  # long documents
+
+
+def find_files(patterns: str | list[str], setting: str) -> list[Path]:
+    """The files of names and patterns, sorted; an InputError that names the ``setting`` if one has no file."""
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        names = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+        files = {name for name in names if Path(name).is_file()}
+        if not files:
+            raise InputError(f"no file matches {pattern!r}: set {setting} to files, or such as 'folder/*.csv'")
+        found |= files
+    return sorted(map(Path, found))
 
 
 def read_lines(file: Path) -> Iterator[tuple[str, str] | Problem]:

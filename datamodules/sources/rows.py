@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lightning_ncmtl.datamodules.sources.base import Document, Label, plain_label
@@ -71,16 +72,21 @@ def domain_name(value: object) -> str | None:
     return clean(value).strip() or None if isinstance(value, str) else None
 
 
+def domain_of_file(file: Path) -> str:
+    """The domain that a file is, where no column tells one: its name up to the first dot."""
+    return clean(file.name.lstrip(".").partition(".")[0])
+
+
 def _text(value: object, column: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"expected a text in {column!r}, found {_short(value)}")
+        raise ValueError(f"expected a text in {column!r}, found {short(value)}")
     return clean(value)
 
 
 def _domain(value: object, column: str) -> str:
     name = domain_name(value)
     if name is None:
-        raise ValueError(f"expected a domain in {column!r}, found {_short(value)}")
+        raise ValueError(f"expected a domain in {column!r}, found {short(value)}")
     return name
 
 
@@ -91,9 +97,10 @@ def _label(value: object, column: str) -> Label | None:
         return None
     if isinstance(value, int | float) and value == value // 1 and abs(value) < 10**18:
         return int(value)
-    raise ValueError(f"expected a label in {column!r}, a whole number or a text, found {_short(value)}")
+    raise ValueError(f"expected a label in {column!r}, a whole number or a text, found {short(value)}")
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A cell, for messages."""
     text = repr(value) if value is None or isinstance(value, str | int | float) else f"a {type(value).__name__}"
     return text if len(text) <= 40 else f"{text[:40]}..."

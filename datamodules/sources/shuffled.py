@@ -1,6 +1,7 @@
 """A control: a corpus whose domains mean nothing."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -30,6 +31,12 @@ class ShuffledDomains(Source):
 
     def splits(self) -> set[Split]:
         return self.source.splits()
+
+    def features(self) -> list[str] | None:
+        return self.source.features()
+
+    def read_new(self, file: Path, features: Sequence[str], domains: Collection[str]) -> Iterator[Document | Problem]:
+        return self.source.read_new(file, features, domains)
 
     def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
         if split not in self._dealt:

@@ -1,13 +1,12 @@
 """Tables in files: CSV, TSV, JSONL and Parquet."""
 
-import glob
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
 from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, choose, fingerprint_files
-from lightning_ncmtl.datamodules.sources.files import convert, find_reader, read_rows
-from lightning_ncmtl.datamodules.sources.rows import Layout, check_columns, clean
+from lightning_ncmtl.datamodules.sources.files import convert, find_files, find_reader, read_rows
+from lightning_ncmtl.datamodules.sources.rows import Layout, check_columns, domain_of_file
 from lightning_ncmtl.errors import InputError
 
 __all__ = ["Tables", "read_rows"]
@@ -62,7 +61,7 @@ class Tables(Source):
         if isinstance(self.label, dict):
             return sorted(self.label)
         if self.domain is None:
-            return sorted({_name(file) for file in self._find("train")})
+            return sorted({domain_of_file(file) for file in self._find("train")})
         now = self.fingerprint()
         if self._domains is None or self._domains[0] != now:
             self._domains = now, self._scan()
@@ -75,7 +74,7 @@ class Tables(Source):
         by_file = self.domain is None and not self.multi_label
         files: dict[str, list[Path]] = {}
         for file in self._find(split):
-            files.setdefault(_name(file) if by_file else "", []).append(file)
+            files.setdefault(domain_of_file(file) if by_file else "", []).append(file)
         if domains is not None:
             choose(domains, {*self.domains(), *(files if by_file else ())}, "the corpus")
         layout = self._layout(split, domains)
@@ -109,18 +108,10 @@ class Tables(Source):
         patterns = self.files.get(split)
         if patterns is None or patterns == []:
             raise InputError(f"there are no files of the {split} split: set data.source.{split}")
-        found: set[str] = set()
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            names = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
-            files = {name for name in names if Path(name).is_file()}
-            if not files:
-                raise InputError(
-                    f"no file matches {pattern!r}: set data.source.{split} to files, or such as 'folder/*.csv'"
-                )
-            found |= files
-        for name in found:
-            find_reader(Path(name))  # refuses those that cannot be read
-        return sorted(map(Path, found))
+        files = find_files(patterns, f"data.source.{split}")
+        for file in files:
+            find_reader(file)  # refuses those that cannot be read
+        return files
 
     def _scan(self) -> list[str]:
         """The domains that a column names in the training files."""
@@ -134,7 +125,3 @@ class Tables(Source):
         if not found:
             raise InputError(f"no training document names a domain in {self.domain!r}: set data.source.domain{problem}")
         return sorted(found)
-
-
-def _name(file: Path) -> str:
-    return clean(file.name.lstrip(".").partition(".")[0])

@@ -41,6 +41,8 @@ class MultiTaskModule(LightningModule):
         task_names: Name of each task, for logs; indices by default.
         task_classes: The classes of each task, out of ``0 .. num_classes - 1``; all by default. The others have logits
             of minus infinity: they are never predicted, and the loss is that of a smaller softmax.
+        metrics: What to evaluate beside accuracy and loss: names of metrics of ``torchmetrics.classification``, such as
+            ``AUROC`` (see :class:`lightning_ncmtl.metrics.TaskMetrics`).
         optimizer: Makes the optimizer of the parameters.
         lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
 
@@ -49,7 +51,7 @@ class MultiTaskModule(LightningModule):
         class_mask: ``[N, C]``, 1 where a task has a class, else 0; ``None`` if all tasks have all classes.
 
     Raises:
-        InputError: If there is not one name per task, or not one list of classes.
+        InputError: If there is not one name per task, or not one list of classes, or no such metric.
     """
 
     skips_absent_tasks = False
@@ -61,6 +63,7 @@ class MultiTaskModule(LightningModule):
         num_classes: int = 2,
         task_names: list[str] | None = None,
         task_classes: list[list[int]] | None = None,
+        metrics: list[str] | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -69,6 +72,9 @@ class MultiTaskModule(LightningModule):
         self.save_hyperparameters(ignore=["encoder", "optimizer", "lr_scheduler"], logger=False)
         if made_by_cli(self.hparams):  # the encoder, too, is a plain value
             self.save_hyperparameters(logger=False)
+            # The command line gives an encoder both sizes, of which it has only one
+            arguments = self.hparams.get("encoder", {}).get("init_args", {})
+            arguments.pop("vocab_size" if arguments.get("in_features") else "in_features", None)
         names = [str(task) for task in range(num_tasks)] if task_names is None else task_names
         if len(names) != num_tasks:
             raise InputError(f"task_names must name each of the {num_tasks} tasks, found {len(names)} names")
@@ -76,14 +82,20 @@ class MultiTaskModule(LightningModule):
         self.num_classes = num_classes
         # Not in checkpoints, as it follows from the settings. Not bool, of which averages of a module cannot be taken.
         self.register_buffer("class_mask", _class_mask(num_tasks, num_classes, task_classes), persistent=False)
-        self.metrics = TaskMetrics(names)
+        self.metrics = TaskMetrics(names, metrics or ())
         self._started = False  # whether there are trained weights, which pretrained vectors must not replace
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
 
     def setup(self, stage: str) -> None:
         """Start from the data module's pretrained word vectors, if it has any and nothing was learned yet."""
-        vectors = getattr(getattr(self.trainer, "datamodule", None), "vectors", None)
+        data = getattr(self.trainer, "datamodule", None)
+        if getattr(data, "features", None) is not None and (encoders := self._encoders_of_words()):
+            raise InputError(
+                f"{type(encoders[0]).__name__} reads texts, and the data has features: set model.encoder to "
+                "lightning_ncmtl.encoders.Identity or MLP"
+            )
+        vectors = getattr(data, "vectors", None)
         if stage == "fit" and not self._started and vectors is not None and (matrix := vectors()) is not None:
             encoders = self._encoders_of_words()
             if not encoders:

@@ -68,7 +68,7 @@ def test_nothing_is_made_twice(corpus: Path, tmp_path: Path, monkeypatch: pytest
     options: dict[str, Any] = {"tokenizer": tokenizer, "unlabelled_words": True, "predict_path": str(corpus / "in.csv")}
     cold = everything(make(corpus, tmp_path, **options))
     before = state(tmp_path)
-    for place in ("sources.Tables.read", "multi_domain.train_tokenizer", "division.find_pairs", "text._encode_rows"):
+    for place in ("sources.Tables.read", "text.train_tokenizer", "division.find_pairs", "text._encode_rows"):
         monkeypatch.setattr(f"lightning_ncmtl.datamodules.{place}", lambda *args: pytest.fail("made again"))
     for _ in range(2):
         assert everything(make(corpus, tmp_path, **options)) == cold

@@ -358,7 +358,7 @@ def test_bad_texts_to_predict_are_refused(
 
 
 def test_predict_without_a_file_is_refused(datamodule: MultiDomainDataModule) -> None:
-    with pytest.raises(InputError, match="predict needs a table of texts: set data.predict_path"):
+    with pytest.raises(InputError, match="predict needs a table of texts or features: set data.predict_path"):
         datamodule.setup("predict")
 
 

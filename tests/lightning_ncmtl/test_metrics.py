@@ -1,11 +1,20 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ranks import on_ranks
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    log_loss,
+    matthews_corrcoef,
+    roc_auc_score,
+)
 
+from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import MAX_LOGGED_TASKS, TaskMetrics
 
 
@@ -180,6 +189,109 @@ def test_values_of_each_task_outlive_a_reset() -> None:
     metrics.reset()
     metrics.update(*[values[:100] for values in batch])
     torch.testing.assert_close(metrics.per_task, kept, equal_nan=True)
+
+
+SCORES: dict[str, Callable[..., float]] = {
+    "AUROC": roc_auc_score,
+    "AveragePrecision": average_precision_score,
+    "F1Score": lambda labels, scores: f1_score(labels, scores > 0),
+    "MatthewsCorrCoef": lambda labels, scores: matthews_corrcoef(labels, scores > 0),
+}
+
+
+def scored(tasks: int, rows: int = 3000) -> tuple[TaskMetrics, list[torch.Tensor]]:
+    """Task 1 has one class only, the last no document; some scores are equal, and many are nearly sure."""
+    generator = torch.Generator().manual_seed(4)
+    logits = (torch.randn(rows, 2, generator=generator) * 5).round()
+    labels, task_ids = torch.randint(-1, 2, (rows,), generator=generator), torch.arange(rows) * 7 % (tasks - 1)
+    labels[task_ids == 1] = 1
+    return TaskMetrics([f"t{task}" for task in range(tasks)], list(SCORES)), [logits, labels, task_ids]
+
+
+@pytest.mark.parametrize("tasks", [5, 60])
+def test_metrics_by_name_equal_scikit_learn(tasks: int) -> None:
+    metrics, batch = scored(tasks)
+    for part in torch.arange(len(batch[0])).split(170):
+        metrics.update(*[values[part] for values in batch])
+    result = {name: float(value) for name, value in metrics.compute().items()}
+    logits, labels, task_ids = (values.numpy() for values in batch)
+    assert result["skipped"] == 2
+    for name, score in SCORES.items():
+        expected = np.full(tasks, np.nan)
+        for task in {*range(tasks - 1)} - {1}:
+            mine = (task_ids == task) & (labels >= 0)
+            expected[task] = score(labels[mine], (logits[:, 1] - logits[:, 0])[mine].astype(np.float64))
+        np.testing.assert_allclose(metrics.per_task[name], expected, rtol=1e-5, err_msg=name)
+        assert result[name] == pytest.approx(np.nanmean(expected), rel=1e-5)
+        if tasks == 5:
+            assert [result[f"{name}/t{task}"] for task in range(5)] == pytest.approx(expected, rel=1e-5, nan_ok=True)
+        else:
+            assert result[f"{name}_worst_10"] == pytest.approx(np.sort(expected)[:10].mean(), rel=1e-5)
+            assert f"{name}/t0" not in result
+
+
+def test_metrics_of_the_classes_that_a_task_has() -> None:
+    """Task 0 has three of four classes, task 1 the last two, of which the second is the positive one."""
+    generator = torch.Generator().manual_seed(5)
+    logits, tasks = torch.randn(400, 4, generator=generator), torch.arange(400) % 3
+    labels = torch.randint(3, (400,), generator=generator)
+    labels[tasks == 1] = labels[tasks == 1] % 2 + 2
+    labels[tasks == 2] = labels[tasks == 2] % 2  # the third has none of class 2
+    logits[tasks == 0, 3] = -torch.inf
+    logits[(tasks == 1).nonzero(), torch.arange(2)] = -torch.inf
+    logits[tasks == 2, 3] = -torch.inf
+    metrics = TaskMetrics(["a", "b", "c"], ["AUROC"])
+    metrics.update(logits, labels, tasks)
+    result = metrics.compute()
+    first, second = tasks == 0, tasks == 1
+    by_hand = [
+        roc_auc_score(labels[first], logits[first, :3].double().softmax(1), multi_class="ovr"),
+        roc_auc_score(labels[second] == 3, logits[second, 3] - logits[second, 2]),
+    ]
+    assert [float(result["AUROC/a"]), float(result["AUROC/b"])] == pytest.approx(by_hand)
+    assert result["AUROC/c"].isnan()
+    assert float(result["AUROC"]) == pytest.approx(np.mean(by_hand))
+    assert float(result["skipped"]) == 1
+
+
+@pytest.mark.parametrize("name", ["Auc", "auroc", "ConfusionMatrix", "ROC", "FBetaScore", "Fairness", "R2Score"])
+def test_metrics_that_are_not_there(name: str) -> None:
+    with pytest.raises(InputError, match=f"model.metrics has '{name}': take those of torchmetrics.classification that"):
+        TaskMetrics(["a"], [name])
+
+
+def test_metrics_by_name_without_any_document_and_after_a_reset() -> None:
+    metrics, batch = scored(5)
+    with pytest.warns(UserWarning, match="before the ``update`` method"):
+        result = metrics.compute()
+    assert result["AUROC"].isnan()
+    assert float(result["skipped"]) == 5
+    metrics.reset()
+    metrics.update(*[values[:0] for values in batch])
+    assert metrics.compute()["AUROC"].isnan()
+    metrics.update(*batch)
+    assert metrics.compute()["AUROC"].isfinite()
+    metrics.reset()
+    assert metrics.logits == []
+
+
+def _rank_of_scored(rank: int, folder: Path) -> None:
+    metrics, batch = scored(5)
+    part = slice(0) if rank == 2 else slice(rank, None, 2)
+    metrics.update(*[values[part] for values in batch])
+    torch.save((metrics.compute(), metrics.per_task), folder / f"{rank}.pt")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_ranks_agree_on_metrics_by_name(tmp_path: Path) -> None:
+    on_ranks(3, _rank_of_scored, tmp_path)
+    metrics, batch = scored(5)
+    metrics.update(*batch)
+    expected = metrics.compute(), metrics.per_task
+    first = torch.load(tmp_path / "0.pt")
+    torch.testing.assert_close(first, expected, equal_nan=True)
+    for rank in (1, 2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), first, equal_nan=True, rtol=0, atol=0)
 
 
 def _rank_of_many(rank: int, folder: Path) -> None:

@@ -49,7 +49,8 @@ def test_is_a_function_of_the_seed() -> None:
 
 def test_the_benchmark_stays_the_same() -> None:
     documents = list(SyntheticAssays(**SMALL).read("train"))
-    assert hashlib.sha256(repr(documents).encode()).hexdigest()[:16] == "b4ad982fb1527ccf"
+    told = repr(documents).replace(", features=None", "")
+    assert hashlib.sha256(told.encode()).hexdigest()[:16] == "b4ad982fb1527ccf"
 
 
 def test_shares_are_as_asked_for() -> None:

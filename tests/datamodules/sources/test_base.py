@@ -3,7 +3,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lightning_ncmtl.datamodules.sources import Synthetic
 from lightning_ncmtl.datamodules.sources.base import Label, fingerprint_files, plain_label
+from lightning_ncmtl.errors import InputError
+
+
+def test_sources_are_of_texts_unless_they_say_more() -> None:
+    source = Synthetic(num_domains=2, num_groups=1)
+    assert source.features() is None
+    with pytest.raises(InputError, match="Synthetic cannot read new rows to predict, found 'new.csv'"):
+        source.read_new(Path("new.csv"), ["age"], ["a"])
 
 
 def test_fingerprints_follow_files_and_settings(tmp_path: Path) -> None:

@@ -6,16 +6,21 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import io
 from table_files import WRITERS, compress
 
-from lightning_ncmtl.datamodules.sources import FDUMTL, Document, MultiDomainSentiment, Source, Tables
+from lightning_ncmtl.datamodules.sources import FDUMTL, Document, FeatureTables, MultiDomainSentiment, Source, Tables
 from lightning_ncmtl.errors import InputError
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))  # to search for longer, elsewhere each time
-ROWS = [{"text": f'film {number}, "fine"\n\u20ac', "label": number % 2, "of": f"d{number % 3}"} for number in range(12)]
+ROWS = [
+    {"text": f'film {number}, "fine"\n\u20ac', "label": number % 2, "of": f"d{number % 3}", "x": number / 7, "y": 2}
+    for number in range(12)
+]
 TAGS = "".join(
     f"<review>\n<title>\ntitle {number}\n</title>\n<review_text>\na & b\n</review_text>\n</review>\n"
     for number in range(5)
@@ -35,6 +40,8 @@ def table(kind: str) -> Case:
             Tables(name, unlabel=name),
             Tables(name, domain="of"),
             Tables(name, text=["text", "of"], label={"a": "label", "b": "of"}),
+            FeatureTables(name, features=["x", "y"], task="of", id="text"),
+            FeatureTables(name, features="x", label=["lab*", "y"]),
         ]
 
     def make(file: Path) -> None:
@@ -42,6 +49,22 @@ def table(kind: str) -> Case:
         WRITERS[kind.removesuffix(".gz")](plain, ROWS)
         if kind.endswith(".gz"):
             compress(plain)
+
+    return f"a.{kind}", sources, make
+
+
+def arrays(kind: str) -> Case:
+    values = {"x": np.arange(24.0).reshape(12, 2), "y": np.arange(12) % 2, "of": np.arange(12) // 4}
+
+    def sources(file: Path) -> list[Source]:
+        name = str(file)
+        return [FeatureTables(name, label="y", task="of"), FeatureTables(name, features="x*", label=["y", "of"])]
+
+    def make(file: Path) -> None:
+        if kind == "npz":
+            np.savez_compressed(file, **values)  # type: ignore[arg-type]
+        else:
+            io.savemat(file, values, do_compression=True, oned_as="column")
 
     return f"a.{kind}", sources, make
 
@@ -65,6 +88,7 @@ CASES: dict[str, Case] = {
     "tags.gz": text("positive.review.gz", TAGS, sentiment),
     "terms": text("positive.review", TERMS, sentiment),
     "terms, unlabelled": text("unlabeled.review.gz", TERMS, sentiment),
+    **{kind: arrays(kind) for kind in ("npz", "mat")},
     **{kind: table(kind) for kind in ("csv", "tsv", "jsonl", "csv.gz", "tsv.gz", "jsonl.gz", "parquet")},
 }
 

@@ -1,0 +1,256 @@
+"""Tables of numbers: CSV, TSV, JSONL, Parquet, NumPy and MATLAB files."""
+
+import math
+import re
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_ncmtl.datamodules.sources.arrays import CELL, SUFFIXES, read_arrays
+from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, choose, fingerprint_files
+from lightning_ncmtl.datamodules.sources.files import Rows, convert, find_files, find_reader, read_rows
+from lightning_ncmtl.datamodules.sources.rows import Layout, clean, domain_name, domain_of_file, short
+from lightning_ncmtl.errors import InputError
+
+_WHOLE = re.compile(r"\s*(-?\d+)\.0*\s*")  # how whole numbers are written in a column with gaps
+
+
+class _Columns(NamedTuple):
+    features: list[str]
+    labels: dict[str, str]  # of each task, where every row may have one for several
+
+
+class FeatureTables(Source):
+    """Tables with the features of a row in columns of numbers, and its class in another column.
+
+    Files are ``.csv``, ``.tsv`` and ``.jsonl``, plain or ``.gz``, ``.parquet``, ``.npz`` or ``.mat``, given by name or
+    by a pattern such as ``folder/**/*.csv``. Each is a task, named as the file is up to the first dot, unless a column
+    tells the task (*long*), or every row has a column of labels for each task, empty where it is unknown (*wide*).
+
+    In files of arrays (see :func:`lightning_ncmtl.datamodules.sources.arrays.read_arrays`) the columns of a matrix
+    ``X`` are ``X1``, ``X2``, ... MATLAB's cell arrays have a task in each cell, which is called by its number.
+
+    Names of columns may be patterns: ``X*`` are all whose names start with an X.
+
+    Args:
+        path: Files of the training split.
+        test_path: Files of the test split, if there is one.
+        features: Columns of the features; by default all others.
+        label: Column of the label, a whole number or a name; or the columns of several, which name the tasks, or
+            stand behind these (``{task: column}``).
+        task: Column of the task.
+        id: Column of what tells rows apart: predictions keep it, and rows that have the same, such as one molecule in
+            several tasks, never fall into different parts of a split.
+
+    Raises:
+        InputError: If the settings contradict each other.
+    """
+
+    def __init__(
+        self,
+        path: str | list[str],
+        test_path: str | list[str] | None = None,
+        features: str | list[str] | None = None,
+        label: str | list[str] | dict[str, str] = "label",
+        task: str | None = None,
+        id: str | None = None,
+    ) -> None:
+        if not label:
+            raise InputError(f"rows need a column of labels: set data.source.label, found {label!r}")
+        if not isinstance(label, str) and task is not None:
+            raise InputError(
+                f"either the labels name the tasks, or the column {task!r} does: set data.source.task to null, or "
+                "data.source.label to one column"
+            )
+        self.files: dict[Split, str | list[str]] = {"train": path}
+        if test_path is not None:
+            self.files["test"] = test_path
+        self.columns = [features] if isinstance(features, str) else features
+        self.label = label
+        self.task = task
+        self.id = id
+        self._found: tuple[str, _Columns] | None = None  # and the fingerprint of the files that have them
+        self._tasks: tuple[str, list[str]] | None = None  # the same way
+
+    @property
+    def multi_label(self) -> bool:
+        return not isinstance(self.label, str)
+
+    def features(self) -> list[str]:
+        return self._find_columns().features
+
+    def splits(self) -> set[Split]:
+        return set(self.files)
+
+    def domains(self) -> list[str]:
+        if self.multi_label:
+            return sorted(self._find_columns().labels)
+        now = self.fingerprint()
+        if self._tasks is None or self._tasks[0] != now:
+            self._tasks = now, self._scan()
+        return self._tasks[1]
+
+    def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
+        columns = self._find_columns()
+        if domains is not None:
+            choose(domains, self.domains(), "the table")
+        labels = {task: columns.labels[task] for task in columns.labels if domains is None or task in domains}
+        for file in self._find(split):
+            task = self._task_column(file, _names(file))
+            layout = Layout((), labels if self.multi_label else str(self.label), task, domains)
+            yield from self._read(file, layout, columns.features)
+
+    def read_new(self, file: Path, features: Sequence[str], domains: Collection[str]) -> Iterator[Document | Problem]:
+        """As :meth:`Source.read_new`; of a wide table, each row once for every task."""
+        names = _names(file)
+        _need([*features, *self._others()], names, file, "predict needs the columns that the model was trained on")
+        layout = Layout((), {} if self.multi_label else None, self._task_column(file, names))
+        for item in self._read(file, layout, features):
+            if self.multi_label and isinstance(item, Document):
+                yield from (item._replace(labels={task: None}) for task in domains)
+            else:
+                yield item
+
+    def fingerprint(self) -> str:
+        settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        files = [file for split in self.files for file in self._find(split)]
+        return fingerprint_files({"class": "FeatureTables", **settings}, files)
+
+    def _find(self, split: Split) -> list[Path]:
+        if split not in self.files:
+            raise InputError(f"there are no files of the {split} split: set data.source.{split}_path")
+        return find_files(self.files[split], "data.source.path" if split == "train" else "data.source.test_path")
+
+    def _others(self) -> list[str]:
+        """Columns that every row needs beside features and labels."""
+        return [column for column in (self.task, self.id) if column is not None]
+
+    def _task_column(self, file: Path, names: Collection[str]) -> str | None:
+        in_cells = file.suffix.lower() in SUFFIXES and CELL in names
+        return CELL if in_cells and self.task is None and not self.multi_label else self.task
+
+    def _find_columns(self) -> _Columns:
+        now = self.fingerprint()
+        if self._found is None or self._found[0] != now:
+            first, *others = [file for split in self.files for file in self._find(split)]
+            columns = self._columns_of(first)
+            for file in others:
+                found = self._columns_of(file)
+                for name in ("features", "labels"):
+                    if odd := sorted({*getattr(columns, name)} ^ {*getattr(found, name)}):
+                        raise InputError(
+                            f"{file} has other {name} than {first}: {odd[0]!r} is only in one of them, so set "
+                            f"data.source.{name.removesuffix('s')} to columns that both have"
+                        )
+            self._found = now, columns
+        return self._found[1]
+
+    def _columns_of(self, file: Path) -> _Columns:
+        names = _names(file)
+        labels = self.label
+        if isinstance(labels, list):
+            labels = {column: column for column in _match(labels, names, file, "set data.source.label")}
+        used = [*labels.values()] if isinstance(labels, dict) else [labels]
+        if not (self.multi_label and ".jsonl" in file.suffixes):  # in which empty labels may be left out
+            _need(used, names, file, "set data.source.label")
+        _need(self._others(), names, file, "set data.source.task and data.source.id")
+        others = {*used, *self._others(), *([CELL] if file.suffix.lower() in SUFFIXES else [])}
+        if self.columns is None:
+            features = [name for name in names if name not in others]
+        else:
+            features = _match(self.columns, names, file, "set data.source.features")
+        if not features:
+            raise InputError(f"{file} has no columns but those of label, task and id: set data.source.features")
+        if twice := sorted(others.intersection(features)):
+            raise InputError(f"the column {twice[0]!r} of {file} cannot be a feature, too: set data.source.features")
+        return _Columns(features, labels if isinstance(labels, dict) else {})
+
+    def _scan(self) -> list[str]:
+        """The tasks of the training files."""
+        found: set[str | None] = set()
+        for file in self._find("train"):
+            task = self._task_column(file, _names(file))
+            if task is None:
+                found.add(domain_of_file(file))
+            else:
+                rows = (item for item in _rows(file, [task]) if not isinstance(item, Problem))
+                found |= {domain_name(_plain(row[task])) for row, _ in rows}
+        if not (named := [name for name in found if name is not None]):
+            raise InputError(f"no row names a task in {self.task!r}: set data.source.task")
+        return sorted(named)
+
+    def _read(self, file: Path, layout: Layout, features: Sequence[str]) -> Iterator[Document | Problem]:
+        columns = dict.fromkeys([*features, *layout.columns, *([] if self.id is None else [self.id])])
+        rows = _rows(file, list(columns), layout.optional)
+        return convert(rows, partial(self._document, layout, features, domain_of_file(file)))
+
+    def _document(
+        self, layout: Layout, features: Sequence[str], home: str, row: dict[str, Any], where: str
+    ) -> Document | None:
+        row = row | {column: _plain(row.get(column)) for column in layout.columns}
+        document = layout.document(row, where, home)
+        if document is None:
+            return None
+        name = "" if self.id is None or row[self.id] is None else clean(str(row[self.id])).strip()
+        return document._replace(text=name, features=_numbers(row, features))
+
+
+def _rows(file: Path, columns: Collection[str] = (), optional: Collection[str] = ()) -> Rows:
+    return read_arrays(file) if file.suffix.lower() in SUFFIXES else read_rows(file, columns, optional)
+
+
+def _names(file: Path) -> list[str]:
+    """The columns of a file."""
+    if file.suffix.lower() not in SUFFIXES:
+        find_reader(file)  # refuses what cannot be read
+    problem = None
+    for item in _rows(file):
+        if not isinstance(item, Problem):
+            return list(item[0])
+        problem = problem or item
+    raise InputError(str(problem))
+
+
+def _match(patterns: Collection[str], names: Collection[str], file: Path, way_out: str) -> list[str]:
+    """The columns that have these names, or fit patterns with ``*``; an InputError if there are none."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        expression = re.compile(".*".join(map(re.escape, pattern.split("*"))))
+        fitting = list(filter(expression.fullmatch, names)) if "*" in pattern else []
+        _need([] if fitting else [pattern], names, file, way_out)
+        found |= dict.fromkeys(fitting or [pattern])
+    return list(found)
+
+
+def _need(columns: Collection[str], names: Collection[str], file: Path, way_out: str) -> None:
+    """Raise an InputError where a column is missing."""
+    if missing := sorted({*columns} - {*names}):
+        shown = ", ".join(map(repr, list(names)[:20])) + (", ..." if len(names) > 20 else "")
+        raise InputError(f"{file}:1: no column {missing[0]!r} among {shown}: {way_out}")
+
+
+def _plain(value: object) -> object:
+    """A whole number also where gaps in its column have made it a float; ``None`` for NaN."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else int(value) if value.is_integer() else value
+    whole = _WHOLE.fullmatch(value) if isinstance(value, str) else None
+    return whole[1] if whole else value
+
+
+def _numbers(row: dict[str, Any], names: Sequence[str]) -> list[float]:
+    try:
+        numbers = [float(row[name]) for name in names]
+    except (TypeError, ValueError, OverflowError):
+        numbers = [math.nan]
+    if all(map(math.isfinite, numbers)):
+        return numbers
+    odd = next(name for name in names if not _is_finite(row[name]))
+    raise ValueError(f"expected a finite number in the feature {odd!r} (data.source.features), found {short(row[odd])}")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
