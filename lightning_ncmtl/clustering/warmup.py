@@ -174,8 +174,10 @@ class _Views:
         is_finite = self._target.total(gradients.sum()).isfinite()
         own = (mean - gradients).where(is_finite, 0)
         squares = gradients.square().mean(0)
-        self.squares = squares if self.squares is None else self.squares.to(squares.device)
-        self.squares = torch.lerp(self.squares, squares.where(is_finite, self.squares), 1 - MEMORY)
+        # NaN before there were any
+        known = torch.full_like(squares, torch.nan) if self.squares is None else self.squares.to(squares.device)
+        squares = squares.where(is_finite, known)
+        self.squares = torch.lerp(known.where(~known.isnan(), squares), squares, 1 - MEMORY)
         own.mul_(self._unit * self.squares.rsqrt().nan_to_num_(posinf=0))
         self.halves[half].add_(own).mul_(1 - FADING)
 
