@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from data import make_data
 from projects import Heads
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -14,7 +15,6 @@ from rich.console import Console
 from sklearn.metrics import adjusted_rand_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data import make_data
 from lightning_ncmtl import NCMTL, HardShare
 from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
 from lightning_ncmtl.callbacks._tables import cluster_table, evidence_line
