@@ -14,6 +14,7 @@ from lightning_ncmtl.clustering.layer_step import share_layers
 from lightning_ncmtl.clustering.layout import NumClusters, find_layout
 from lightning_ncmtl.clustering.settings import WARMUP_STEPS, check_settings
 from lightning_ncmtl.clustering.start import start_alike, start_apart
+from lightning_ncmtl.clustering.targets import reshard
 from lightning_ncmtl.clustering.warmup import SharedWarmup
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import PerTask, cluster_layers, per_task_layers
@@ -211,7 +212,8 @@ class NetworkClustering:
             warmup: As in :meth:`step`.
         """
         self._half = self.steps % 2 if half is None else half
-        if (shared := self._go_on(warmup)) is not None:
+        if (shared := self._go_on(warmup)) is not None and self._module is not None:
+            reshard(self._module)
             shared.enter(self._half)
 
     @torch.no_grad()

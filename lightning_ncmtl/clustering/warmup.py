@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_ncmtl.clustering._ranks import agree
 from lightning_ncmtl.clustering.evidence import Evidence, group_tasks, multiply_halves, weigh_evidence
-from lightning_ncmtl.clustering.targets import Target
+from lightning_ncmtl.clustering.targets import Target, check_mesh
 from lightning_ncmtl.errors import InputError
 
 # A task's own step, relative to the weights; what it loses of its own way per step; and what is kept of the running
@@ -146,6 +146,7 @@ class _Views:
         # As if they were one layer
         parameters = [list(chain(*parts)) for parts in zip(*(target.parameters for target in targets), strict=True)]
         self._target = Target(", ".join(layers), targets[0].tasks, parameters, targets[0].stacked)
+        check_mesh(self._target)
         rows = _widen(self._target.read())
         self.halves = rows.new_zeros(2, *rows.shape)
         self.squares: Tensor | None = None
