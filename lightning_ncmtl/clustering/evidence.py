@@ -172,9 +172,8 @@ def group_tasks(
         points = (axes * lengths.clamp(min=0).sqrt()).float()
         return kmeans(points, k, backend=backend, restarts=restarts, seed=seed).assignment
 
-    if within is None:
-        return cluster(products, num_clusters)
-    clusters = within.cpu().clone()
+    # Where tasks do not differ, k-means may find fewer clusters: they are divided, too
+    clusters = (cluster(products, num_clusters) if within is None else within.cpu()).unique(return_inverse=True)[1]
     count = int(clusters.max()) + 1
     if count > num_clusters:
         raise InputError(f"{count} clusters cannot be divided into {num_clusters}")
@@ -187,6 +186,8 @@ def group_tasks(
             if len(tasks) > 1:
                 mine = products[tasks][:, tasks]
                 parts = cluster(mine, 2)
+                if parts.eq(parts[0]).all():
+                    parts = torch.arange(len(tasks)) % 2
                 helped = _average(parts).mul(mine).sum() - mine.mean() * len(mine)
                 divisions[each] = float(helped), tasks[parts == 1]
         best = max(divisions, key=lambda each: divisions[each][0])
