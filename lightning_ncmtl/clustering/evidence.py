@@ -173,7 +173,8 @@ def group_tasks(
         return kmeans(points, k, backend=backend, restarts=restarts, seed=seed).assignment
 
     # Where tasks do not differ, k-means may find fewer clusters: they are divided, too
-    clusters = (cluster(products, num_clusters) if within is None else within.cpu()).unique(return_inverse=True)[1]
+    found = cluster(products, num_clusters) if within is None else within.cpu()
+    clusters: Tensor = torch.unique(found, return_inverse=True)[1]  # as many numbers as there are clusters
     count = int(clusters.max()) + 1
     if count > num_clusters:
         raise InputError(f"{count} clusters cannot be divided into {num_clusters}")
