@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from lightning_ncmtl.clustering._ranks import agree
+from lightning_ncmtl.clustering.decision import fix_clusters
 from lightning_ncmtl.clustering.evidence import Evidence, group_tasks, multiply_halves, weigh_evidence
+from lightning_ncmtl.clustering.kmeans import Backend
+from lightning_ncmtl.clustering.layer_state import LayerState
 from lightning_ncmtl.clustering.targets import Target
 from lightning_ncmtl.errors import InputError
 
@@ -101,6 +104,23 @@ class SharedWarmup:
             self._measure()
             products, self._products = self._products, products
         return weigh_evidence(list(products.values()), **self._settings) if products else None
+
+    def decide(self, states: Mapping[str, LayerState], step: int, backend: Backend) -> Evidence:
+        """Fix the clusters of layers from a step on, and say why.
+
+        Args:
+            states: The layers by name.
+            step: The first step with these clusters.
+            backend: The k-means to use.
+
+        Raises:
+            InputError: If there is no evidence, for or against, or weights are not finite.
+        """
+        if (evidence := self.weigh()) is None:
+            raise InputError("the warm-up has seen no steps of one half of the data: make it longer")
+        settings = {name: self._settings[name] for name in ("restarts", "seed")}
+        fix_clusters(states, evidence, step, backend=backend, **settings)
+        return evidence
 
     def _measure(self) -> None:
         """Later views count for more, in proportion to the step: by then the layers below have learned more."""
