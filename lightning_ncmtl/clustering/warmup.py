@@ -26,12 +26,12 @@ from lightning_ncmtl.errors import InputError
 # A task's own step, relative to the weights; what it loses of its own way per step; and what is kept of the running
 # mean squares. The first two were chosen on the embedded corpus and on Landmine (docs/evidence.md).
 STEP, FADING, MEMORY = 0.03, 0.01, 0.99
-# Steps between two measurements of the views, which forget in about twice as many
-EVERY = 50
+# Steps between two measurements of the views, which forget in about as many
+EVERY = 100
 # Evidence is weighed at this step, and whenever there are so many times as many
-FIRST, GROWTH = 100, 2**0.25
+FIRST, GROWTH = 100, 2**0.5
 # How often in a row the same clusters must be found: in the last two thirds of the warm-up
-ALIKE = 7
+ALIKE = 4
 
 
 class SharedWarmup:
