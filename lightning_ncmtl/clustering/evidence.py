@@ -204,6 +204,7 @@ def _divide(products: Tensor, clusters: Tensor, cluster: Callable[[Tensor, int],
             if len(tasks) > 1:
                 mine = products[tasks][:, tasks]
                 parts = cluster(mine, 2)
+                parts[-1] |= 1 - parts.amax()  # where all are the same
                 helped = _mean_rows(_mean_rows(mine, parts, 2).T, parts, 2).diagonal() @ parts.bincount().double()
                 divisions[each] = float(helped - mine.mean() * len(mine)), tasks[parts == 1]
         best = max(divisions, key=lambda each: divisions[each][0])

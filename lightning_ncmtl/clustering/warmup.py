@@ -189,15 +189,14 @@ class _Views:
         mean = gradients.mean(0)
         target.write(mean.expand_as(gradients))
         gradients, mean = _widen(gradients), _widen(mean)
-        # A gradient scaler leaves out a step with infinite ones, and so do we. The sum of finite numbers may overflow,
-        # too, once in a lifetime.
+        # A gradient scaler leaves out a step with infinite ones, and so do we: the memory of this step is no gradient.
         is_finite = self._target.total(gradients.sum()).isfinite()
-        own = (mean - gradients).where(is_finite, 0)
-        squares = gradients.square().mean(0)
-        self.squares = squares if self.squares is None else self.squares.to(squares.device)
-        self.squares = torch.lerp(self.squares, squares.where(is_finite, self.squares), 1 - MEMORY)
-        own.mul_(self._unit * self.squares.rsqrt().nan_to_num_(posinf=0))
-        self.halves[half].add_(own).mul_(1 - FADING)
+        gradients, mean = gradients.where(is_finite, 0), mean.where(is_finite, 0)
+        squares = torch.linalg.vector_norm(gradients, dim=0).square_() / len(gradients)
+        before = squares if self.squares is None else self.squares.to(squares.device)
+        self.squares = torch.lerp(before, squares.where(is_finite, before), 1 - MEMORY)
+        step = self._unit * self.squares.rsqrt().nan_to_num_(posinf=0)
+        self.halves[half].addcmul_(gradients.neg_().add_(mean), step).mul_(1 - FADING)
 
     def leave(self) -> None:
         self._target.write(_widen(self._target.read()).mean(0) + self.halves.mean(0))
