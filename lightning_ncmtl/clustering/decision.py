@@ -11,7 +11,7 @@ from lightning_ncmtl.clustering.kmeans import Backend
 from lightning_ncmtl.clustering.layer_state import LayerState
 
 
-def decide(
+def fix_clusters(
     states: Mapping[str, LayerState],
     evidence: Evidence,
     step: int,

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ncmtl.clustering._ranks import say, warn
-from lightning_ncmtl.clustering.decision import decide
 from lightning_ncmtl.clustering.evidence import Evidence
-from lightning_ncmtl.clustering.kmeans import Backend, Metric, check_backend
+from lightning_ncmtl.clustering.kmeans import Backend, Metric
 from lightning_ncmtl.clustering.layer_state import LayerState
 from lightning_ncmtl.clustering.layer_step import share_layers
 from lightning_ncmtl.clustering.layout import NumClusters, find_layout
-from lightning_ncmtl.clustering.settings import WARMUP_STEPS, check_settings
+from lightning_ncmtl.clustering.settings import WARMUP_STEPS, check_kmeans, check_settings
 from lightning_ncmtl.clustering.start import start_alike, start_apart
 from lightning_ncmtl.clustering.targets import reshard
 from lightning_ncmtl.clustering.warmup import SharedWarmup
@@ -42,7 +41,7 @@ class NetworkClustering:
         targets: Names of the per-task parts of the module, one cluster layer each: a ``ModuleList`` or ``ModuleDict``
             with one child per task (``"heads"``), a part of each child (``"heads.*.fc1"``), or a parameter or module
             whose parameters have the task as their first dimension. By default every ``ClusterLinear``.
-        task_names: Names of the tasks, for messages; by default the keys of the ``ModuleDict``, or indices.
+        task_names: Names of the tasks; by default the keys of the ``ModuleDict``, or indices.
         warmup_steps: Steps before the first clustering: as many as the shared part of the network needs to become
             useful. Of a shared warm-up that is the most (by default 1000); it ends when its clusters, if there are any,
             have not changed in two thirds of it. (A layer with one cluster shares from the first step.)
@@ -168,9 +167,7 @@ class NetworkClustering:
             raise InputError(f"the checkpoint has the tasks {', '.join(self.tasks)}; the module {', '.join(tasks)}")
         deciding = [name for name, k in clusters.items() if k not in (1, len(tasks))]
         if deciding:
-            check_backend(self.backend)
-        if self.backend == "faiss" and any(target.group is not None for target in targets.values()):
-            raise InputError("FAISS needs whole weights, found sharded ones: choose the backend 'gram'")
+            check_kmeans(self.backend, targets.values())
         saved = {name: state.num_clusters for name, state in self._states.items()}
         clusters = {name: saved.get(name) if k is None else k for name, k in clusters.items()}
         if saved and saved != clusters:
@@ -355,16 +352,11 @@ class NetworkClustering:
                 )
 
     def _go_on(self, warmup: bool | None) -> SharedWarmup | None:
-        """The shared warm-up, if the step that begins or goes on is one of it; at its end it decides."""
+        """The shared warm-up, if the step that begins or goes on is one of it; at its end it fixes the clusters."""
         if self._module is None:
             raise InputError("there is nothing to cluster yet: give NetworkClustering a module, or attach one")
         shared = self._warmup
         if shared is None or (not shared.is_over and (self.steps < self.warmup_steps if warmup is None else warmup)):
             return shared
-        if (evidence := shared.weigh()) is None:
-            raise InputError("the warm-up has seen no steps of one half of the data: make it longer")
-        self.evidence = evidence
-        settings: dict[str, Any] = {"restarts": self.restarts, "seed": self.seed, "backend": self.backend}
-        decide(self._states, evidence, self.steps + 1, **settings)
-        self._warmup = None
+        self.evidence, self._warmup = shared.decide(self._states, self.steps + 1, self.backend), None
         return None

@@ -1,8 +1,10 @@
 """The settings of network clustering: how long a warm-up is, and what is out of range, which is refused."""
 
+from collections.abc import Iterable
 from typing import Any, get_args
 
-from lightning_ncmtl.clustering.kmeans import Metric
+from lightning_ncmtl.clustering.kmeans import Backend, Metric, check_backend
+from lightning_ncmtl.clustering.targets import Target
 from lightning_ncmtl.errors import InputError
 
 # Steps of a warm-up; of a shared one, the most
@@ -41,3 +43,10 @@ def check_settings(of: Any) -> None:
     ):
         if not is_right:
             raise InputError(message)
+
+
+def check_kmeans(backend: Backend, targets: Iterable[Target]) -> None:
+    """Raise :class:`InputError` if a k-means is not there, or cannot take weights of which each rank has a part."""
+    check_backend(backend)
+    if backend == "faiss" and any(target.group is not None for target in targets):
+        raise InputError("FAISS needs whole weights, found sharded ones: choose the backend 'gram'")

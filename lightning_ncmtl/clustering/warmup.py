@@ -16,19 +16,22 @@ import torch
 from torch import Tensor
 
 from lightning_ncmtl.clustering._ranks import agree
+from lightning_ncmtl.clustering.decision import fix_clusters
 from lightning_ncmtl.clustering.evidence import Evidence, group_tasks, multiply_halves, weigh_evidence
+from lightning_ncmtl.clustering.kmeans import Backend
+from lightning_ncmtl.clustering.layer_state import LayerState
 from lightning_ncmtl.clustering.targets import Target, check_mesh
 from lightning_ncmtl.errors import InputError
 
 # A task's own step, relative to the weights; what it loses of its own way per step; and what is kept of the running
 # mean squares. The first two were chosen on the embedded corpus and on Landmine (docs/evidence.md).
 STEP, FADING, MEMORY = 0.03, 0.01, 0.99
-# Steps between two measurements of the views, which forget in about twice as many
-EVERY = 50
+# Steps between two measurements of the views, which forget in about as many
+EVERY = 100
 # Evidence is weighed at this step, and whenever there are so many times as many
-FIRST, GROWTH = 100, 2**0.25
+FIRST, GROWTH = 100, 2**0.5
 # How often in a row the same clusters must be found: in the last two thirds of the warm-up
-ALIKE = 7
+ALIKE = 4
 
 
 class SharedWarmup:
@@ -102,6 +105,23 @@ class SharedWarmup:
             products, self._products = self._products, products
         return weigh_evidence(list(products.values()), **self._settings) if products else None
 
+    def decide(self, states: Mapping[str, LayerState], step: int, backend: Backend) -> Evidence:
+        """Fix the clusters of layers from a step on, and say why.
+
+        Args:
+            states: The layers by name.
+            step: The first step with these clusters.
+            backend: The k-means to use.
+
+        Raises:
+            InputError: If there is no evidence, for or against, or weights are not finite.
+        """
+        if (evidence := self.weigh()) is None:
+            raise InputError("the warm-up has seen no steps of one half of the data: make it longer")
+        settings = {name: self._settings[name] for name in ("restarts", "seed")}
+        fix_clusters(states, evidence, step, backend=backend, **settings)
+        return evidence
+
     def _measure(self) -> None:
         """Later views count for more, in proportion to the step: by then the layers below have learned more."""
         products: dict[str, Tensor] = {}
@@ -170,17 +190,16 @@ class _Views:
         mean = gradients.mean(0)
         target.write(mean.expand_as(gradients))
         gradients, mean = _widen(gradients), _widen(mean)
-        # A gradient scaler leaves out a step with infinite ones, and so do we. The sum of finite numbers may overflow,
-        # too, once in a lifetime.
+        # A gradient scaler leaves out a step with infinite ones, and so do we: the memory of this step is no gradient.
         is_finite = self._target.total(gradients.sum()).isfinite()
-        own = (mean - gradients).where(is_finite, 0)
-        squares = gradients.square().mean(0)
+        gradients, mean = gradients.where(is_finite, 0), mean.where(is_finite, 0)
+        squares = torch.linalg.vector_norm(gradients, dim=0).square_() / len(gradients)
         # NaN before there were any
-        known = torch.full_like(squares, torch.nan) if self.squares is None else self.squares.to(squares.device)
-        squares = squares.where(is_finite, known)
-        self.squares = torch.lerp(known.where(~known.isnan(), squares), squares, 1 - MEMORY)
-        own.mul_(self._unit * self.squares.rsqrt().nan_to_num_(posinf=0))
-        self.halves[half].add_(own).mul_(1 - FADING)
+        before = torch.full_like(squares, torch.nan) if self.squares is None else self.squares.to(squares.device)
+        squares = squares.where(is_finite, before)
+        self.squares = torch.lerp(before.where(~before.isnan(), squares), squares, 1 - MEMORY)
+        step = self._unit * self.squares.rsqrt().nan_to_num_(posinf=0)
+        self.halves[half].addcmul_(gradients.neg_().add_(mean), step).mul_(1 - FADING)
 
     def leave(self) -> None:
         self._target.write(_widen(self._target.read()).mean(0) + self.halves.mean(0))

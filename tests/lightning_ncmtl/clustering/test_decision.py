@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_ncmtl import ClusterLinear
 from lightning_ncmtl.clustering import find_targets
-from lightning_ncmtl.clustering.decision import decide, describe_evidence
+from lightning_ncmtl.clustering.decision import describe_evidence, fix_clusters
 from lightning_ncmtl.clustering.evidence import Evidence, multiply_halves, weigh_evidence
 from lightning_ncmtl.clustering.layer_state import LayerState
 
@@ -52,7 +52,7 @@ def make_states() -> Callable[..., dict[str, LayerState]]:
 
 
 def settle(states: dict[str, LayerState], evidence: Evidence) -> list[Tensor]:
-    decide(states, evidence, 7, restarts=20, seed=0, backend="auto")
+    fix_clusters(states, evidence, 7, restarts=20, seed=0, backend="auto")
     found = []
     for state in states.values():
         assert state.assignment is not None
