@@ -115,11 +115,15 @@ def weigh_evidence(
     hits, lengths, chances = [], [], []
     for k in numbers:
         hit, length, chance = torch.zeros(n), torch.zeros(n), torch.zeros(permutations)
-        for half, between, tree in ((one, cross, trees[0]), (other, cross.T, trees[1])):
+        # Task t of one half is taken for task orders[t] of the other, in both directions.
+        for half, between, tree, order in (
+            (one, cross, trees[0], orders),
+            (other, cross.T, trees[1], orders.argsort(1)),
+        ):
             clusters = tree[k]
             means = _mean_rows(between, clusters, k)  # [K, N], how well each cluster predicts each task
             hit = hit + means[clusters, torch.arange(n)] / 2
-            chance = chance + means[clusters, orders].sum(1) / 2
+            chance = chance + means[clusters, order].sum(1) / 2
             inner = _mean_rows(_mean_rows(half, clusters, k).T, clusters, k).diagonal()  # [K]
             length = length + inner[clusters] / 2
         hits.append(hit)
