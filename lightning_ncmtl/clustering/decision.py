@@ -20,7 +20,7 @@ def fix_clusters(
     seed: int,
     backend: Backend,
 ) -> None:
-    """Fix the clusters of all layers.
+    """Fix the clusters of all layers, whose tasks share from now on.
 
     All layers are looked at together, as each alone knows less. Those with the same number of clusters get the same;
     those with more get parts of these, so that clusters form one hierarchy.
@@ -44,6 +44,8 @@ def fix_clusters(
         state.count_clusters(found[numbers[name]])
         state.remember(found[numbers[name]], True, step)
         state.freeze(step)
+        state.target.share(found[numbers[name]])  # at once: somebody may look at them before the step ends
+        state.freeze_layer()
     error = evidence.agreement_error
     say(describe_evidence(evidence.num_clusters, len(evidence.products), evidence.agreement, error, evidence.p_value))
 
