@@ -115,11 +115,15 @@ def weigh_evidence(
     hits, lengths, chances = [], [], []
     for k in numbers:
         hit, length, chance = torch.zeros(n), torch.zeros(n), torch.zeros(permutations)
-        for half, between, tree in ((one, cross, trees[0]), (other, cross.T, trees[1])):
+        # Task t of one half is taken for task orders[t] of the other, in both directions.
+        for half, between, tree, order in (
+            (one, cross, trees[0], orders),
+            (other, cross.T, trees[1], orders.argsort(1)),
+        ):
             clusters = tree[k]
             means = _mean_rows(between, clusters, k)  # [K, N], how well each cluster predicts each task
             hit = hit + means[clusters, torch.arange(n)] / 2
-            chance = chance + means[clusters, orders].sum(1) / 2
+            chance = chance + means[clusters, order].sum(1) / 2
             inner = _mean_rows(_mean_rows(half, clusters, k).T, clusters, k).diagonal()  # [K]
             length = length + inner[clusters] / 2
         hits.append(hit)
@@ -183,7 +187,7 @@ def group_tasks(
 
     # Where tasks do not differ, k-means may find fewer clusters: they are divided, too
     found = cluster(products, num_clusters) if within is None else within.cpu()
-    clusters: Tensor = torch.unique(found, return_inverse=True)[1]
+    clusters: Tensor = torch.unique(found, return_inverse=True)[1]  # as many numbers as there are clusters
     count = int(clusters.max()) + 1
     if count > num_clusters:
         raise InputError(f"{count} clusters cannot be divided into {num_clusters}")
@@ -206,7 +210,8 @@ def _divide(products: Tensor, clusters: Tensor, cluster: Callable[[Tensor, int],
             if len(tasks) > 1:
                 mine = products[tasks][:, tasks]
                 parts = cluster(mine, 2)
-                parts[-1] |= 1 - parts.amax()  # where all are the same
+                if parts.eq(parts[0]).all():
+                    parts = torch.arange(len(tasks)) % 2
                 helped = _mean_rows(_mean_rows(mine, parts, 2).T, parts, 2).diagonal() @ parts.bincount().double()
                 divisions[each] = float(helped - mine.mean() * len(mine)), tasks[parts == 1]
         best = max(divisions, key=lambda each: divisions[each][0])

@@ -209,7 +209,7 @@ class NetworkClustering:
             warmup: As in :meth:`step`.
         """
         self._half = self.steps % 2 if half is None else half
-        if self._warmup is not None and self._module is not None:
+        if self._warmup is not None and self._module is not None and self._warmup.is_sharded:
             reshard(self._module)
         if (shared := self._go_on(warmup)) is not None:
             shared.enter(self._half)

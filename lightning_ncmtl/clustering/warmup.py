@@ -67,6 +67,11 @@ class SharedWarmup:
         last = self._found[-ALIKE:]
         return len(last) == ALIKE and max(last[0]) > 0 and all(clusters == last[0] for clusters in last)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each rank has a part of the weights."""
+        return any(views.is_sharded for views in self._views)
+
     def enter(self, half: int) -> None:
         """Let each task compute with what a half of the data has made of it: before the forward pass."""
         for views in self._views:
@@ -170,6 +175,7 @@ class _Views:
         parameters = [list(chain(*parts)) for parts in zip(*(target.parameters for target in targets), strict=True)]
         self._target = Target(", ".join(layers), targets[0].tasks, parameters, targets[0].stacked)
         check_mesh(self._target)
+        self.is_sharded = self._target.group is not None
         rows = _widen(self._target.read())
         self.halves = rows.new_zeros(2, *rows.shape)
         self.squares: Tensor | None = None
@@ -198,9 +204,9 @@ class _Views:
         gradients, mean = gradients.where(is_finite, 0), mean.where(is_finite, 0)
         squares = torch.linalg.vector_norm(gradients, dim=0).square_() / len(gradients)
         # NaN before there were any
-        before = torch.full_like(squares, torch.nan) if self.squares is None else self.squares.to(squares.device)
-        squares = squares.where(is_finite, before)
-        self.squares = torch.lerp(before.where(~before.isnan(), squares), squares, 1 - MEMORY)
+        known = torch.full_like(squares, torch.nan) if self.squares is None else self.squares.to(squares.device)
+        squares = squares.where(is_finite, known)
+        self.squares = torch.lerp(known.where(~known.isnan(), squares), squares, 1 - MEMORY)
         step = self._unit * self.squares.rsqrt().nan_to_num_(posinf=0)
         self.halves[half].addcmul_(gradients.neg_().add_(mean), step).mul_(1 - FADING)
 
