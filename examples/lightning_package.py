@@ -2,10 +2,10 @@
 
 Bikes are lent at 18 stations. A station stands at an office, a park or an arena, and is small or large; the model is
 told neither. The hidden layers of the heads are grouped into three clusters and the output layers into six: that is
-what the targets ``heads.*.0`` and ``heads.*.2`` say, in which ``*`` stands for the stations. Each layer is grouped by
-its own weights (``warmup="apart"``), as the two are alike for different reasons. The training stops halfway
-and is resumed from a checkpoint, which holds the clusters. At the end the model is saved with one set of weights per
-cluster, and loaded again.
+what the targets ``heads.*.0`` and ``heads.*.2`` say, in which ``*`` stands for the stations. ``warmup="apart"`` groups
+each layer by its own weights, as the two are alike for different reasons. The training stops halfway and is resumed
+from a checkpoint, which holds the clusters. At the end the model is saved with one set of weights per cluster, and
+loaded again.
 
     python examples/lightning_package.py
 
