@@ -2,9 +2,10 @@
 
 Bikes are lent at 18 stations. A station stands at an office, a park or an arena, and is small or large; the model is
 told neither. The hidden layers of the heads are grouped into three clusters and the output layers into six: that is
-what the targets ``heads.*.0`` and ``heads.*.2`` say, in which ``*`` stands for the stations. The training stops halfway
-and is resumed from a checkpoint, which holds the clusters. At the end the model is saved with one set of weights per
-cluster, and loaded again.
+what the targets ``heads.*.0`` and ``heads.*.2`` say, in which ``*`` stands for the stations. ``warmup="apart"`` groups
+each layer by its own weights, as the two are alike for different reasons. The training stops halfway and is resumed
+from a checkpoint, which holds the clusters. At the end the model is saved with one set of weights per cluster, and
+loaded again.
 
     python examples/lightning_package.py
 
@@ -93,7 +94,9 @@ def fit(
     folder: Path, seed: int, epochs: int, resume_from: str | None = None
 ) -> tuple[L.Trainer, BikeModel, NetworkClusteringCallback]:
     """Train up to an epoch, with everything made anew, as another process would."""
-    clustering = NetworkClusteringCallback(targets=["heads.*.0", "heads.*.2"], num_clusters=[3, 6], task_names=STATIONS)
+    clustering = NetworkClusteringCallback(
+        targets=["heads.*.0", "heads.*.2"], num_clusters=[3, 6], task_names=STATIONS, warmup="apart"
+    )
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=epochs,

@@ -74,7 +74,8 @@ def main() -> None:
     seed_everything(parser.parse_args().seed)
 
     model = SalesModel(list(HIDDEN_GROUPS))
-    clustering = NetworkClusteringCallback(num_clusters=4, targets="heads")  # network clustering
+    # In the first epoch each day is seen once, so that what its two halves say of the products is independent
+    clustering = NetworkClusteringCallback(num_clusters=4, targets="heads", warmup_epochs=1)  # network clustering
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=6,

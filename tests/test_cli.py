@@ -100,7 +100,8 @@ def test_a_run_directory_holds_everything(folder: Path) -> None:
     assert config["seed_everything"] == 1
     assert {file.name for file in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert list(run.glob("events.out.tfevents*"))
-    pictures = {"flow.png", "history.png", "coclustering-cluster_layers.0.png", "coclustering-cluster_layers.1.png"}
+    pictures = {"flow.png", "history.png", "evidence.png"}
+    pictures |= {f"coclustering-cluster_layers.{layer}.png" for layer in (0, 1)}
     assert {file.name for file in (run / "pictures").iterdir()} == pictures
     report = json.loads((run / "clusters.json").read_text())
     assert list(report["layers"]) == ["cluster_layers.0", "cluster_layers.1"]

@@ -54,7 +54,7 @@ def test_configurations_instantiate(
     else:
         assert made.model.encoder.out_features == made.datamodule.num_features
     clustering = made.config[subcommand].clustering
-    assert clustering.warmup_steps is not None or made.trainer.max_epochs > clustering.warmup_epochs
+    assert clustering.warmup_epochs is None or made.trainer.max_epochs > clustering.warmup_epochs
 
 
 def test_optimizer_and_scheduler_come_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

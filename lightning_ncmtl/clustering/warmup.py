@@ -58,6 +58,7 @@ class SharedWarmup:
         self._products: dict[str, Tensor] = {}
         self._found: list[list[int]] = []  # the clusters of the last weighings
         self._due = float(FIRST)  # the step of the next one
+        self._seen = [0, 0]  # how many steps there were of each half
         self.steps = 0
 
     @property
@@ -78,6 +79,7 @@ class SharedWarmup:
 
     def learn(self, half: int) -> None:
         """Take the tasks' gradients of a batch of a half, and give all tasks the mean of them."""
+        self._seen[half] += 1
         for views in self._views:
             views.learn(half)
 
@@ -130,7 +132,7 @@ class SharedWarmup:
     def _measure(self) -> None:
         """Later views count for more, in proportion to the step: by then the layers below have learned more."""
         products: dict[str, Tensor] = {}
-        for views in self._views:
+        for views in self._views if all(self._seen) else ():
             products |= views.multiply(self._deciding)
         self._products = {
             name: self.steps * each + self._products.get(name, torch.zeros_like(each))
@@ -144,6 +146,7 @@ class SharedWarmup:
             "products": {name: products.to("cpu", copy=True) for name, products in self._products.items()},
             "found": list(self._found),
             "due": self._due,
+            "seen": list(self._seen),
             "steps": self.steps,
         }
 
@@ -152,7 +155,7 @@ class SharedWarmup:
         for views, theirs in zip(self._views, saved["views"], strict=True):
             views.load(theirs)
         self._products, self._found = dict(saved["products"]), list(saved["found"])
-        self._due, self.steps = saved["due"], saved["steps"]
+        self._due, self._seen, self.steps = saved["due"], list(saved["seen"]), saved["steps"]
 
 
 class _Views:
@@ -211,14 +214,12 @@ class _Views:
         self._target.write(_widen(self._target.read()).mean(0) + self.halves.mean(0))
 
     def multiply(self, names: Collection[str]) -> dict[str, Tensor]:
-        """Inner products ``[2N, 2N]`` of the views of some layers, on the CPU; none before both halves had steps."""
+        """Inner products ``[2N, 2N]`` of the views of some layers, on the CPU."""
         if broken := self._target.find_broken():
             raise InputError(
                 f"{self._target.name} have weights that are not finite (NaN or infinity) in the warm-up, of "
                 f"{len(broken)} tasks: a lower learning rate or gradient clipping may help"
             )
-        if not all(self._target.total(half.count_nonzero()) for half in self.halves):
-            return {}
         parts = dict(zip(self._names, self.halves.split(self._widths, dim=2), strict=True))
         group = self._target.group
         return {name: multiply_halves(part[0], part[1], group).cpu() for name, part in parts.items() if name in names}

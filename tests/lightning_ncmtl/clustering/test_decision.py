@@ -157,9 +157,11 @@ def test_tasks_share_at_once() -> None:
         (3, 0.049, 0.001, "evidence for 3 clusters, agreement of halves 0.62 ± 0.05, p = 0.001"),
         (14, 0.2, 0.001, "evidence that every task differs, agreement of halves 0.62 ± 0.20, p = 0.001"),
         (1, 0.1, 0.4521, "no evidence for clusters (agreement of halves 0.62 ± 0.10, p = 0.452)"),
+        (1, 0.1, 0.001, "no evidence for clusters (agreement of halves 0.62 ± 0.10, p = 0.001; tasks differ, but each "
+         "in its own way)"),
         (2, None, 0.001, "evidence for 2 clusters, agreement of halves 0.62, p = 0.001"),
         (1, float("nan"), 1.0, "no evidence for clusters (agreement of halves 0.62, p = 1)"),
     ],
-)
+)  # fmt: skip
 def test_evidence_in_a_line(found: int, error: float | None, p_value: float, line: str) -> None:
     assert describe_evidence(found, 14, 0.621, error, p_value) == line

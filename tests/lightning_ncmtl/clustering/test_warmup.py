@@ -414,6 +414,22 @@ def test_evidence_comes_from_layers_with_clusters_alone() -> None:
     assert sorted(clusters.assignments["out"].tolist()) == list(range(TASKS))
 
 
+def test_tasks_that_learn_the_same_are_one_cluster() -> None:
+    """There is nothing by which they differ, and so no evidence."""
+    model, _ = make_towers()
+    clusters = NetworkClustering(model, targets="towers", warmup_steps=4)
+    for _ in range(6):
+        clusters.start_step()
+        for tower in model.towers:  # type: ignore[union-attr]
+            for parameter in tower.parameters():
+                parameter.grad = torch.ones_like(parameter)
+        clusters.before_step()
+        clusters.step()
+    assert clusters.assignments["towers"].tolist() == [0] * TASKS
+    assert clusters.evidence is not None
+    assert clusters.evidence.p_value == 1
+
+
 def test_absent_tasks_move_with_the_others() -> None:
     model = nn.ModuleDict({"heads": nn.ModuleList(nn.Linear(3, 1) for _ in range(4))})
     clusters = NetworkClustering(model, 2, "heads", warmup_steps=5)
