@@ -44,7 +44,7 @@ SETTINGS: dict[str, Any] = {
                 },
             }
         },
-        "clustering": {"warmup_epochs": 1, "freeze_after_epochs": 2},
+        "clustering": {"warmup": "apart", "warmup_epochs": 1, "freeze_after_epochs": 2},
         "report": {"pictures": False},
         "trainer": {"max_epochs": 2},
     },
@@ -241,7 +241,10 @@ def test_the_test_split_folds_and_a_cell_that_fails(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit, match="2"):
         main(["compare", "--config", config, "--baseline", "TF-IDF"])
     error = capsys.readouterr().err
-    assert "2 of 6 cells failed, the first is too many, seed 1, fold 0: num_clusters must be between 1 and" in error
+    assert (
+        "2 of 6 cells failed, the first is too many, seed 1, fold 0: num_clusters must be 'auto' or between 1 and"
+        in error
+    )
     table = pd.read_csv(tmp_path / "out" / "results.csv")
     assert table["fold"].tolist() == [0, 0, 1, 1]
     cell = tmp_path / "out" / "cells" / "ncmtl" / "seed-1-fold-1"
