@@ -38,8 +38,9 @@ def compare(
     """Train every system with every seed on every fold, and report.
 
     Each training is a cell, with a directory of its own in the output. Finished cells are kept: the same command goes
-    on where it was stopped, and with more seeds, systems or folds it runs only what is new. The epoch of a cell is
-    chosen by its validation accuracy.
+    on where it was stopped, and with more seeds, systems or folds it runs only what is new. The best
+    epoch of a cell is chosen by what its checkpoint monitors. Where that is one of the model's metrics, such as
+    ``val/AUROC``, systems are compared by it, else by accuracy.
 
     Args:
         systems: For each system its settings, which stack on ``common``: those of ``ncmtl fit``; or ``tfidf``, with the

@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lightning_ncmtl.comparison.cell import _accuracies, _curves, _labelled, _Outcomes, run
+from lightning_ncmtl.comparison.cell import _curves, _labelled, _Outcomes, _values, run
 from lightning_ncmtl.comparison.plan import Cell
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import TaskMetrics
@@ -57,21 +57,26 @@ def test_outcomes_are_those_of_the_step() -> None:
 
 @pytest.mark.parametrize("tasks", [3, 60])
 def test_results_have_all_domains_however_many_are_logged(tasks: int) -> None:
-    metrics = TaskMetrics([f"domain{task}" for task in range(tasks)])
+    metrics = TaskMetrics([f"domain{task}" for task in range(tasks)], ["AUROC"])
     labels, task_ids = torch.arange(4 * tasks) % 3 % 2, torch.arange(4 * tasks) // 4
+    labels[4:8] = 1  # a domain without one of its classes
     metrics.update(torch.tensor([[1.0, 0.0]]).expand(4 * tasks, 2), labels, task_ids, task_ids > 0)
     known = {"domain": task_ids.numpy(), "correct": (labels == 0).numpy(), "clean": (task_ids > 0).numpy()}
     names = metrics.task_names
-    found = _accuracies(known, names)
-    expected = {name: float(value) for name, value in metrics.compute().items() if name.startswith("accuracy")}
-    for name in ("accuracy", "accuracy_clean"):
+    expected = {name: float(value) for name, value in metrics.compute().items() if not name.startswith("loss")}
+    found = _values(known, names, metrics)
+    for name in ("accuracy", "accuracy_clean", "AUROC"):
         each = metrics.per_task[name].tolist()
         expected |= {f"{name}/{task}": value for task, value in zip(names, each, strict=True)}
-    assert np.isnan(expected.pop("accuracy_clean/domain0"))
+    expected.pop("AUROC_worst_10", None)
+    assert np.isnan([expected.pop(name) for name in ("accuracy_clean/domain0", "AUROC/domain1")]).all()
     assert found == pytest.approx(expected)
+    assert found["skipped"] == 1
 
 
 def test_curves_are_of_what_was_logged(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
-    file.write_text("epoch,val/accuracy,val/accuracy/a\n0,0.5,0.25\n0,,\n1,0.75,0.5\n")
-    assert _curves(file, ["a", "b"]) == {"epochs": [1, 2], "curves": {"": [0.5, 0.75], "a": [0.25, 0.5]}}
+    file.write_text("epoch,val/accuracy,val/AUROC,val/AUROC/a\n0,1,0.5,0.25\n0,,,\n1,0,0.75,0.5\n")
+    expected = {"epochs": [1, 2], "curves": {"": [0.5, 0.75], "a": [0.25, 0.5]}}
+    assert _curves(file, ["a", "b"], "AUROC") == expected
+    assert _curves(file, ["a"], "accuracy")["curves"] == {"": [1, 0]}

@@ -6,9 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 from filelock import FileLock
+from in_process import InProcess
 
 from lightning_ncmtl.comparison import runner
 from lightning_ncmtl.comparison.plan import hash_code
@@ -82,24 +81,6 @@ def write(path: Path, **changes: Any) -> str:
         yaml.safe_dump({"output": str(path / "out"), **SETTINGS, **changes}, sort_keys=False)
     )
     return str(path / "compare.yaml")
-
-
-class InProcess:
-    """In the place of a process: runs the command of a cell at once, in this one, which has imported all it needs."""
-
-    def __init__(self, command: list[str], directory: Path, jobs: int) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        log = (directory / "log.txt").open("a")
-        with log, redirect_stdout(log), redirect_stderr(log), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # which a process prints
-            try:
-                main(command[3:])
-                self.returncode = 0
-            except SystemExit as error:
-                self.returncode = int(str(error.code))
-
-    def poll(self) -> int:
-        return self.returncode
 
 
 @pytest.fixture(scope="module", autouse=True)

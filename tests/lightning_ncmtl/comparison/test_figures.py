@@ -13,13 +13,13 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from lightning_ncmtl.comparison.figures import (
-    draw_accuracy,
     draw_agreement,
     draw_curves,
     draw_differences,
     draw_grid,
     draw_recovery,
     draw_stability,
+    draw_systems,
     draw_widths,
 )
 from lightning_ncmtl.errors import InputError
@@ -141,7 +141,7 @@ def test_curves_of_200_domains() -> None:
 @pytest.mark.parametrize("systems", [1, 2, 12])
 def test_accuracy_rows_are_sorted_and_show_every_cell(systems: int) -> None:
     table = cells(systems)
-    figure = draw_accuracy(table)
+    figure = draw_systems(table)
     check_legible(figure)
     axes = figure.axes[0]
     means = 100 * table.groupby("system")["accuracy"].mean().sort_values(ascending=False)
@@ -156,7 +156,7 @@ def test_accuracy_rows_are_sorted_and_show_every_cell(systems: int) -> None:
 
 
 def test_accuracy_of_one_cell_has_no_deviation() -> None:
-    figure = draw_accuracy(cells(1, seeds=1))
+    figure = draw_systems(cells(1, seeds=1))
     assert "±" not in figure.axes[0].texts[0].get_text()
 
 
@@ -327,7 +327,7 @@ def test_recovery_worse_than_chance_stays_in_the_picture() -> None:
     ("draw", "table", "column"),
     [
         (draw_curves, curves(1, 1), "domain"),
-        (draw_accuracy, cells(1), "accuracy"),
+        (draw_systems, cells(1), "accuracy"),
         (draw_agreement, agreements(1), "num_clusters"),
         (draw_stability, stability(1, ["one"]), "null_high"),
         (lambda table: draw_differences(table, "base"), differences(), "low"),

@@ -1,0 +1,141 @@
+"""``ncmtl compare`` on rows of features, by the area under the ROC curve."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from in_process import InProcess
+from scipy import stats
+from table_files import write_csv
+
+from lightning_ncmtl.comparison import runner
+from lightning_ncmtl.main import main
+
+TASKS, ROWS = 4, 60
+SETTINGS: dict[str, Any] = {
+    "seeds": [1, 2],
+    "test": True,
+    "common": {
+        "data": {
+            "source": {
+                "class_path": "lightning_ncmtl.datamodules.sources.FeatureTables",
+                "init_args": {"path": "rows.csv", "task": "field", "label": "mine"},
+            },
+            "split": {"validation_size": 0.3, "test_size": 0.3},
+        },
+        "model": {
+            "init_args": {
+                "encoder": {"class_path": "lightning_ncmtl.encoders.Identity"},
+                "cluster_features": [8],
+                "num_clusters": [2],
+                "metrics": ["AveragePrecision", "AUROC"],
+                "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.03}},
+            }
+        },
+        "checkpoint": {"monitor": "val/AUROC"},
+        "report": {"pictures": False},
+        "trainer": {"max_epochs": 4, "accelerator": "cpu"},
+    },
+    "systems": {
+        "NCMTL": {},
+        "HardShare": {"model": {"class_path": "lightning_ncmtl.HardShare", "init_args": {"features": [8]}}},
+    },
+}
+
+
+def write_rows(folder: Path) -> None:
+    """Tasks 0 and 2 agree on what is a mine, and so do 1 and 3; one in four is."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for task in range(TASKS):
+        x = rng.standard_normal((ROWS, 3))
+        score = x[:, task % 2] - x[:, 2] + 0.7 * rng.standard_normal(ROWS)
+        mines = score > np.quantile(score, 0.75)
+        rows += [{"field": f"f{task}", **dict(zip("abc", row, strict=True)), "mine": int(mine)}
+                 for row, mine in zip(x.tolist(), mines, strict=True)]  # fmt: skip
+    write_csv(folder / "rows.csv", rows)
+
+
+def compare(**changes: Any) -> None:
+    Path("compare.yaml").write_text(yaml.safe_dump({"output": "out", **SETTINGS, **changes}, sort_keys=False))
+    main(["compare", "--config", "compare.yaml"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("features")
+    write_rows(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "_start", InProcess)
+        patch.chdir(folder)
+        compare()
+        yield folder
+
+
+def cells(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """Each result, and the metrics that were logged."""
+    found = sorted((folder / "out" / "cells").glob("*/*/result.json"))
+    assert found
+    return [(json.loads(file.read_text()), pd.read_csv(file.with_name("metrics.csv"))) for file in found]
+
+
+def test_the_best_epoch_and_what_is_reported_are_those_of_the_metric(folder: Path) -> None:
+    for result, logged in cells(folder):
+        curve = logged.dropna(subset=["val/AUROC"])["val/AUROC"].tolist()[:4]  # and what was evaluated at last
+        assert result["curves"][""] == pytest.approx(curve)
+        assert result["val"]["AUROC"] == pytest.approx(max(curve))
+        assert result["best_epoch"] == 1 + int(np.argmax(curve))
+        assert result["last"]["AUROC"] == pytest.approx(curve[-1])
+        assert {"AUROC", "AveragePrecision", "accuracy", "AUROC/f3", "skipped"} <= result["test"].keys()
+        assert result["test"]["AUROC"] == pytest.approx(np.mean([result["test"][f"AUROC/f{n}"] for n in range(TASKS)]))
+    table = pd.read_csv(folder / "out" / "results.csv")
+    names = ["AUROC", "validation_AUROC", "last_epoch_AUROC", "best_epoch", "accuracy", "AveragePrecision", "AUROC/f0"]
+    assert set(names) <= set(table.columns)
+    assert "accuracy_clean" not in list(table.columns)[:8]
+    assert sorted(table["AUROC"]) == pytest.approx(sorted(result["test"]["AUROC"] for result, _ in cells(folder)))
+
+
+def test_differences_of_the_metric_are_tested_over_cells(folder: Path) -> None:
+    table = pd.read_csv(folder / "out" / "results.csv").pivot(index="seed", columns="system", values="AUROC")
+    pair = pd.read_csv(folder / "out" / "pairs.csv").iloc[0]
+    exact = stats.ttest_rel(table["NCMTL"], table["HardShare"])
+    assert pair["difference"] == pytest.approx((table["NCMTL"] - table["HardShare"]).mean())
+    assert pair["p_t"] == pytest.approx(exact.pvalue)
+    assert (pair["low"], pair["high"]) == pytest.approx(tuple(exact.confidence_interval()))
+
+
+def test_the_report_is_of_the_metric(folder: Path) -> None:
+    text = (folder / "out" / "report.md").read_text()
+    assert "## AUROC\n\nAUROC on test documents, averaged over domains" in text
+    assert "## AUROC by domain" in text
+    assert "paired t-test over the cells. *Holm*" in text
+    assert "in percent" not in text
+    assert "bootstrap" not in text
+    assert "nan" not in text
+    assert {"AUROC", "differences", "epochs"} <= {file.stem for file in (folder / "out" / "figures").iterdir()}
+
+
+def test_systems_of_different_metrics_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = {"checkpoint": {"monitor": "val/accuracy"}}
+    with pytest.raises(SystemExit, match="2"):
+        compare(systems={**SETTINGS["systems"], "by accuracy": other}, output="other")
+    error = capsys.readouterr().err
+    assert "one metric, found AUROC (HardShare), accuracy (by accuracy): set checkpoint.monitor in common" in error
+    with pytest.raises(SystemExit, match="2"):
+        compare(systems={**SETTINGS["systems"], "by accuracy": other})  # when the others have finished
+    error = capsys.readouterr().err
+    assert "the best epochs of some systems were chosen by AUROC, of others by accuracy" in error
+
+
+def test_a_metric_that_no_task_has_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (folder / "rows.csv").read_text().splitlines()
+    (folder / "one.csv").write_text("\n".join([lines[0], *(line[:-1] + "0" for line in lines[1:])]) + "\n")
+    data = {"source": {"init_args": {"path": "one.csv"}}, "classes": [0, 1]}
+    with pytest.raises(SystemExit, match="2"):
+        compare(systems={"NCMTL": {"data": data}}, output="one", seeds=[1])
+    assert "no task has val documents of each of its classes, which AUROC needs" in capsys.readouterr().err
