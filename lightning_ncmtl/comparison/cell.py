@@ -75,7 +75,13 @@ def check(cells: Iterable[Cell]) -> None:
         settings = cli.config.fit
         metrics = settings.model.init_args.get("metrics") or []
         measures[find_measure(settings.checkpoint.monitor, metrics).name] = cell.system
-        folds = settings.data.split.folds
+        split = settings.data.split
+        if cell.split is not None and split.folds is None and split.test_size is None and split.validation_size >= 1:
+            raise InputError(
+                f"splits need documents that are divided at random, found data.split.validation_size "
+                f"{split.validation_size} of {cell.system!r}: set it, or data.split.test_size, to a share such as 0.2"
+            )
+        folds = split.folds
         if cell.fold is not None and (folds is None or not 0 <= cell.fold < folds):
             raise InputError(f"the fold {cell.fold} of {cell.system!r} needs data.split.folds above it, found {folds}")
     if len(measures) > 1:
@@ -309,6 +315,7 @@ def _arguments(cell: Cell) -> list[str]:
         *cell.arguments,
         f"--run_dir={cell.directory}",
         *([] if cell.fold is None else [f"--data.split.fold={cell.fold}"]),
+        *([] if cell.split is None else [f"--data.split.seed={cell.split}"]),
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
         "--trainer.logger=true",

@@ -16,12 +16,11 @@ from rich.table import Table
 from lightning_ncmtl.callbacks.cluster_pictures import draw_flow
 from lightning_ncmtl.comparison import figures
 from lightning_ncmtl.comparison.measure import Measure, measure_of
-from lightning_ncmtl.comparison.plan import OUTCOMES, Cell, Sweep, folder_of, hash_code
+from lightning_ncmtl.comparison.plan import NAMES, OUTCOMES, Cell, Sweep, folder_of, hash_code
 from lightning_ncmtl.comparison.statistics import CellKey, assignment_stability, compare_pairs, mean_agreement
 from lightning_ncmtl.errors import InputError
 
 _TEMPLATE = Path(__file__).with_name("report.md.j2")
-_KEYS = ["system", "sweep", "value", "seed", "fold"]
 
 
 def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, baseline: str, console: Console) -> None:
@@ -74,6 +73,7 @@ def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, b
         trainings=len(trainings),
         seeds=sorted({cell.seed for cell in cells}),
         folds=sorted({cell.fold for cell in cells if cell.fold is not None}),
+        splits=sorted({cell.split for cell in cells if cell.split is not None}),
         environments=sorted({", ".join(f"{k} {v}" for k, v in result["environment"].items()) for result in results}),
         code=hash_code(),
         other_code=other_code,
@@ -95,7 +95,7 @@ def _title(measure: Measure) -> str:
 def _row(result: dict[str, Any], stage: str, measure: Measure) -> dict[str, Any]:
     name, metrics, evidence = measure.name, result[stage], result.get("evidence") or {}
     return {
-        **{key: result[key] for key in _KEYS},
+        **{key: result[key] for key in NAMES},
         name: metrics[name],
         **({"accuracy_clean": metrics.get("accuracy_clean", np.nan)} if measure.is_accuracy else {}),
         f"validation_{name}": result["val"][name],
@@ -147,16 +147,27 @@ def _pairs(
     for cell in cells:
         with np.load(cell.directory / OUTCOMES) as arrays:
             names = {name.removeprefix(f"{stage}_"): name for name in arrays.files if name.startswith(f"{stage}_")}
-            found = outcomes[cell.system, cell.seed, cell.fold] = {ours: arrays[name] for ours, name in names.items()}
+            found = outcomes[cell.system, cell.seed, cell.part] = {ours: arrays[name] for ours, name in names.items()}
         documents = np.stack([found["domain"], found["document"]]).tobytes()
-        corpora.setdefault(cell.system, set()).add((cell.fold, documents))
+        corpora.setdefault(cell.system, set()).add((cell.part, documents))
+    if cells[0].split is not None:
+        table = table.assign(fold=table["split"])
     tables = [
         table[table["system"].map(corpora.get) == corpus] for corpus in dict.fromkeys(map(frozenset, corpora.values()))
     ]
-    fraction = None if not (folds := results[0].get("folds")) else 1 / folds
+    fraction = _test_fraction(results[0], stage)
     known = outcomes if measure.is_accuracy else None
     pairs = [compare_pairs(part, known, measure=measure, test_fraction=fraction) for part in tables]
     return pd.concat(pairs, ignore_index=True)
+
+
+def _test_fraction(result: dict[str, Any], stage: str) -> float | None:
+    """Documents that evaluate per document that evaluates or trains, in one fold or split of several."""
+    if result["split"] is None:
+        return 1 / result["folds"] if result.get("folds") else None
+    counts = pd.DataFrame(result["copies"]).sum(axis=1)
+    tested = counts["test" if stage == "test" else "validation"]
+    return float(tested / (tested + counts["train"]))
 
 
 def _readable_pairs(pairs: pd.DataFrame, measure: Measure) -> pd.DataFrame:
@@ -181,7 +192,7 @@ def _choices(results: list[dict[str, Any]]) -> pd.DataFrame:
     """The layers of each cell in which there was a choice of clusters, and their agreement with planted groups."""
     rows = [
         {
-            **{key: result[key] for key in _KEYS},
+            **{key: result[key] for key in NAMES},
             "layer": layer,
             "clusters": what["num_clusters"],
             "assignment": what["assignment"],
@@ -191,7 +202,7 @@ def _choices(results: list[dict[str, Any]]) -> pd.DataFrame:
         for layer, what in result["clusters"].items()
         if 1 < what["num_clusters"] < len(result["domains"]) and what["assignment"]
     ]
-    return pd.DataFrame(rows, columns=[*_KEYS, "layer", "clusters", "assignment", "planted"])
+    return pd.DataFrame(rows, columns=[*NAMES, "layer", "clusters", "assignment", "planted"])
 
 
 def _clusters(choices: pd.DataFrame) -> pd.DataFrame:
@@ -290,7 +301,7 @@ def _figures(
         yield "differences", figures.draw_differences(pairs, baseline if baseline in compared else compared[0], measure)
     main = [result for result in results if result["sweep"] is None]
     curves = [
-        {"epoch": epoch, "domain": domain, measure.name: value, **{key: result[key] for key in _KEYS}}
+        {"epoch": epoch, "domain": domain, measure.name: value, **{key: result[key] for key in NAMES}}
         for result in main
         for domain, values in result["curves"].items()
         if domain
@@ -322,7 +333,7 @@ def _figures(
             figure = figures.draw_widths(part.rename(columns={"value": "width"}), measure)
         yield f"sweep-{folder_of(name)}", figure
     recovery = choices["sweep"].isin([name for name, sweep in sweeps.items() if sweep.figure == "recovery"])
-    found = choices[recovery & choices["planted"].notna()].drop_duplicates(_KEYS)  # the first layer with a choice
+    found = choices[recovery & choices["planted"].notna()].drop_duplicates(NAMES)  # the first layer with a choice
     if len(found):
         yield "recovery", figures.draw_recovery(found.rename(columns={"sweep": "setting", "planted": "ari"}))
 

@@ -48,6 +48,9 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+FIXED = {"validation_size": 9, "test_size": None}
+
+
 def write_rows(folder: Path) -> None:
     """Tasks 0 and 2 agree on what is a mine, and so do 1 and 3; one in four is."""
     rng = np.random.default_rng(0)
@@ -107,6 +110,61 @@ def test_differences_of_the_metric_are_tested_over_cells(folder: Path) -> None:
     assert pair["difference"] == pytest.approx((table["NCMTL"] - table["HardShare"]).mean())
     assert pair["p_t"] == pytest.approx(exact.pvalue)
     assert (pair["low"], pair["high"]) == pytest.approx(tuple(exact.confidence_interval()))
+
+
+def test_splits_are_dealt_anew_and_alike_for_all_systems(folder: Path) -> None:
+    compare(output="splits", splits=2, seeds=None)
+    table = pd.read_csv("splits/results.csv")
+    assert table[["system", "split", "seed"]].to_numpy().tolist() == [
+        [system, split, split] for split in (1, 2) for system in ("NCMTL", "HardShare")
+    ]
+    places = {}
+    for system in ("ncmtl", "hardshare"):
+        for split in (1, 2):
+            arrays = np.load(f"splits/cells/{system}/split-{split}/outcomes.npz")
+            assert not set(arrays["val_document"]) & set(arrays["test_document"])
+            places.setdefault(split, set()).add(tuple(arrays["test_document"]))
+    assert [len(found) for found in places.values()] == [1, 1]
+    assert places[1] != places[2]
+    pair = pd.read_csv("splits/pairs.csv").iloc[0]
+    assert (pair["cells"], pair["folds"]) == (2, 2)
+    values = table.pivot(index="split", columns="system", values="AUROC")
+    differences = values["NCMTL"] - values["HardShare"]
+    # Of 60 rows of a task 18 test, and of the others 30 % validate; one in four is positive, and both are rounded
+    trained = json.loads(Path("splits/cells/ncmtl/split-1/result.json").read_text())["copies"]
+    counts = {name: sum(task[name] for task in trained.values()) for name in ("train", "validation", "test")}
+    assert sum(counts.values()) == TASKS * ROWS
+    t = differences.mean() / np.sqrt(differences.var() * (1 / 2 + counts["test"] / counts["train"]))
+    assert pair["p_t"] == pytest.approx(2 * stats.t.sf(abs(t), 1))
+    text = Path("splits/report.md").read_text()
+    assert "4 trainings on the random splits 1, 2, each number being the seed of the training, too." in text
+    assert "over the cells, corrected for training sets that overlap (Nadeau & Bengio, 2003)." in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"splits": 2},
+            "splits take the place of seeds and folds, found splits=2, seeds=[1, 2], folds=None: leave out",
+        ),
+        (
+            {
+                "splits": 2,
+                "seeds": None,
+                "systems": {"N": {"data": {"split": {"validation_size": 9, "test_size": None}}}},
+            },
+            "splits need documents that are divided at random, found data.split.validation_size 9 of 'N': set it, or",
+        ),
+        ({"splits": 0, "seeds": None}, "needs systems, seeds and folds (or null), found"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(
+    folder: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        compare(output="refused", **changes)
+    assert message in capsys.readouterr().err
 
 
 def test_the_report_is_of_the_metric(folder: Path) -> None:
