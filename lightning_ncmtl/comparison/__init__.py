@@ -44,8 +44,9 @@ def compare(
     ``val/AUROC``, systems are compared by it, else by accuracy.
 
     Args:
-        systems: For each system its settings, which stack on ``common``: those of ``ncmtl fit``; or ``tfidf``, with the
-            arguments of :class:`lightning_ncmtl.comparison.tfidf.TFIDF`, for the linear reference.
+        systems: For each system its settings, which stack on ``common``: those of ``ncmtl fit``; or, for a
+            reference from outside, ``tfidf`` with the arguments of :class:`lightning_ncmtl.comparison.tfidf.TFIDF` (of
+            texts), or ``reference`` with those of :class:`lightning_ncmtl.comparison.reference.Reference` (features).
         output: Folder for everything.
         configs: Configuration files of ``ncmtl fit`` for all systems, which stack.
         common: Settings for all systems, which stack on these.

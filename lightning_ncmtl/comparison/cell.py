@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 import yaml
 from filelock import FileLock, Timeout
@@ -23,6 +24,7 @@ from lightning_ncmtl.cli import NCMTLCLI, RUN_DIR, make_cli
 from lightning_ncmtl.compaction import compact
 from lightning_ncmtl.comparison.measure import Measure, find_measure
 from lightning_ncmtl.comparison.plan import LOG, OUTCOMES, RESULT, Cell, hash_code
+from lightning_ncmtl.comparison.reference import Reference
 from lightning_ncmtl.comparison.tfidf import TFIDF
 from lightning_ncmtl.compatibility import (
     Callback,
@@ -36,6 +38,7 @@ from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import MAX_LOGGED_TASKS, UNLABELLED, WORST, TaskMetrics
 
+_REFERENCES = ("tfidf", "reference")  # settings in the place of those of a network
 _LOCK = ".lock"  # held by the process that runs a cell
 _Outcome: TypeAlias = dict[str, "np.ndarray[Any, Any]"]  # ``domain``, ``document``, ``correct``: ``[n]`` each
 _Found: TypeAlias = tuple[dict[str, Any], dict[str, _Outcome]]  # what goes into the result, and outcomes by stage
@@ -89,13 +92,20 @@ def check(cells: Iterable[Cell]) -> None:
         raise InputError(f"systems are compared by one metric, found {found}: set checkpoint.monitor in common")
 
 
-def reference(cell: Cell) -> TFIDF | None:
-    """The linear model that a cell consists of, if it is not a network."""
-    found = [settings["tfidf"] for settings in cell.settings if "tfidf" in settings]
+def reference(cell: Cell) -> TFIDF | Reference | None:
+    """The model of scikit-learn that a cell consists of, if it is not a network.
+
+    Raises:
+        InputError: If its settings cannot be used.
+    """
+    found = [(kind, settings[kind]) for settings in cell.settings for kind in _REFERENCES if kind in settings]
+    if not found:
+        return None
+    kind, settings = found[-1]
     try:
-        return TFIDF(**(found[-1] or {})) if found else None
+        return TFIDF(**(settings or {})) if kind == "tfidf" else Reference(**{"seed": cell.seed, **(settings or {})})
     except TypeError as error:
-        raise InputError(f"{cell.system!r} has the tfidf settings {found[-1]}: {error}") from error
+        raise InputError(f"{cell.system!r} has the {kind} settings {settings}: {error}") from error
 
 
 def run(cell: Cell) -> None:
@@ -195,12 +205,16 @@ def _train(cli: NCMTLCLI, cell: Cell, measure: Measure) -> _Found:
     return result, outcomes
 
 
-def _refer(model: TFIDF, cli: NCMTLCLI, test: bool) -> _Found:
+def _refer(model: TFIDF | Reference, cli: NCMTLCLI, test: bool) -> _Found:
     """As :func:`_train`, for a reference; of the network there is what all networks have."""
     data, network = cli.datamodule, cli.model
+    if (data.features is None) != isinstance(model, TFIDF):
+        if isinstance(model, TFIDF):
+            raise InputError("tfidf reads texts, and the data has features: choose reference")
+        raise InputError("reference reads features, and the data has texts: choose tfidf")
     data.setup("fit")
     documents = _labelled(data, "train")
-    model.fit(documents["text"], documents["task_ids"], documents["labels"])
+    model.fit(_inputs(data, documents), *(documents[name].to_numpy() for name in ("task_ids", "labels")))
     if test:
         data.setup("test")
     result: dict[str, Any] = {"parameters": model.parameters, "clusters": {}, "ari": None, "curves": {}}
@@ -210,7 +224,7 @@ def _refer(model: TFIDF, cli: NCMTLCLI, test: bool) -> _Found:
         names = {"domain": "task_ids", "document": "index", "clean": "clean"}
         outcome = {ours: documents[name].to_numpy() for ours, name in names.items() if name in documents}
         tasks, labels = (torch.tensor(documents[name].to_numpy()) for name in ("task_ids", "labels"))
-        scores = model.logits(documents["text"], outcome["domain"], data.num_classes)
+        scores = model.logits(_inputs(data, documents), outcome["domain"], data.num_classes)
         logits = network.masked(torch.tensor(scores), tasks)
         network.metrics.reset()
         network.metrics.update(logits, labels, tasks)
@@ -218,6 +232,11 @@ def _refer(model: TFIDF, cli: NCMTLCLI, test: bool) -> _Found:
         outcomes[stage] = outcome | {"correct": (logits.argmax(1) == labels).numpy()}
         result[stage] = _values(outcomes[stage], data.domains, network.metrics)
     return result | {"last": result["val"]}, outcomes
+
+
+def _inputs(data: MultiDomainDataModule, documents: pd.DataFrame) -> Any:
+    """What a reference reads of documents: texts, or standardised features ``[n, F]``."""
+    return documents["text"] if data.scaling is None else data.scaling(pa.array(documents["features"])).numpy()
 
 
 def _labelled(data: MultiDomainDataModule, split: str) -> pd.DataFrame:
@@ -305,7 +324,7 @@ def _arguments(cell: Cell) -> list[str]:
     configs = list(cell.configs)
     for number, settings in enumerate(cell.settings):
         file = cell.directory / f"settings-{number}.yaml"
-        plain = {key: value for key, value in settings.items() if key != "tfidf"}
+        plain = {key: value for key, value in settings.items() if key not in _REFERENCES}
         file.write_text(yaml.safe_dump(plain), encoding="utf-8")
         configs.append(str(file))
     return [

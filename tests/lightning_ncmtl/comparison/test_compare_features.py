@@ -11,6 +11,8 @@ import pytest
 import yaml
 from in_process import InProcess
 from scipy import stats
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import roc_auc_score
 from table_files import write_csv
 
 from lightning_ncmtl.comparison import runner
@@ -44,6 +46,7 @@ SETTINGS: dict[str, Any] = {
     "systems": {
         "NCMTL": {},
         "HardShare": {"model": {"class_path": "lightning_ncmtl.HardShare", "init_args": {"features": [8]}}},
+        "forest": {"reference": {"model": "RandomForestClassifier", "per_task": True, "n_estimators": 5}},
     },
 }
 
@@ -80,15 +83,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def cells(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+def cells(folder: Path, system: str) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """Each result, and the metrics that were logged."""
-    found = sorted((folder / "out" / "cells").glob("*/*/result.json"))
+    found = sorted((folder / "out" / "cells" / system).glob("*/result.json"))
     assert found
     return [(json.loads(file.read_text()), pd.read_csv(file.with_name("metrics.csv"))) for file in found]
 
 
 def test_the_best_epoch_and_what_is_reported_are_those_of_the_metric(folder: Path) -> None:
-    for result, logged in cells(folder):
+    for result, logged in cells(folder, "ncmtl") + cells(folder, "hardshare"):
         curve = logged.dropna(subset=["val/AUROC"])["val/AUROC"].tolist()[:4]  # and what was evaluated at last
         assert result["curves"][""] == pytest.approx(curve)
         assert result["val"]["AUROC"] == pytest.approx(max(curve))
@@ -100,7 +103,32 @@ def test_the_best_epoch_and_what_is_reported_are_those_of_the_metric(folder: Pat
     names = ["AUROC", "validation_AUROC", "last_epoch_AUROC", "best_epoch", "accuracy", "AveragePrecision", "AUROC/f0"]
     assert set(names) <= set(table.columns)
     assert "accuracy_clean" not in list(table.columns)[:8]
-    assert sorted(table["AUROC"]) == pytest.approx(sorted(result["test"]["AUROC"] for result, _ in cells(folder)))
+    expected = [result["test"]["AUROC"] for result, _ in cells(folder, "ncmtl")]
+    assert table.loc[table["system"] == "NCMTL", "AUROC"].tolist() == pytest.approx(expected)
+
+
+def test_a_reference_has_the_same_rows_and_metrics(folder: Path) -> None:
+    """Against scikit-learn by hand, from the rows that the networks have tested."""
+    table = pd.read_csv("rows.csv")
+    for seed in (1, 2):
+        directory = folder / "out" / "cells" / "forest" / f"seed-{seed}"
+        arrays, same = (
+            np.load(directory / "outcomes.npz"),
+            np.load(directory.parents[1] / f"ncmtl/seed-{seed}/outcomes.npz"),
+        )
+        for name in ("val_document", "val_domain", "test_document", "test_domain"):
+            assert np.array_equal(arrays[name], same[name])
+        test = table.iloc[arrays["test_document"]]
+        train = table.drop(index=[*arrays["test_document"], *arrays["val_document"]])
+        mean, deviation = train[[*"abc"]].mean(), train[[*"abc"]].std(ddof=0)
+        result = json.loads((directory / "result.json").read_text())
+        for task in range(TASKS):
+            mine, theirs = (part[part["field"] == f"f{task}"] for part in (train, test))
+            x, y = (((part[[*"abc"]] - mean) / deviation).to_numpy(np.float32) for part in (mine, theirs))
+            forest = RandomForestClassifier(5, random_state=seed).fit(x, mine["mine"])
+            expected = roc_auc_score(theirs["mine"], forest.predict_proba(y)[:, 1])
+            assert result["test"][f"AUROC/f{task}"] == pytest.approx(expected)
+        assert result["curves"] == {}
 
 
 def test_differences_of_the_metric_are_tested_over_cells(folder: Path) -> None:
@@ -116,10 +144,10 @@ def test_splits_are_dealt_anew_and_alike_for_all_systems(folder: Path) -> None:
     compare(output="splits", splits=2, seeds=None)
     table = pd.read_csv("splits/results.csv")
     assert table[["system", "split", "seed"]].to_numpy().tolist() == [
-        [system, split, split] for split in (1, 2) for system in ("NCMTL", "HardShare")
+        [system, split, split] for split in (1, 2) for system in ("NCMTL", "HardShare", "forest")
     ]
     places = {}
-    for system in ("ncmtl", "hardshare"):
+    for system in ("ncmtl", "hardshare", "forest"):
         for split in (1, 2):
             arrays = np.load(f"splits/cells/{system}/split-{split}/outcomes.npz")
             assert not set(arrays["val_document"]) & set(arrays["test_document"])
@@ -137,7 +165,7 @@ def test_splits_are_dealt_anew_and_alike_for_all_systems(folder: Path) -> None:
     t = differences.mean() / np.sqrt(differences.var() * (1 / 2 + counts["test"] / counts["train"]))
     assert pair["p_t"] == pytest.approx(2 * stats.t.sf(abs(t), 1))
     text = Path("splits/report.md").read_text()
-    assert "4 trainings on the random splits 1, 2, each number being the seed of the training, too." in text
+    assert "6 trainings on the random splits 1, 2, each number being the seed of the training, too." in text
     assert "over the cells, corrected for training sets that overlap (Nadeau & Bengio, 2003)." in text
 
 
@@ -183,11 +211,17 @@ def test_systems_of_different_metrics_are_refused(folder: Path, capsys: pytest.C
     with pytest.raises(SystemExit, match="2"):
         compare(systems={**SETTINGS["systems"], "by accuracy": other}, output="other")
     error = capsys.readouterr().err
-    assert "one metric, found AUROC (HardShare), accuracy (by accuracy): set checkpoint.monitor in common" in error
+    assert "one metric, found AUROC (forest), accuracy (by accuracy): set checkpoint.monitor in common" in error
     with pytest.raises(SystemExit, match="2"):
         compare(systems={**SETTINGS["systems"], "by accuracy": other})  # when the others have finished
     error = capsys.readouterr().err
     assert "the best epochs of some systems were chosen by AUROC, of others by accuracy" in error
+
+
+def test_tfidf_is_for_texts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        compare(systems={"T": {"tfidf": None}}, output="texts", seeds=[1])
+    assert "tfidf reads texts, and the data has features: choose reference" in capsys.readouterr().err
 
 
 def test_a_metric_that_no_task_has_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
