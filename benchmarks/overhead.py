@@ -2,20 +2,22 @@
 
     python benchmarks/overhead.py --fdu_mtl FOLDER --json FILE
 
-prints Markdown. The callback clusters at every step from the sixth on, and never freezes. Settings are those of
-``lightning_cli.yaml`` on the embedded corpus and, with ``--fdu_mtl``, of ``configs/fdu_mtl.yaml`` on the real one
-(without word vectors, which would not change the time), each with the encoders of ``--encoder``.
+prints Markdown, for a shared warm-up that does not end, and for clusters after a warm-up apart: the callback clusters
+at every step from the sixth on, and never freezes. Settings are those of ``lightning_cli.yaml`` on the embedded corpus
+and, with ``--fdu_mtl``, of ``configs/fdu_mtl.yaml`` on the real one (without word vectors, which would not change the
+time), each with the encoders of ``--encoder``.
 
 Two processes train the same network on the same batches, one of them without the callback, and take turns of some
 steps: what disturbs the machine for longer than a turn disturbs both. Two figures come out, median and quartiles:
 
-- *in the callback*: the time inside the callback's ``on_train_batch_end``, as a share of the rest of the steps. It is
-  precise, but lacks what logging costs elsewhere, and on a GPU it is the time of the CPU alone, which does not wait.
+- *in the callback*: the time inside the callback's hooks, as a share of the rest of the steps. It is precise, but lacks
+  what logging costs elsewhere, and on a GPU it is the time of the CPU alone, which does not wait.
 - *with / without*: the time of each turn with the callback by that of the turn without it next to it, less one. It has
   everything, and the noise of the machine.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import multiprocessing
@@ -24,6 +26,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -37,7 +40,12 @@ from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer
 
 REAL = Path(__file__).parent.parent / "configs" / "fdu_mtl.yaml"
 ARMS = ("with", "without")
+HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end")
 Times = tuple[float, float]
+WARMUPS = {
+    "shared": ["--clustering.warmup=shared", "--clustering.warmup_steps=1000000"],
+    "apart": ["--clustering.warmup=apart", "--clustering.warmup_steps=5", "--clustering.freeze_after_epochs=null"],
+}
 ENCODERS = {"han": [], "ngram": ["--model.encoder=lightning_ncmtl.encoders.NGram"]}  # beside what the settings say
 
 
@@ -48,33 +56,39 @@ class Objects(NCMTLCLI):
         pass
 
 
-class Before(Callback):
-    """The last that runs before the clustering."""
+class Turns(Callback):
+    """The first that runs: it waits for its turn, and tells the times of each, its whole and that in some hooks."""
 
-    time = 0.0
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self.time = time.perf_counter()
-
-
-class After(Callback):
-    """The first that runs after the clustering: it waits for its turn, and tells the times of each."""
-
-    def __init__(self, steps: int, before: Before, parent: "Connection[Times, None]") -> None:
-        self.steps, self.before, self.parent = steps, before, parent
+    def __init__(self, steps: int, parent: "Connection[Times, None]") -> None:
+        self.steps, self.parent = steps, parent
         self._start = self._inside = 0.0
+
+    def watch(self, callback: Callback) -> None:
+        """Add up the time in the hooks of a callback."""
+
+        def timed(hook: Callable[..., None]) -> Callable[..., None]:
+            def run(*args: Any, **kwargs: Any) -> None:
+                start = time.perf_counter()
+                hook(*args, **kwargs)
+                self._inside += time.perf_counter() - start
+
+            return run
+
+        for name in HOOKS:
+            setattr(callback, name, timed(getattr(callback, name)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._wait()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self._inside += time.perf_counter() - self.before.time
-        if trainer.global_step % self.steps == 0:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.global_step % self.steps == 0 and trainer.global_step:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             self.parent.send((time.perf_counter() - self._start, self._inside))
-            if trainer.global_step < trainer.max_steps:
-                self._wait()
+            self._wait()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.parent.send((time.perf_counter() - self._start, self._inside))
 
     def _wait(self) -> None:
         self.parent.recv()
@@ -87,11 +101,12 @@ def train(arm: str, arguments: list[str], steps: int, threads: int, parent: "Con
     torch.set_num_threads(threads)
     cli = make_cli(["fit", *arguments], Objects, save_last=False)
     found: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
-    before = Before()
     (seed,) = (callback for callback in found if isinstance(callback, StepSeed))
     (clustering,) = (callback for callback in found if isinstance(callback, NetworkClusteringCallback))
+    turns = Turns(steps, parent)
+    turns.watch(clustering)
     # Nothing else: neither checkpoints nor reports.
-    found[:] = [seed, before, *([clustering] if arm == "with" else []), After(steps, before, parent)]
+    found[:] = [turns, seed, *([clustering] if arm == "with" else [])]
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
 
 
@@ -124,15 +139,18 @@ def quiet() -> None:
 
 
 def compare(arguments: list[str], pairs: int, steps: int, threads: int) -> dict[str, Any]:
-    settings = ["clustering.warmup_steps=5", "clustering.freeze_after_epochs=null", "trainer.devices=1"]
-    settings += ["trainer.max_epochs=-1", f"trainer.max_steps={steps * (pairs + 1)}", "trainer.limit_val_batches=0"]
+    settings = [
+        "trainer.devices=1",
+        "trainer.max_epochs=-1",
+        f"trainer.max_steps={steps * (pairs + 1)}",
+        "trainer.limit_val_batches=0",
+    ]
     settings += ["trainer.enable_progress_bar=false", "trainer.enable_model_summary=false"]
     times = take_turns([*arguments, *(f"--{setting}" for setting in settings)], pairs + 1, steps, threads)
     ours, theirs = times["with"][1:], times["without"][1:]  # after the first turns, which warm up
     return {
         "step": statistics.median(whole for whole, _ in theirs) / steps,
         "callback": statistics.median(inside for _, inside in ours) / steps,
-        "nothing": statistics.median(inside for _, inside in theirs) / steps,  # what measuring takes
         "inside": statistics.quantiles([inside / (whole - inside) for whole, inside in ours], n=4),
         "ratio": statistics.quantiles(
             [one / other - 1 for (one, _), (other, _) in zip(ours, theirs, strict=True)], n=4
@@ -151,29 +169,40 @@ def main() -> None:
     parser.add_argument("--json", help="file for all figures")
     arguments = parser.parse_args()
     quiet()
-    corpora: dict[str, list[str]] = {"embedded": []}
+    corpora: dict[str, list[str]] = {"embedded": ["--model.num_clusters=[3,18]"]}
     if arguments.fdu_mtl:
-        corpora["FDU-MTL"] = [f"--config={REAL}", f"--data.source.path={arguments.fdu_mtl}"]
+        corpora["FDU-MTL"] = [
+            f"--config={REAL}",
+            f"--data.source.path={arguments.fdu_mtl}",
+            "--model.num_clusters=[3,5,10]",
+        ]
     gpu = torch.cuda.is_available() and arguments.accelerator != "cpu"
     device = torch.cuda.get_device_name() if gpu else f"CPU, {arguments.threads} threads"
     machine = f"{platform.machine()}, {device}, torch {torch.__version__}, Python {platform.python_version()}"
     aim = 0.05 if gpu else 0.02
     print(f"{machine}; {arguments.pairs} pairs of turns of {arguments.steps} steps; aim: {aim:.0%} at most\n")
-    header = ["corpus", "encoder", "step without, ms", "in the callback, ms", "in the callback", "with / without"]
+    header = [
+        "corpus",
+        "encoder",
+        "warm-up",
+        "step without, ms",
+        "in the callback, ms",
+        "in the callback",
+        "with / without",
+    ]
     print("| " + " | ".join(header) + " |\n|" + " --- |" * len(header), flush=True)
     found = []
-    for corpus, settings in corpora.items():
-        for encoder in arguments.encoder:
-            given = [*settings, *ENCODERS[encoder], f"--trainer.accelerator={arguments.accelerator}"]
-            result = compare(given, arguments.pairs, arguments.steps, arguments.threads)
-            found.append({"corpus": corpus, "encoder": encoder, **result})
-            shares = [f"{b:.1%} ({a:.1%} to {c:.1%})" for a, b, c in (result["inside"], result["ratio"])]
-            times = [f"{result[key] * 1e3:.2f}" for key in ("step", "callback")]
-            print("| " + " | ".join([corpus, encoder, *times, *shares]) + " |", flush=True)
+    for (corpus, settings), encoder, warmup in itertools.product(corpora.items(), arguments.encoder, WARMUPS):
+        given = [*settings, *ENCODERS[encoder], *WARMUPS[warmup], f"--trainer.accelerator={arguments.accelerator}"]
+        result = compare(given, arguments.pairs, arguments.steps, arguments.threads)
+        found.append({"corpus": corpus, "encoder": encoder, "warmup": warmup, **result})
+        shares = [f"{b:.1%} ({a:.1%} to {c:.1%})" for a, b, c in (result["inside"], result["ratio"])]
+        times = [f"{result[key] * 1e3:.2f}" for key in ("step", "callback")]
+        print("| " + " | ".join([corpus, encoder, warmup, *times, *shares]) + " |", flush=True)
     if arguments.json:
         content = {"machine": machine, "pairs": arguments.pairs, "steps": arguments.steps, "cases": found}
         Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
-    missed = [f"{case['corpus']} {case['encoder']}" for case in found if case["inside"][1] > aim]
+    missed = [f"{case['corpus']} {case['encoder']} {case['warmup']}" for case in found if case["inside"][1] > aim]
     print(f"\nMore than {aim:.0%} in the callback: {', '.join(missed) or 'none'}")
 
 

@@ -146,18 +146,17 @@ class NetworkClusteringCallback(Callback):
             steps = trainer.estimated_stepping_batches
             if steps < 0 and epochs is not None:  # of data whose length is not known
                 self.warmup_epochs = -(-epochs // 2)
-            self.clusters.warmup_steps = steps / 2
+            self.clusters.warmup_steps = max(steps / 2, 2)  # a step of each half
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         known = isinstance(batch, Mapping) and "half" in batch
-        half = batch["half"] if known else batch_idx // trainer.accumulate_grad_batches % 2
+        self.clusters.start_step(batch["half"] if known else None, self._is_warmup(trainer))
         waits = self.clusters.warmup == "shared" and not self.assignments
         if waits and not known and trainer.current_epoch == 1 and batch_idx == 0:
             rank_zero_warn(
                 "batches do not say of which half of the data they are, as those of data.batches.halves do: an example "
                 "may be in both, so that the evidence for clusters is too good"
             )
-        self.clusters.start_step(half, self._is_warmup(trainer))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self.clusters.before_step(self._is_warmup(trainer), optimizer)

@@ -20,7 +20,7 @@ def fix_clusters(
     seed: int,
     backend: Backend,
 ) -> None:
-    """Fix the clusters of all layers.
+    """Fix the clusters of all layers, whose tasks share from now on.
 
     All layers are looked at together, as each alone knows less. Those with the same number of clusters get the same;
     those with more get parts of these, so that clusters form one hierarchy.
@@ -51,6 +51,8 @@ def fix(state: LayerState, clusters: Tensor, step: int) -> None:
     state.count_clusters(clusters)
     state.remember(clusters, True, step)
     state.freeze(step)
+    state.target.share(clusters)  # at once: somebody may look at them before the step ends
+    state.freeze_layer()
 
 
 def describe_evidence(found: int, num_tasks: int, agreement: float, error: float | None, p_value: float) -> str:

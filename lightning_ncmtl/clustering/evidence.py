@@ -7,8 +7,9 @@ Each task t has a direction, estimated twice from disjoint halves A and B of its
 Noise of one half does not point where that of the other does. So ``<a_t, b_u>`` estimates ``<s_t, s_u>`` without bias,
 and a clustering of A that is only noise predicts nothing of B. Clusters are judged by that:
 
-- For each number of clusters K, the tasks of A are grouped, and each cluster's mean ``c`` predicts its tasks ``b`` in B
-  (and the other way round). What such means are worth once all data made them is their *gain*::
+- For each number of clusters K, the tasks of A are grouped (by division in two, again and again), and each cluster's
+  mean ``c`` predicts its tasks ``b`` in B (and the other way round). What such means are worth once all data made them
+  is their *gain*::
 
       sum (3 <b, c> - <c, c>) / 2     of   <b, c>           what is right in c
                                       less (<c, c> - <b, c>) / 2   its noise, halved by twice as many data
@@ -20,14 +21,15 @@ and a clustering of A that is only noise predicts nothing of B. Clusters are jud
 Only inner products are needed, one matrix of 2N x 2N. Shapes: N tasks, D numbers, K clusters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from lightning_ncmtl.clustering._gram import cold_start, gram
+from lightning_ncmtl.clustering._gram import cold_start
 from lightning_ncmtl.clustering.kmeans import Backend, kmeans, summed
 from lightning_ncmtl.errors import InputError
 
@@ -72,8 +74,8 @@ def multiply_halves(first: Tensor, second: Tensor, group: dist.ProcessGroup | No
         ``[2N, 2N]`` float64, so scaled that the squared lengths add up to 1: layers count alike, however wide.
     """
     n = len(first)
-    origin = torch.zeros_like(first[:1])  # from which lengths are measured: gram() takes the first row for it
-    products = _to_unit_length(summed(gram(torch.cat([origin, first, second])), group)[1:, 1:])
+    rows = torch.cat([first, second])
+    products = _to_unit_length(summed((rows @ rows.T).double(), group))
     center = torch.eye(n, dtype=products.dtype, device=products.device) - 1 / n
     center = torch.block_diag(center, center)
     products = center @ products @ center
@@ -95,7 +97,7 @@ def weigh_evidence(
         layers: Inner products ``[2N, 2N]`` of each layer, see :func:`multiply_halves`; they are added up.
         max_clusters: Upper bound of the number of clusters, beside N.
         permutations: Random orders of the tasks; the least p-value is ``1 / (permutations + 1)``.
-        restarts: k-means++ starts for each number of clusters.
+        restarts: k-means++ starts of each division in two, at most 5 of them.
         seed: Seed of k-means++ and of the permutations.
 
     Raises:
@@ -108,20 +110,32 @@ def weigh_evidence(
     one, other, cross = products[:n, :n], products[n:, n:], products[:n, n:]
     generator = torch.Generator().manual_seed(seed)
     numbers = [*range(2, min(max_clusters, n - 1) + 1), n]
-    # How well the cluster of task t in one half predicts task u in the other, and both ways added up: [K, N, N]
-    hits, lengths = [], []
-    for k in numbers:
-        of_one, of_other = (_average(_cluster(half, k, restarts, generator)) for half in (one, other))
-        hits.append((of_one @ cross + (of_other @ cross.T).T) / 2)
-        lengths.append((((of_one @ one) * of_one).sum(1) + ((of_other @ other) * of_other).sum(1)) / 2)
-    hit, length = torch.stack(hits), torch.stack(lengths)
-    own = hit.diagonal(dim1=1, dim2=2)  # [K, N]
-    norm = length.sum(1).sqrt().clamp(min=1e-12)
+    trees = [_grow(half, numbers, min(restarts, 5), generator) for half in (one, other)]
     orders = torch.rand(permutations, n, generator=generator).argsort(1)
-    chance = hit[:, torch.arange(n), orders].sum(2) / norm.unsqueeze(1)  # [K, permutations]
+    hits, lengths, chances = [], [], []
+    for k in numbers:
+        hit, length, chance = torch.zeros(n), torch.zeros(n), torch.zeros(permutations)
+        # Task t of one half is taken for task orders[t] of the other, in both directions.
+        for half, between, tree, order in (
+            (one, cross, trees[0], orders),
+            (other, cross.T, trees[1], orders.argsort(1)),
+        ):
+            clusters = tree[k]
+            means = _mean_rows(between, clusters, k)  # [K, N], how well each cluster predicts each task
+            hit = hit + means[clusters, torch.arange(n)] / 2
+            chance = chance + means[clusters, order].sum(1) / 2
+            inner = _mean_rows(_mean_rows(half, clusters, k).T, clusters, k).diagonal()  # [K]
+            length = length + inner[clusters] / 2
+        hits.append(hit)
+        lengths.append(length)
+        chances.append(chance)
+    own, length = torch.stack(hits), torch.stack(lengths)  # [K, N]
+    norm = length.sum(1).clamp(min=0).sqrt().clamp(min=1e-12)
     best = (own.sum(1) / norm).max()
-    p_value = float(1 + (chance.amax(0) >= best).sum()) / (1 + permutations)
-    gain = (3 * own - length) / 2  # [K, N]
+    chance = (torch.stack(chances) / norm.unsqueeze(1)).amax(0)  # [permutations]
+    # Orders that move tasks within their clusters alone do as well, up to rounding: of few tasks they are many
+    p_value = float(1 + (chance >= best - 1e-9 * best.abs()).sum()) / (1 + permutations)
+    gain = (3 * own - length) / 2
     certain = p_value < LEVEL and gain.sum(1).max() > 0
     agreement, error = _correlate_pairs(one, other)
     return Evidence(
@@ -171,28 +185,49 @@ def group_tasks(
         points = (axes * lengths.clamp(min=0).sqrt()).float()
         return kmeans(points, k, backend=backend, restarts=restarts, seed=seed).assignment
 
-    if within is None:
-        return cluster(products, num_clusters)
-    clusters = within.cpu().clone()
+    # Where tasks do not differ, k-means may find fewer clusters: they are divided, too
+    found = cluster(products, num_clusters) if within is None else within.cpu()
+    clusters: Tensor = torch.unique(found, return_inverse=True)[1]  # as many numbers as there are clusters
     count = int(clusters.max()) + 1
     if count > num_clusters:
         raise InputError(f"{count} clusters cannot be divided into {num_clusters}")
+    return next(islice(_divide(products, clusters, cluster), num_clusters - count, None))
+
+
+def _divide(products: Tensor, clusters: Tensor, cluster: Callable[[Tensor, int], Tensor]) -> Iterator[Tensor]:
+    """Clusters ``[N]``, then one more, and one more, until each task has its own.
+
+    The one is divided whose division brings its tasks nearest to their means.
+    """
+    count = int(clusters.max()) + 1
     divisions: dict[int, tuple[float, Tensor]] = {}  # of each cluster: what it brings, and the tasks that leave it
     changed = list(range(count))
-    while count < num_clusters:
+    while True:
+        yield clusters
         for each in changed:
             tasks = (clusters == each).nonzero().flatten()
             divisions[each] = (-1.0, tasks)
             if len(tasks) > 1:
                 mine = products[tasks][:, tasks]
                 parts = cluster(mine, 2)
-                helped = _average(parts).mul(mine).sum() - mine.mean() * len(mine)
-                divisions[each] = float(helped), tasks[parts == 1]
+                if parts.eq(parts[0]).all():
+                    parts = torch.arange(len(tasks)) % 2
+                helped = _mean_rows(_mean_rows(mine, parts, 2).T, parts, 2).diagonal() @ parts.bincount().double()
+                divisions[each] = float(helped - mine.mean() * len(mine)), tasks[parts == 1]
         best = max(divisions, key=lambda each: divisions[each][0])
+        clusters = clusters.clone()
         clusters[divisions[best][1]] = count
         changed = [best, count]
         count += 1
-    return clusters
+
+
+def _grow(products: Tensor, numbers: Sequence[int], restarts: int, generator: torch.Generator) -> dict[int, Tensor]:
+    """For each number of clusters these, cut out of one hierarchy: far cheaper than to look for each anew."""
+    n = len(products)
+    start = torch.zeros(n, dtype=torch.int64)
+    tree = _divide(products, start, lambda of, k: _cluster(of, k, restarts, generator))
+    cuts = dict(zip(range(1, max(k for k in [1, *numbers] if k < n) + 1), tree, strict=False))
+    return {k: torch.arange(n) if k == n else cuts[k] for k in numbers}
 
 
 def _cluster(products: Tensor, k: int, restarts: int, generator: torch.Generator) -> Tensor:
@@ -205,10 +240,10 @@ def _to_unit_length(products: Tensor) -> Tensor:
     return scale.unsqueeze(1) * products * scale
 
 
-def _average(assignment: Tensor) -> Tensor:
-    """``[N, N]``, which takes each task to the mean of its cluster."""
-    together = (assignment.unsqueeze(1) == assignment).double()
-    return together / together.sum(1, keepdim=True)
+def _mean_rows(matrix: Tensor, clusters: Tensor, k: int) -> Tensor:
+    """``[K, M]``, the mean over each cluster of the rows of a matrix ``[N, M]``."""
+    sums = matrix.new_zeros(k, matrix.shape[1]).index_add_(0, clusters, matrix)
+    return sums / clusters.bincount(minlength=k).clamp(min=1).unsqueeze(1)
 
 
 def _correlate_pairs(one: Tensor, other: Tensor) -> tuple[float, float]:

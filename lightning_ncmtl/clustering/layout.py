@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_ncmtl.clustering.targets import Target, find_targets
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import cluster_layers, per_task_layers
+from lightning_ncmtl.layers import cluster_layers, per_task_layers, plain_name
 
 NumClusters: TypeAlias = int | Literal["auto"] | list[int | Literal["auto"]] | None
 
@@ -60,9 +60,7 @@ def find_layout(
             "targets"
         )
     if specific is None:
-        others = per_task_layers(module)
-        number = len(find_targets(module, names)[0].tasks)
-        specific = [name for name, layer in others.items() if name not in names and layer.num_tasks == number]
+        specific = _find_others(module, find_targets(module, names))
     all_of_them = find_targets(module, [*names, *specific])
     found = dict(zip(names, all_of_them, strict=False))
     tasks = _name_tasks(list(found.values()), task_names)
@@ -73,6 +71,17 @@ def find_layout(
         wanted = num_clusters if isinstance(num_clusters, list) else [num_clusters] * len(names)
     shared = dict(zip(specific, all_of_them[len(names) :], strict=True))
     return Layout(found, tasks, _check_numbers(wanted, names, len(tasks)), shared)
+
+
+def _find_others(module: nn.Module, targets: Sequence[Target]) -> list[str]:
+    """The other layers of this package with as many tasks; of one that has a part among the targets, what is left."""
+    taken = {id(parameter) for target in targets for task in target.parameters for _, parameter in task}
+    found = []
+    for name, layer in per_task_layers(module).items():
+        if layer.num_tasks == len(targets[0].tasks):
+            left = [plain_name(f"{name}.{part}") for part, p in layer.named_parameters() if id(p) not in taken]
+            found += [name] if len(left) == len(list(layer.parameters())) else left
+    return found
 
 
 def _name_tasks(targets: Sequence[Target], task_names: list[str] | None) -> list[str]:

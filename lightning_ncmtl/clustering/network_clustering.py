@@ -14,6 +14,7 @@ from lightning_ncmtl.clustering.layer_step import share_layers
 from lightning_ncmtl.clustering.layout import NumClusters, find_layout
 from lightning_ncmtl.clustering.settings import WARMUP_STEPS, check_kmeans, check_settings
 from lightning_ncmtl.clustering.start import start_alike, start_apart
+from lightning_ncmtl.clustering.targets import reshard
 from lightning_ncmtl.clustering.warmup import SharedWarmup
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import PerTask, cluster_layers, per_task_layers
@@ -137,7 +138,7 @@ class NetworkClustering:
         self._warmup: SharedWarmup | None = None  # as long as it lasts
         self._saved_warmup: dict[str, Any] | None = None
         self._half: int | None = None  # of a step that start_step began
-        self._has_learned = False  # whether before_step was called
+        self._has_learned: bool | None = None  # in this step; None if before_step was not called
         self._layers: list[PerTask] = []  # targets that are layers of this package
         self._just_started: list[str] = []  # targets whose weights the shared start has overwritten
 
@@ -230,6 +231,8 @@ class NetworkClustering:
             warmup: As in :meth:`step`.
         """
         self._half = self.steps % 2 if half is None else half
+        if self._warmup is not None and self._module is not None and self._warmup.is_sharded:
+            reshard(self._module)
         if (shared := self._go_on(warmup)) is not None:
             shared.enter(self._half)
 
@@ -244,6 +247,7 @@ class NetworkClustering:
             optimizer: The one that steps, where there are several: only the one of the targets matters.
         """
         if optimizer is not None and not any(state.is_moved_by(optimizer) for state in self._states.values()):
+            self._has_learned = self._has_learned or False
             return
         if (shared := self._go_on(warmup)) is not None and self._half is not None:
             shared.learn(self._half)
@@ -265,16 +269,19 @@ class NetworkClustering:
         """
         shared = self._go_on(warmup)
         self._just_started = []
-        self.steps += 1
         if shared is not None:
-            if not self._has_learned:
+            if self._has_learned is None:
                 raise InputError(
                     "a shared warm-up needs the gradients of each step: call start_step() before the forward pass and "
                     "before_step() before that of the optimizer, or choose warmup='apart'"
                 )
-            self._half, self._has_learned = None, False
-            shared.leave()
+            if self._has_learned:  # else it was the step of another optimizer
+                self._half = None
+                self.steps += 1
+                shared.leave()
+            self._has_learned = None
             return
+        self.steps += 1
         if warmup is None or self.warmup == "shared":
             warmup = self.warmup == "apart" and self.steps <= self.warmup_steps
         # A layer with one cluster is a hard layer: there is nothing to find out, so it shares from the first step. One

@@ -167,13 +167,11 @@ def find_targets(module: nn.Module, names: Sequence[str], trainable: bool = True
             parameters that are tied, frozen, used by two targets or sharded differently; or if targets have different
             tasks.
     """
-    for part in module.modules():
-        if isinstance(part, FSDPModule):  # which has whole copies in the place of its parameters after an evaluation
-            part.reshard()
+    reshard(module)
     targets = [_find(module, name) for name in names]
     _check_apart(module, targets, trainable)
     for target in targets:
-        _check_mesh(target)
+        check_mesh(target)
     for target in targets:
         for other in targets:
             if len(target.tasks) != len(other.tasks) or (target.named and other.named and target.tasks != other.tasks):
@@ -182,6 +180,13 @@ def find_targets(module: nn.Module, names: Sequence[str], trainable: bool = True
                     f"{target.name} and {_some(other.tasks)} in {other.name}"
                 )
     return targets
+
+
+def reshard(module: nn.Module) -> None:
+    """Free the whole copies that FSDP2 has in the place of parameters after an evaluation: these may change now."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def _find(module: nn.Module, name: str) -> Target:
@@ -315,8 +320,8 @@ def _check_apart(module: nn.Module, targets: list[Target], trainable: bool) -> N
             seen[id(parameter)] = (name, target.name)
 
 
-def _check_mesh(target: Target) -> None:
-    """The ranks that hold a slice of one parameter must hold one of each."""
+def check_mesh(target: Target) -> None:
+    """Refuse a target of whose parameters some ranks hold a slice, and others not, or slices of another mesh."""
     named = [pair for task in target.parameters for pair in task]
     first, mesh = named[0][0], _slices.mesh_of(named[0][1])
     for name, parameter in named:

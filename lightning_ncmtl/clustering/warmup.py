@@ -20,18 +20,18 @@ from lightning_ncmtl.clustering.decision import fix_clusters
 from lightning_ncmtl.clustering.evidence import Evidence, group_tasks, multiply_halves, weigh_evidence
 from lightning_ncmtl.clustering.kmeans import Backend
 from lightning_ncmtl.clustering.layer_state import LayerState
-from lightning_ncmtl.clustering.targets import Target
+from lightning_ncmtl.clustering.targets import Target, check_mesh
 from lightning_ncmtl.errors import InputError
 
 # A task's own step, relative to the weights; what it loses of its own way per step; and what is kept of the running
 # mean squares. The first two were chosen on the embedded corpus and on Landmine (docs/evidence.md).
 STEP, FADING, MEMORY = 0.03, 0.01, 0.99
-# Steps between two measurements of the views, which forget in about twice as many
-EVERY = 50
+# Steps between two measurements of the views, which forget in about as many
+EVERY = 100
 # Evidence is weighed at this step, and whenever there are so many times as many
-FIRST, GROWTH = 100, 2**0.25
+FIRST, GROWTH = 100, 2**0.5
 # How often in a row the same clusters must be found: in the last two thirds of the warm-up
-ALIKE = 7
+ALIKE = 4
 
 
 class SharedWarmup:
@@ -65,6 +65,11 @@ class SharedWarmup:
         """Whether there are clusters, which have not changed for a long time."""
         last = self._found[-ALIKE:]
         return len(last) == ALIKE and max(last[0]) > 0 and all(clusters == last[0] for clusters in last)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each rank has a part of the weights."""
+        return any(views.is_sharded for views in self._views)
 
     def enter(self, half: int) -> None:
         """Let each task compute with what a half of the data has made of it: before the forward pass."""
@@ -166,6 +171,8 @@ class _Views:
         # As if they were one layer
         parameters = [list(chain(*parts)) for parts in zip(*(target.parameters for target in targets), strict=True)]
         self._target = Target(", ".join(layers), targets[0].tasks, parameters, targets[0].stacked)
+        check_mesh(self._target)
+        self.is_sharded = self._target.group is not None
         rows = _widen(self._target.read())
         self.halves = rows.new_zeros(2, *rows.shape)
         self.squares: Tensor | None = None
@@ -189,15 +196,16 @@ class _Views:
         mean = gradients.mean(0)
         target.write(mean.expand_as(gradients))
         gradients, mean = _widen(gradients), _widen(mean)
-        # A gradient scaler leaves out a step with infinite ones, and so do we. The sum of finite numbers may overflow,
-        # too, once in a lifetime.
+        # A gradient scaler leaves out a step with infinite ones, and so do we: the memory of this step is no gradient.
         is_finite = self._target.total(gradients.sum()).isfinite()
-        own = (mean - gradients).where(is_finite, 0)
-        squares = gradients.square().mean(0)
-        self.squares = squares if self.squares is None else self.squares.to(squares.device)
-        self.squares = torch.lerp(self.squares, squares.where(is_finite, self.squares), 1 - MEMORY)
-        own.mul_(self._unit * self.squares.rsqrt().nan_to_num_(posinf=0))
-        self.halves[half].add_(own).mul_(1 - FADING)
+        gradients, mean = gradients.where(is_finite, 0), mean.where(is_finite, 0)
+        squares = torch.linalg.vector_norm(gradients, dim=0).square_() / len(gradients)
+        # NaN before there were any
+        known = torch.full_like(squares, torch.nan) if self.squares is None else self.squares.to(squares.device)
+        squares = squares.where(is_finite, known)
+        self.squares = torch.lerp(known.where(~known.isnan(), squares), squares, 1 - MEMORY)
+        step = self._unit * self.squares.rsqrt().nan_to_num_(posinf=0)
+        self.halves[half].addcmul_(gradients.neg_().add_(mean), step).mul_(1 - FADING)
 
     def leave(self) -> None:
         self._target.write(_widen(self._target.read()).mean(0) + self.halves.mean(0))

@@ -104,4 +104,6 @@ _apply: Callable[..., tuple[Tensor, ...]] = _SelectClusters.apply
 def select_clusters(clusters: Clusters, *parameters: Tensor) -> tuple[Tensor, ...]:
     """``[K, ...]`` of parameters ``[N, ...]``; their gradients go to the tasks of a cluster in equal parts."""
     device = parameters[0].device
+    if not torch.is_grad_enabled():  # torch.compile would give forward the context, which it does not take
+        return tuple([parameter.index_select(0, clusters.first.to(device)) for parameter in parameters])
     return _apply(*[values.to(device) for values in clusters[:3]], *parameters)

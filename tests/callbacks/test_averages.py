@@ -22,8 +22,19 @@ from lightning_ncmtl.datamodules import MultiDomainDataModule
 MakeTrainer = Callable[..., Trainer]
 
 
-def clustering(**settings: Any) -> NetworkClusteringCallback:
-    return NetworkClusteringCallback(**{"num_clusters": 2, "targets": "heads", "warmup_steps": 2, **settings})
+MakeClustering = Callable[..., NetworkClusteringCallback]
+pytestmark = pytest.mark.filterwarnings("ignore:batches do not say of which half")
+
+
+@pytest.fixture(params=["apart", "shared"])
+def clustering(request: pytest.FixtureRequest) -> MakeClustering:
+    """The callback with either warm-up."""
+
+    def make(**settings: Any) -> NetworkClusteringCallback:
+        defaults = {"num_clusters": 2, "targets": "heads", "warmup_steps": 2, "warmup": request.param}
+        return NetworkClusteringCallback(**{**defaults, **settings})
+
+    return make
 
 
 @pytest.fixture
@@ -35,7 +46,12 @@ def model() -> Heads:
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("averaging", [WeightAveraging, EMAWeightAveraging, StochasticWeightAveraging])
 def test_averaged_weights_of_a_cluster_are_equal(
-    model: Heads, make_trainer: MakeTrainer, tmp_path: Path, averaging: Any, first: bool
+    model: Heads,
+    make_trainer: MakeTrainer,
+    clustering: MakeClustering,
+    tmp_path: Path,
+    averaging: Any,
+    first: bool,
 ) -> None:
     """In validation, in checkpoints and at the end; whichever of the two callbacks comes first."""
     ours = clustering(warmup_steps=7)  # the average holds unshared weights from the warm-up
@@ -65,11 +81,14 @@ def test_averaged_weights_of_a_cluster_are_equal(
 
 
 @pytest.mark.parametrize("averaging", [WeightAveraging, EMAWeightAveraging])
-def test_a_training_with_averages_resumes_exactly(make_trainer: MakeTrainer, tmp_path: Path, averaging: Any) -> None:
+@pytest.mark.parametrize("warmup_steps", [3, 9])  # it is resumed behind the warm-up, and in it
+def test_a_training_with_averages_resumes_exactly(
+    make_trainer: MakeTrainer, clustering: MakeClustering, tmp_path: Path, averaging: Any, warmup_steps: int
+) -> None:
     def run(epochs: int, ckpt_path: Path | None = None) -> tuple[Trainer, Heads]:
         torch.manual_seed(0)
         model = Heads()
-        trainer = make_trainer(callbacks=[averaging(), clustering(warmup_steps=3)], max_epochs=epochs)
+        trainer = make_trainer(callbacks=[averaging(), clustering(warmup_steps=warmup_steps)], max_epochs=epochs)
         trainer.fit(model, ckpt_path=ckpt_path)
         return trainer, model
 
@@ -78,13 +97,15 @@ def test_a_training_with_averages_resumes_exactly(make_trainer: MakeTrainer, tmp
             trainer.save_checkpoint(tmp_path / "half.ckpt")
 
     torch.manual_seed(0)
-    make_trainer(callbacks=[averaging(), clustering(warmup_steps=3), Save()], max_epochs=1).fit(Heads())
+    make_trainer(callbacks=[averaging(), clustering(warmup_steps=warmup_steps), Save()], max_epochs=1).fit(Heads())
     _, resumed = run(3, tmp_path / "half.ckpt")
     _, whole = run(3)
     assert torch.equal(rows_of(resumed), rows_of(whole))
 
 
-def test_an_average_is_the_mean_over_the_cluster_of_what_it_would_be(model: Heads, make_trainer: MakeTrainer) -> None:
+def test_an_average_is_the_mean_over_the_cluster_of_what_it_would_be(
+    model: Heads, make_trainer: MakeTrainer, clustering: MakeClustering
+) -> None:
     """With one cluster from the second step on, the running mean of weights is known by hand."""
     history: list[Tensor] = []
 
@@ -97,12 +118,14 @@ def test_an_average_is_the_mean_over_the_cluster_of_what_it_would_be(model: Head
     torch.testing.assert_close(rows_of(model)[0], torch.stack(history).mean((0, 1)))
 
 
+@pytest.mark.parametrize("warmup", ["apart", "shared"])
 def test_our_layers_keep_their_assignment_in_an_average(
-    make_model: Callable[..., Any], make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+    make_model: Callable[..., Any], make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, warmup: Any
 ) -> None:
-    callback = NetworkClusteringCallback(warmup_epochs=0)
+    callback = NetworkClusteringCallback(warmup_steps=2, warmup=warmup)
     model = make_model()
     make_trainer(callbacks=[callback, EMAWeightAveraging(decay=0.99)], max_epochs=1).fit(model, datamodule=datamodule)
+    assert len(callback.assignments) == 2
     for name, assignment in callback.assignments.items():
         layer = model.get_submodule(name)
         assert torch.equal(layer.assignment, assignment)

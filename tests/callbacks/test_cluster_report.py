@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from data import make_data
 from projects import Heads
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -14,7 +15,6 @@ from rich.console import Console
 from sklearn.metrics import adjusted_rand_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data import make_data
 from lightning_ncmtl import NCMTL, HardShare
 from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
 from lightning_ncmtl.callbacks._tables import cluster_table, evidence_line
@@ -31,7 +31,7 @@ def test_report(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    clustering = NetworkClusteringCallback(warmup_epochs=0, freeze_after_epochs=1)
+    clustering = NetworkClusteringCallback(warmup="apart", warmup_epochs=0, freeze_after_epochs=1)
     trainer = make_trainer(max_epochs=2, callbacks=[ClusterReport(), clustering])
     model = make_model(task_names=datamodule.domains)
     trainer.fit(model, datamodule=datamodule)
@@ -89,7 +89,7 @@ def test_an_interrupted_training_leaves_its_clusters(
             if trainer.global_step == 3:
                 raise RuntimeError("lightning strikes")
 
-    callbacks = [NetworkClusteringCallback(warmup_epochs=0), ClusterReport(), Crash()]
+    callbacks = [NetworkClusteringCallback(warmup="apart", warmup_epochs=0), ClusterReport(), Crash()]
     with pytest.raises(RuntimeError, match="lightning strikes"):
         make_trainer(max_epochs=1, callbacks=callbacks).fit(make_model(), datamodule=datamodule)
     report = json.loads((tmp_path / "clusters.json").read_text())
@@ -102,7 +102,7 @@ def test_report_without_a_data_module_or_planted_groups(
     model = NCMTL(torch.nn.Linear(3, 4), num_tasks=3, cluster_features=(4,), num_clusters=(2,))
     rows = [{"inputs": torch.randn(3), "task_ids": task, "labels": task % 2} for task in range(3)] * 4
     loader = torch.utils.data.DataLoader(rows, batch_size=4)
-    callbacks = [NetworkClusteringCallback(warmup_epochs=0), ClusterReport()]
+    callbacks = [NetworkClusteringCallback(warmup="apart", warmup_epochs=0), ClusterReport()]
     trainer = make_trainer(max_epochs=1, callbacks=callbacks)
     trainer.fit(model, loader, loader)
     report = json.loads((tmp_path / "clusters.json").read_text())
@@ -115,7 +115,7 @@ def test_report_without_a_data_module_or_planted_groups(
 def test_pictures(make_trainer: Callable[..., Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At the end and on demand after epochs, in files and for TensorBoard; with the table."""
     tensorboard = TensorBoardLogger(tmp_path, name="", version="")
-    clustering = NetworkClusteringCallback([2, 6], ["heads.*.0", "heads.*.2"], warmup_epochs=1)
+    clustering = NetworkClusteringCallback([2, 6], ["heads.*.0", "heads.*.2"], warmup="apart", warmup_epochs=1)
     report = ClusterReport(every_n_epochs=2)
     trainer = make_trainer(max_epochs=4, callbacks=[clustering, report], logger=tensorboard, log_every_n_steps=2)
     trainer.fit(Heads())
@@ -139,7 +139,7 @@ def test_evidence_is_told_drawn_and_written(
     make_trainer: Callable[..., Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
-    clustering = NetworkClusteringCallback("auto", "heads", warmup="shared", warmup_epochs=1)
+    clustering = NetworkClusteringCallback(targets="heads", warmup_epochs=1)
     trainer = make_trainer(max_epochs=2, callbacks=[clustering, ClusterReport()])
     trainer.fit(Heads())
     report = json.loads((tmp_path / "clusters.json").read_text())
@@ -186,7 +186,7 @@ def test_no_pictures(make_trainer: Callable[..., Trainer], tmp_path: Path) -> No
         (99, ClusterReport(), {}),
         (0, ClusterReport(), {"fast_dev_run": True}),
     ):
-        clustering = NetworkClusteringCallback(2, "heads", warmup_steps=warmup)
+        clustering = NetworkClusteringCallback(2, "heads", warmup="apart", warmup_steps=warmup)
         make_trainer(**{"max_epochs": 1, "callbacks": [clustering, report], **settings}).fit(Heads())
         assert not (tmp_path / "pictures").exists()
     with pytest.raises(InputError, match="every_n_epochs must be at least 1, found 0"):
@@ -218,7 +218,10 @@ def test_a_loss_belongs_to_its_step(make_trainer: Callable[..., Trainer], first:
         def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
             logged[trainer.global_step] = float(trainer.logged_metrics["clustering/heads/loss"])
 
-    report, clustering = ClusterReport(pictures=False), NetworkClusteringCallback(2, "heads", warmup_steps=0)
+    report, clustering = (
+        ClusterReport(pictures=False),
+        NetworkClusteringCallback(2, "heads", warmup="apart", warmup_steps=0),
+    )
     callbacks = [report, clustering] if first else [clustering, report]
     for _ in range(2):
         logged: dict[int, float] = {}
@@ -232,7 +235,7 @@ def test_a_loss_belongs_to_its_step(make_trainer: Callable[..., Trainer], first:
 def test_a_long_history_is_thinned(make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_ncmtl.callbacks.cluster_report._MAX_POINTS", 10)
     report = ClusterReport(pictures=False)
-    clustering = NetworkClusteringCallback(2, "heads", warmup_steps=0)
+    clustering = NetworkClusteringCallback(2, "heads", warmup="apart", warmup_steps=0)
     make_trainer(max_epochs=8, callbacks=[clustering, report], log_every_n_steps=1).fit(Heads())
     steps = [step for step, _ in report.state_dict()["losses"]["heads"]]
     assert len(steps) <= 10
@@ -279,7 +282,7 @@ def test_values_of_many_tasks_go_to_a_file(
 ) -> None:
     model, loader = many_tasks(60)
     tensorboard = TensorBoardLogger(tmp_path, name="", version="")
-    clustering = NetworkClusteringCallback(warmup_epochs=1, freeze_after_epochs=2)
+    clustering = NetworkClusteringCallback(warmup="apart", warmup_epochs=1, freeze_after_epochs=2)
     report = ClusterReport(pictures=False)
     trainer = make_trainer(max_epochs=2, callbacks=[clustering, report], logger=tensorboard, log_every_n_steps=1)
 
@@ -326,7 +329,7 @@ def test_the_file_tells_the_planted_group(
     data = make_data(source, batch_size=40, validation_size=20, vocab_size=200, min_frequency=1)
     encoder = NGram(200, 8, n=1, num_buckets=1)
     model = NCMTL(encoder, 51, cluster_features=(4,), num_clusters=(3,), task_names=data.domains)
-    callbacks = [NetworkClusteringCallback(warmup_steps=0), ClusterReport(pictures=False)]
+    callbacks = [NetworkClusteringCallback(warmup="apart", warmup_steps=0), ClusterReport(pictures=False)]
     make_trainer(max_epochs=1, callbacks=callbacks).fit(model, datamodule=data)
     table = pd.read_csv(tmp_path / "tasks-val.csv")
     assert list(table) == ["task", "count", "accuracy", "loss", "accuracy_clean", "planted", "cluster_layers.0"]

@@ -41,12 +41,23 @@ def test_from_the_freezing_on_there_is_one_set_of_weights_per_cluster(
     make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
 ) -> None:
     model, groups = make_model(), Groups()
-    callback = NetworkClusteringCallback([2, 1], warmup_epochs=1, freeze_after_epochs=2)
+    callback = NetworkClusteringCallback([2, 1], warmup="apart", warmup_epochs=1, freeze_after_epochs=2)
     make_trainer(max_epochs=3, callbacks=[callback, groups]).fit(model, datamodule=datamodule)
     steps = len(datamodule.train_dataloader())
     # One cluster is a hard layer from its first step on; clusters are frozen behind the first step of the third epoch.
     assert groups.seen == [[4, 4]] + [[4, 1]] * (2 * steps) + [[2, 1]] * (steps - 1)
     assert all(layer.frozen_clusters is None for layer in model.cluster_layers)  # somebody may train on without
+
+
+def test_a_shared_warm_up_ends_in_one_set_of_weights_per_cluster(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+) -> None:
+    model, groups = make_model(), Groups()
+    callback = NetworkClusteringCallback([2, 1], warmup_epochs=1)
+    make_trainer(max_epochs=2, callbacks=[callback, groups]).fit(model, datamodule=datamodule)
+    steps = len(datamodule.train_dataloader())
+    assert groups.seen == [[4, 4]] * steps + [[2, 1]] * steps
+    assert all(layer.frozen_clusters is None for layer in model.cluster_layers)
 
 
 def test_with_sgd_nothing_changes(
@@ -61,7 +72,7 @@ def test_with_sgd_nothing_changes(
             monkeypatch.setattr(TaskLinear, "freeze_clusters", lambda self, assignment: None)
         torch.manual_seed(0)
         model, groups = make_model(optimizer=sgd), Groups()
-        callback = NetworkClusteringCallback(warmup_epochs=1, freeze_after_epochs=2)
+        callback = NetworkClusteringCallback(warmup="apart", warmup_epochs=1, freeze_after_epochs=2)
         trainer = make_trainer(max_epochs=4, precision="64-true", callbacks=[callback, groups])
         trainer.fit(model, datamodule=datamodule)
         assert (groups.seen[-1] == [2, 3]) == freezes
@@ -72,21 +83,29 @@ def test_with_sgd_nothing_changes(
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
 @pytest.mark.parametrize("epochs", [2, 3])
+@pytest.mark.parametrize(
+    "settings", [{"warmup": "apart", "warmup_epochs": 1, "freeze_after_epochs": 2}, {"warmup_epochs": 3}], ids=str
+)
 def test_resume_is_exact(
-    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, tmp_path: Path, epochs: int
+    make_model: MakeModel,
+    make_trainer: MakeTrainer,
+    datamodule: MultiDomainDataModule,
+    tmp_path: Path,
+    epochs: int,
+    settings: dict[str, Any],
 ) -> None:
     """Bitwise the same weights, from a checkpoint before the freezing and from one behind it."""
     found = []
     for path in (None, tmp_path / f"epoch={epochs - 1}.ckpt"):
         model, groups = make_model(), Groups()
         saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
-        callback = NetworkClusteringCallback(warmup_epochs=1, freeze_after_epochs=2)
+        callback = NetworkClusteringCallback(**settings)
         callbacks = [callback, groups, StepSeed(1), saver]
         trainer = make_trainer(max_epochs=4, callbacks=callbacks, enable_checkpointing=True)
         trainer.fit(model, datamodule=datamodule, ckpt_path=path, weights_only=False)
         assert groups.seen[-1] == [2, 3]
         found.append(weights(model))
-    assert groups.seen[0] == ([2, 3] if epochs == 3 else [4, 4])
+    assert groups.seen[0] == ([2, 3] if epochs == 3 else [4, 4])  # a shared warm-up decides before a step
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
@@ -99,7 +118,7 @@ def test_after_an_error_tasks_train_apart_again(
                 assert all(layer.frozen_clusters for layer in pl_module.cluster_layers)
                 raise ValueError("broken")
 
-    model, callback = make_model(), NetworkClusteringCallback(warmup_epochs=1, freeze_after_epochs=2)
+    model, callback = make_model(), NetworkClusteringCallback(warmup="apart", warmup_epochs=1, freeze_after_epochs=2)
     with pytest.raises(ValueError, match="broken"):
         make_trainer(max_epochs=4, callbacks=[callback, Fails()]).fit(model, datamodule=datamodule)
     assert all(layer.frozen_clusters is None for layer in model.cluster_layers)

@@ -1,4 +1,4 @@
-"""The metric cosine, and the number of clusters chosen in training."""
+"""The metric cosine, and the number of clusters chosen in training, after a warm-up apart."""
 
 import warnings
 from pathlib import Path
@@ -71,7 +71,7 @@ EQUAL, UNEQUAL = torch.ones(12), torch.tensor([1.0, 1.0, 1.0, 30.0, 30.0, 30.0] 
 def test_cosine_finds_groups_whatever_their_speed() -> None:
     found = {}
     for metric in ("euclidean", "cosine"):
-        callback = NetworkClusteringCallback(3, warmup_steps=2, freeze_after_epochs=None, metric=metric)  # type: ignore[arg-type]
+        callback = NetworkClusteringCallback(3, warmup="apart", warmup_steps=2, freeze_after_epochs=None, metric=metric)
         module = fit(callback, UNEQUAL)
         found[metric] = groups(callback.assignments["tasks"])
         rows = module.tasks.weight.detach()[:, 0]
@@ -83,7 +83,7 @@ def test_cosine_finds_groups_whatever_their_speed() -> None:
 
 def test_cosine_measures_from_the_start_also_after_a_resume(tmp_path: Path) -> None:
     def callback() -> NetworkClusteringCallback:
-        return NetworkClusteringCallback(3, warmup_steps=2, freeze_after_epochs=None, metric="cosine")
+        return NetworkClusteringCallback(3, warmup="apart", warmup_steps=2, freeze_after_epochs=None, metric="cosine")
 
     whole = fit(callback(), UNEQUAL)
     fit(callback(), UNEQUAL, max_steps=5, save=tmp_path / "it.ckpt")
@@ -95,11 +95,11 @@ def test_cosine_measures_from_the_start_also_after_a_resume(tmp_path: Path) -> N
     assert start.shape == (1, 40)
     assert start[0, :39].min() > 99  # as drawn, before any step
 
-    euclidean = NetworkClusteringCallback(3, warmup_steps=2, freeze_after_epochs=None)
+    euclidean = NetworkClusteringCallback(3, warmup="apart", warmup_steps=2, freeze_after_epochs=None)
     fit(euclidean, UNEQUAL, max_steps=6, ckpt_path=tmp_path / "it.ckpt")
     assert euclidean.state_dict()["layers"]["tasks"]["start"] is None  # nor does it measure from there
 
-    euclidean = NetworkClusteringCallback(3, warmup_steps=2, freeze_after_epochs=None)
+    euclidean = NetworkClusteringCallback(3, warmup="apart", warmup_steps=2, freeze_after_epochs=None)
     fit(euclidean, EQUAL, max_steps=5, save=tmp_path / "euclidean.ckpt")
     with pytest.raises(InputError, match="the start of tasks, from which the metric cosine measures, is not known"):
         fit(callback(), EQUAL, ckpt_path=tmp_path / "euclidean.ckpt")
@@ -107,26 +107,33 @@ def test_cosine_measures_from_the_start_also_after_a_resume(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("number", ["auto", ["auto"]])
 def test_the_planted_number_is_chosen_after_the_warm_up(number: Any, tmp_path: Path) -> None:
-    callback = NetworkClusteringCallback(number, warmup_steps=3, freeze_after_epochs=None)
+    callback = NetworkClusteringCallback(number, warmup="apart", warmup_steps=3, freeze_after_epochs=None)
     fit(callback, EQUAL, max_steps=2, save=tmp_path / "warm.ckpt")
     assert callback.clusters.summarize()["tasks"]["num_clusters"] is None
     assert callback.assignments == {}
     for ckpt_path in (None, tmp_path / "warm.ckpt"):
-        callback = NetworkClusteringCallback(number, warmup_steps=3, freeze_after_epochs=None)
+        callback = NetworkClusteringCallback(number, warmup="apart", warmup_steps=3, freeze_after_epochs=None)
         module = fit(callback, EQUAL, ckpt_path=ckpt_path, save=tmp_path / "it.ckpt")
         assert callback.clusters.summarize()["tasks"]["num_clusters"] == 3
         assert module.tasks.num_clusters == 3
         assert groups(callback.assignments["tasks"])
         assert callback.clusters.losses["tasks"][0] == 8
-    resumed = NetworkClusteringCallback(number, warmup_steps=3, freeze_after_epochs=None)
+    resumed = NetworkClusteringCallback(number, warmup="apart", warmup_steps=3, freeze_after_epochs=None)
     assert fit(resumed, EQUAL, max_steps=9, ckpt_path=tmp_path / "it.ckpt").tasks.num_clusters == 3
     assert resumed.clusters.summarize()["tasks"]["num_clusters"] == 3
     with pytest.raises(InputError, match="the checkpoint is of another model"):
-        fit(NetworkClusteringCallback(2, warmup_steps=3), EQUAL, max_steps=9, ckpt_path=tmp_path / "it.ckpt")
+        fit(
+            NetworkClusteringCallback(2, warmup="apart", warmup_steps=3),
+            EQUAL,
+            max_steps=9,
+            ckpt_path=tmp_path / "it.ckpt",
+        )
 
 
 def test_bounds_of_the_choice() -> None:
-    callback = NetworkClusteringCallback("auto", warmup_steps=2, freeze_after_epochs=None, max_clusters=2)
+    callback = NetworkClusteringCallback(
+        "auto", warmup="apart", warmup_steps=2, freeze_after_epochs=None, max_clusters=2
+    )
     fit(callback, EQUAL)
     assert callback.clusters.summarize()["tasks"]["num_clusters"] == 2
 
@@ -142,7 +149,7 @@ def test_bounds_of_the_choice() -> None:
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        NetworkClusteringCallback(3, **settings)
+        NetworkClusteringCallback(3, **{"warmup": "apart", **settings})
 
 
 def test_per_task_modules_have_their_number_chosen_too() -> None:
@@ -157,7 +164,7 @@ def test_per_task_modules_have_their_number_chosen_too() -> None:
             return -(rows * self.moves[self.global_step % len(self.moves)]).sum()
 
     module = Heads()
-    callback = NetworkClusteringCallback("auto", "heads", warmup_steps=2, freeze_after_epochs=None)
+    callback = NetworkClusteringCallback("auto", "heads", warmup="apart", warmup_steps=2, freeze_after_epochs=None)
     Trainer(
         accelerator="cpu",
         max_steps=8,

@@ -2,7 +2,7 @@ import copy
 import csv
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_tasks_of_a_cluster_share_weights_after_every_step(
     make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
 ) -> None:
     model = make_model()
-    callback = NetworkClusteringCallback(warmup_epochs=1, freeze_after_epochs=3)
+    callback = NetworkClusteringCallback(warmup="apart", warmup_epochs=1, freeze_after_epochs=3)
     watch = fit(callback, model, datamodule, make_trainer, max_epochs=4)
     per_epoch = len(datamodule.train_dataloader())
     assert watch.steps == list(range(1, 4 * per_epoch + 1))
@@ -87,25 +87,45 @@ def test_tasks_of_a_cluster_share_weights_after_every_step(
     assert summary["trace"][-1][1] == summary["assignment"] == model.cluster_layers[0].assignment.tolist()
 
 
-def test_one_cluster_is_a_hard_layer_that_shares_from_the_first_step(
+def test_after_a_shared_warm_up_they_share_for_good(
     make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
 ) -> None:
-    model = make_model(num_clusters=(1, 3))
+    model = make_model()
     callback = NetworkClusteringCallback(warmup_epochs=1)
+    watch = fit(callback, model, datamodule, make_trainer, max_epochs=2)
+    per_epoch = len(datamodule.train_dataloader())
+    assert watch.steps == list(range(1, 2 * per_epoch + 1))
+    assert not any(watch.shared[:per_epoch])
+    assert all(watch.shared[per_epoch:])
+    for number, layer in enumerate(model.cluster_layers):
+        assert layer.assignment.unique().tolist() == list(range(layer.num_clusters))
+        summary = callback.clusters.summarize()[f"cluster_layers.{number}"]
+        assert summary["trace"] == [[per_epoch + 1, layer.assignment.tolist()]]
+        assert summary["frozen_at_step"] == per_epoch + 1
+
+
+@pytest.mark.parametrize("warmup", ["apart", "shared"])
+def test_one_cluster_is_a_hard_layer_that_shares_from_the_first_step(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, warmup: Any
+) -> None:
+    model = make_model(num_clusters=(1, 3))
+    callback = NetworkClusteringCallback(warmup=warmup, warmup_epochs=1)
 
     class Hard(Callback):
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-            assert pl_module.cluster_layers[0].assignment.tolist() == [0] * 4
             assert rows(pl_module.cluster_layers[0]).unique(dim=0).shape[0] == 1
+            assert warmup == "shared" or pl_module.cluster_layers[0].assignment.tolist() == [0] * 4
 
     make_trainer(max_epochs=2, callbacks=[callback, Hard()]).fit(model, datamodule=datamodule)
-    assert callback.clusters.summarize()["cluster_layers.0"]["trace"] == [[1, [0] * 4]]
+    first = 1 if warmup == "apart" else len(datamodule.train_dataloader()) + 1
+    assert callback.clusters.summarize()["cluster_layers.0"]["trace"] == [[first, [0] * 4]]
 
 
+@pytest.mark.parametrize("warmup", ["apart", "shared"])
 def test_assignments_stay_after_training(
-    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, warmup: Any
 ) -> None:
-    callback = NetworkClusteringCallback(warmup_epochs=0)
+    callback = NetworkClusteringCallback(warmup=warmup, warmup_steps=2)
     trainer = make_trainer(max_epochs=1, callbacks=[callback])
     model = make_model()
     trainer.fit(model, datamodule=datamodule)
@@ -115,8 +135,11 @@ def test_assignments_stay_after_training(
     assert len(found) == 2
 
 
-def test_warmup_steps(make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule) -> None:
-    callback = NetworkClusteringCallback(warmup_steps=3)
+@pytest.mark.parametrize("warmup", ["apart", "shared"])
+def test_warmup_steps(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, warmup: Any
+) -> None:
+    callback = NetworkClusteringCallback(warmup=warmup, warmup_steps=3)
     watch = fit(callback, make_model(), datamodule, make_trainer, max_epochs=1)
     assert watch.shared[:4] == [False, False, False, True]
 
@@ -134,7 +157,7 @@ def test_gradient_accumulation_clusters_once_per_optimizer_step(
         return assign_tasks(*args, **settings)
 
     monkeypatch.setattr("lightning_ncmtl.clustering.layer_step.assign_tasks", counting)
-    callback = NetworkClusteringCallback(warmup_epochs=0)
+    callback = NetworkClusteringCallback(warmup="apart", warmup_epochs=0)
     watch = fit(callback, make_model(), datamodule, make_trainer, max_epochs=2, accumulate_grad_batches=3)
     steps = 2 * -(-len(datamodule.train_dataloader()) // 3)
     assert len(calls) == steps  # for both layers at once
@@ -146,7 +169,7 @@ def test_gradient_accumulation_clusters_once_per_optimizer_step(
 def test_precision(
     make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, precision: str
 ) -> None:
-    callback = NetworkClusteringCallback(warmup_epochs=1)
+    callback = NetworkClusteringCallback(warmup="apart", warmup_epochs=1)
     model = make_model()
     watch = fit(callback, model, datamodule, make_trainer, max_epochs=2, precision=precision)
     assert watch.shared[-1]
@@ -173,7 +196,7 @@ def test_equals_the_formulas_by_hand(
             self.rows.append(rows(pl_module.cluster_layers[0]))
 
     before, watch = Before(), Watch()
-    callback = NetworkClusteringCallback(warmup_epochs=0, commitment=0.25)
+    callback = NetworkClusteringCallback(warmup="apart", warmup_epochs=0, commitment=0.25)
     model = make_model(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5))
     trainer = make_trainer(callbacks=[before, callback, watch], max_steps=4, precision=precision)
     trainer.fit(model, datamodule=datamodule)
@@ -191,7 +214,8 @@ def test_equals_the_formulas_by_hand(
 def test_every_n_steps_clusters_less_often_but_always_shares(
     make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
 ) -> None:
-    callback = NetworkClusteringCallback(warmup_epochs=0, every_n_steps=4, freeze_after_epochs=None, commitment=0)
+    settings: dict[str, Any] = {"warmup": "apart", "warmup_epochs": 0, "freeze_after_epochs": None}
+    callback = NetworkClusteringCallback(every_n_steps=4, commitment=0, **settings)
     watch = fit(callback, make_model(), datamodule, make_trainer, max_epochs=3)
     assert all(watch.shared)
     changes = [step for step, _ in callback.clusters.summarize()["cluster_layers.0"]["trace"]]
@@ -215,13 +239,20 @@ def test_literal_preset(make_model: MakeModel, make_trainer: MakeTrainer, datamo
     assert callback.state_dict()["layers"]["cluster_layers.0"]["residual"] is None
 
 
+@pytest.mark.parametrize("warmup", ["apart", "shared"])
+@pytest.mark.parametrize("numbers", [[4, 1], [3, 2]])
 def test_num_clusters_overrides_the_layers(
-    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
+    make_model: MakeModel,
+    make_trainer: MakeTrainer,
+    datamodule: MultiDomainDataModule,
+    warmup: Any,
+    numbers: list[int | Literal["auto"]],
 ) -> None:
     model = make_model()
-    fit(NetworkClusteringCallback([4, 1], warmup_epochs=0), model, datamodule, make_trainer, max_steps=2)
-    assert [layer.num_clusters for layer in model.cluster_layers] == [4, 1]
-    assert [len(layer.assignment.unique()) for layer in model.cluster_layers] == [4, 1]
+    callback = NetworkClusteringCallback(numbers, warmup=warmup, warmup_steps=2)
+    fit(callback, model, datamodule, make_trainer, max_steps=3)
+    assert [layer.num_clusters for layer in model.cluster_layers] == numbers
+    assert [len(layer.assignment.unique()) for layer in model.cluster_layers] == numbers
 
 
 @pytest.mark.parametrize("every", [1, 3])
@@ -232,7 +263,7 @@ def test_logs_where_the_logger_takes_them(
         max_epochs=2,
         log_every_n_steps=every,
         logger=CSVLogger(tmp_path, "", ""),
-        callbacks=[NetworkClusteringCallback(warmup_epochs=1)],
+        callbacks=[NetworkClusteringCallback(warmup="apart", warmup_epochs=1)],
     )
     trainer.fit(make_model(), datamodule=datamodule)
     with open(tmp_path / "metrics.csv") as file:
@@ -248,10 +279,24 @@ def test_logs_where_the_logger_takes_them(
         assert f"clustering/{layer}/changed" in trainer.callback_metrics  # also where an epoch ends in between
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"warmup": "apart", "warmup_epochs": 1, "freeze_after_epochs": 4},
+        {"warmup": "apart", "warmup_epochs": 2, "freeze_after_epochs": 4},
+        {"warmup_epochs": 1},
+        {},
+    ],
+    ids=str,
+)
 def test_resume_in_the_middle_of_an_epoch_is_exact(
-    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, tmp_path: Path
+    make_model: MakeModel,
+    make_trainer: MakeTrainer,
+    datamodule: MultiDomainDataModule,
+    tmp_path: Path,
+    settings: dict[str, Any],
 ) -> None:
-    """Interrupted at a step during clustering, with dropout and a stateful optimizer."""
+    """Interrupted at a step during clustering or warm-up, with dropout and a stateful optimizer."""
 
     class Save(Callback):
         def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
@@ -261,7 +306,7 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(
     def run(ckpt_path: Path | None = None, *extra: Callback) -> tuple[NCMTL, dict[str, Any], dict[str, float]]:
         data = make_data(datamodule.source, batch_size=16, validation_size=11, vocab_size=400)
         model = make_model(dropout=0.2)
-        callback = NetworkClusteringCallback(warmup_epochs=1, freeze_after_epochs=4)
+        callback = NetworkClusteringCallback(**settings)
         trainer = make_trainer(max_epochs=5, callbacks=[callback, StepSeed(3), *extra])
         trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -271,22 +316,25 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(
     resumed_model, resumed_state, resumed_metrics = run(tmp_path / "it.ckpt")
     for name, value in model.state_dict().items():
         assert torch.equal(value, resumed_model.state_dict()[name]), name
-    torch.testing.assert_close(resumed_state["layers"], state["layers"], rtol=0, atol=0)
+    for name in ("layers", "evidence", "warmup"):
+        torch.testing.assert_close(resumed_state[name], state[name], rtol=0, atol=0)
     assert resumed_metrics == metrics
     assert state["layers"]["cluster_layers.0"]["frozen_at_step"] is not None
 
 
+@pytest.mark.parametrize("warmup", ["apart", "shared"])
 def test_state_survives_a_round_trip(
-    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, tmp_path: Path
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, tmp_path: Path, warmup: Any
 ) -> None:
-    callback = NetworkClusteringCallback(warmup_epochs=0)
+    callback = NetworkClusteringCallback(warmup=warmup, warmup_steps=2)
     fit(callback, make_model(), datamodule, make_trainer, max_steps=3)
     state = callback.state_dict()
     torch.save(state, tmp_path / "state")
     loaded = torch.load(tmp_path / "state", weights_only=True)  # tensors and plain values only
-    other = NetworkClusteringCallback()
+    other = NetworkClusteringCallback(warmup=warmup)
     other.load_state_dict(copy.deepcopy(loaded))
-    torch.testing.assert_close(other.state_dict()["layers"], state["layers"], rtol=0, atol=0)
+    for name in ("layers", "evidence"):
+        torch.testing.assert_close(other.state_dict()[name], state[name], rtol=0, atol=0)
     assert other.tasks == callback.tasks == ["0", "1", "2", "3"]
     assert other.assignments.keys() == {"cluster_layers.0", "cluster_layers.1"}
 
@@ -300,9 +348,8 @@ def test_weights_that_are_not_finite_stop_training_before_they_spread(
                 pl_module.cluster_layers[1].weight.data[2] = torch.nan
 
     model = make_model()
-    trainer = make_trainer(
-        callbacks=[Break(), NetworkClusteringCallback(task_names=list("abcd"), warmup_epochs=0)], max_steps=5
-    )
+    callback = NetworkClusteringCallback(task_names=list("abcd"), warmup="apart", warmup_epochs=0)
+    trainer = make_trainer(callbacks=[Break(), callback], max_steps=5)
     with pytest.raises(
         InputError, match=r"cluster_layers.1 has weights that are not finite .* after step 3, of the tasks c:"
     ):
@@ -316,8 +363,12 @@ def test_weights_that_are_not_finite_stop_training_before_they_spread(
         ({"commitment": 1.5}, "between 0 and 1, found 1.5"),
         ({"every_n_steps": 0}, "every_n_steps must be at least 1, found 0"),
         ({"restarts": 0}, "restarts must be at least 1, found 0"),
-        ({"warmup_epochs": -1}, "warmup_epochs must be at least 0, found -1"),
-        ({"warmup_epochs": 4}, "freeze_after_epochs 4 leaves no time to cluster after warmup_epochs 4"),
+        ({"warmup_epochs": 0}, "warmup_epochs must be at least 1, found 0"),
+        ({"warmup": "apart", "warmup_epochs": -1}, "warmup_epochs must be at least 0, found -1"),
+        (
+            {"warmup": "apart", "warmup_epochs": 4},
+            "freeze_after_epochs 4 leaves no time to cluster after warmup_epochs 4",
+        ),
         ({"preset": "magic"}, "unknown preset 'magic'"),
     ],
 )
@@ -350,13 +401,19 @@ def test_missing_faiss_is_found_before_training(
             make_model(), datamodule=datamodule
         )
     assert watch.steps == []
-    fit(NetworkClusteringCallback(warmup_epochs=0), make_model(), datamodule, make_trainer, max_steps=2)
+    fit(NetworkClusteringCallback(), make_model(), datamodule, make_trainer, max_steps=3)
 
 
 def test_training_shorter_than_the_warm_up_warns(
     make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule
 ) -> None:
     with pytest.warns(UserWarning, match="stops after 1 epochs, within the warm-up"):
-        fit(NetworkClusteringCallback(), make_model(), datamodule, make_trainer, max_epochs=1)
+        fit(NetworkClusteringCallback(warmup="apart"), make_model(), datamodule, make_trainer, max_epochs=1)
     with pytest.warns(UserWarning, match="stops after 2 steps, within the warm-up"):
-        fit(NetworkClusteringCallback(warmup_steps=2), make_model(), datamodule, make_trainer, max_steps=2)
+        fit(
+            NetworkClusteringCallback(warmup="apart", warmup_steps=2),
+            make_model(),
+            datamodule,
+            make_trainer,
+            max_steps=2,
+        )

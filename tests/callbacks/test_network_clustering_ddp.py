@@ -30,23 +30,24 @@ def started_by_torchrun(*arguments: object) -> None:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 @pytest.mark.parametrize(
-    ("project", "ranks", "option", "run", "steps"),
+    ("project", "ranks", "option", "warmup", "run", "steps"),
     [
-        ("ncmtl", 2, "none", forked, 4 * 8),  # 116 documents in global batches of 16
-        ("ncmtl", 3, "none", forked, 4 * 5),
-        ("heads", 2, "none", started_by_torchrun, 4 * 10),
-        ("heads", 3, "none", forked, 4 * 7),  # 33 documents on each rank, in batches of 5
-        ("present_heads", 2, "find_unused", forked, 4 * 10),
-        ("heads", 2, "spawn", ddp_fit.main, 4 * 10),
-        ("heads", 2, "averages", forked, 4 * 10),
-        ("heads", 2, "shared", forked, 4 * 10),
-        ("ncmtl", 2, "shared", forked, 4 * 8),
+        ("ncmtl", 2, "none", "apart", forked, 4 * 8),  # 116 documents in global batches of 16
+        ("ncmtl", 2, "none", "shared", forked, 4 * 8),
+        ("ncmtl", 3, "none", "shared", forked, 4 * 6),  # 3 of each half
+        ("heads", 2, "none", "shared", started_by_torchrun, 4 * 10),
+        ("heads", 3, "none", "apart", forked, 4 * 7),  # 33 documents on each rank, in batches of 5
+        ("present_heads", 2, "find_unused", "apart", forked, 4 * 10),
+        ("present_heads", 2, "find_unused", "shared", forked, 4 * 10),
+        ("heads", 2, "spawn", "apart", ddp_fit.main, 4 * 10),
+        ("heads", 2, "averages", "apart", forked, 4 * 10),
+        ("heads", 2, "averages", "shared", forked, 4 * 10),
     ],
 )
 def test_ranks_stay_equal(
-    tmp_path: Path, project: str, ranks: int, option: str, run: Callable[..., None], steps: int
+    tmp_path: Path, project: str, ranks: int, option: str, warmup: str, run: Callable[..., None], steps: int
 ) -> None:
-    run(tmp_path, project, ranks, option)
+    run(tmp_path, project, ranks, option, warmup)
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(ranks)]
     assert all(other == found[0] for other in found)
     assert found[0]["ranks"] == ranks

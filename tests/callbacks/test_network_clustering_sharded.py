@@ -12,7 +12,10 @@ from sharded_fit import PROJECTS
 
 from lightning_ncmtl.clustering import find_targets
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
+    pytest.mark.filterwarnings("ignore:batches do not say of which half"),
+]
 
 
 def train(folder: Path, ranks: int, *runs: str) -> None:
@@ -32,23 +35,25 @@ def check(found: dict[int, dict[str, Any]], expected: dict[int, dict[str, Any]],
     torch.testing.assert_close(found, {step: expected[step] for step in found}, rtol=0, atol=tolerance)
 
 
-NAMES = ["heads", "parts", "stacked", "layers", "auto", "literal"]
+SHARED = ["shared", "shared_parts", "shared_stacked", "shared_layers"]
+APART = ["heads", "parts", "stacked", "layers", "auto", "literal"]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process finds."""
     folder = tmp_path_factory.mktemp("alone")
-    train(folder, 1, *[f"{name},{name}" for name in NAMES])
+    train(folder, 1, *[f"{name},{name}" for name in APART + SHARED])
     return folder
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_train_as_one_process(alone: Path, tmp_path: Path, ranks: int) -> None:
+@pytest.mark.parametrize("names", [APART, SHARED])
+def test_ranks_train_as_one_process(alone: Path, tmp_path: Path, ranks: int, names: list[str]) -> None:
     """Shards that are uneven, empty, of whole tasks or of parts of them."""
-    train(tmp_path, ranks, *[f"{name},{name}" for name in NAMES])
+    train(tmp_path, ranks, *[f"{name},{name}" for name in names])
     moved = 0
-    for name in NAMES:
+    for name in names:
         expected, found = history(alone, name), history(tmp_path, name)
         assert list(found) == list(range(1, 25))
         check(found, expected)
@@ -61,7 +66,7 @@ def test_ranks_train_as_one_process(alone: Path, tmp_path: Path, ranks: int) -> 
             for target in find_targets(module, list(step["layers"])):
                 if (assignment := step["layers"][target.name]["assignment"]) is not None:
                     assert unshared(target.read(), assignment) == 0
-    assert moved > 1
+    assert moved > 1 or names == SHARED
 
 
 def test_checkpoints_go_on_with_any_number_of_ranks(alone: Path, tmp_path: Path) -> None:
@@ -81,13 +86,44 @@ def test_checkpoints_go_on_with_any_number_of_ranks(alone: Path, tmp_path: Path)
     check(history(tmp_path, "parts-3"), history(tmp_path, "parts"))
 
 
+def test_a_shared_warm_up_goes_on_with_any_number_of_ranks(alone: Path, tmp_path: Path) -> None:
+    """From its middle."""
+    for name in SHARED:
+        (tmp_path / name).symlink_to(alone / name)
+    stacked, layers, parts = "shared_stacked", "shared_layers", "shared_parts"
+    train(tmp_path, 2, f"{stacked},stacked-2", f"{layers},layers-2,{layers}", f"{parts},folder-2")
+    train(tmp_path, 3, f"{stacked},stacked-3,stacked-2", f"{layers},layers-3,{layers}", f"{parts},parts-3,folder-2")
+    train(tmp_path, 1, f"{stacked},stacked-1,stacked-2")
+    for name, runs in {
+        stacked: ("stacked-1", "stacked-3"),
+        layers: ("layers-2", "layers-3"),
+        parts: ("parts-3",),
+    }.items():
+        expected = history(tmp_path, name)
+        assert expected[12]["warmup"]["views"][0]["halves"].any()
+        assert expected[24]["warmup"] is None
+        for run in runs:
+            found = history(tmp_path, run)
+            assert list(found) == list(range(13, 25))
+            check(found, expected)
+
+
 def test_what_one_rank_finds_broken_stops_all(tmp_path: Path) -> None:
-    train(tmp_path, 2, "broken,broken", "faiss,faiss", "warmup,warmup", "mixed,mixed")
+    train(
+        tmp_path,
+        2,
+        "broken,broken",
+        "shared_broken,shared_broken",
+        "faiss,faiss",
+        "mixed,mixed",
+        "mixed_layers,mixed_layers",
+    )
     for name, message in (
         ("broken", "heads has weights that are not finite (NaN or infinity) after step 2, of the tasks cat:"),
-        ("warmup", "a shared warm-up needs whole weights, found sharded ones: choose warmup='apart'"),
+        ("shared_broken", "heads have weights that are not finite (NaN or infinity) in the warm-up, of 6 tasks:"),
         ("faiss", "FAISS needs whole weights, found sharded ones: choose the backend 'gram'"),
         ("mixed", "all parameters of the target 'heads' must be sharded over the same device mesh: that of heads.ant."),
+        ("mixed_layers", "all parameters of the target 'experts, binary' must be sharded over the same device mesh"),
     ):
         for rank in range(2):
             assert (tmp_path / name / f"error{rank}.txt").read_text().startswith(message)

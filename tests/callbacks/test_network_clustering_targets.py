@@ -19,13 +19,16 @@ from lightning_ncmtl.callbacks import NetworkClusteringCallback
 from lightning_ncmtl.errors import InputError
 
 MakeTrainer = Callable[..., Trainer]
+pytestmark = pytest.mark.filterwarnings("ignore:batches do not say of which half")
+of_both_kinds = pytest.mark.parametrize("warmup", ["apart", "shared"])
 
 
-def test_a_layer_per_part_of_the_heads(make_trainer: MakeTrainer) -> None:
+@of_both_kinds
+def test_a_layer_per_part_of_the_heads(make_trainer: MakeTrainer, warmup: Any) -> None:
     """Each with its own number of clusters; what is not named stays apart."""
     model = Heads()
     model.heads = nn.ModuleDict({key: nn.Sequential(*head, nn.Linear(1, 1)) for key, head in model.heads.items()})
-    callback = NetworkClusteringCallback([2, 3], targets=["heads.*.0", "heads.*.2"], warmup_steps=2)
+    callback = NetworkClusteringCallback([2, 3], ["heads.*.0", "heads.*.2"], warmup=warmup, warmup_steps=2)
     make_trainer(max_epochs=2, callbacks=[callback]).fit(model)
     assert list(callback.assignments) == ["heads.*.0", "heads.*.2"]
     for (name, assignment), clusters in zip(callback.assignments.items(), (2, 3), strict=True):
@@ -39,9 +42,10 @@ def test_a_layer_per_part_of_the_heads(make_trainer: MakeTrainer) -> None:
     assert len(rest.unique(dim=0)) == 6
 
 
-def test_stacked_parameters(make_trainer: MakeTrainer) -> None:
+@of_both_kinds
+def test_stacked_parameters(make_trainer: MakeTrainer, warmup: Any) -> None:
     model = Stacked()
-    callback = NetworkClusteringCallback(2, targets=["experts", "binary"], warmup_steps=2)
+    callback = NetworkClusteringCallback(2, ["experts", "binary"], warmup=warmup, warmup_steps=2)
     make_trainer(max_epochs=2, callbacks=[callback]).fit(model)
     binary = torch.cat([model.binary.weight, model.binary.bias.unsqueeze(1)], 1).detach()
     assert unshared(model.experts.detach().flatten(1), callback.assignments["experts"]) == 0
@@ -49,7 +53,8 @@ def test_stacked_parameters(make_trainer: MakeTrainer) -> None:
     assert callback.tasks == ["0", "1", "2", "3", "4", "5"]
 
 
-def test_heads_and_a_stack_of_the_same_weights_train_alike(make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("settings", [{"warmup": "apart", "shared_start": False}, {}], ids=str)
+def test_heads_and_a_stack_of_the_same_weights_train_alike(make_trainer: MakeTrainer, settings: dict[str, Any]) -> None:
     """A container of modules and a stacked parameter are two ways to write one network."""
 
     class One(Heads):
@@ -78,14 +83,41 @@ def test_heads_and_a_stack_of_the_same_weights_train_alike(make_trainer: MakeTra
         other.heads.bias.copy_(torch.cat([head.bias for head in one.heads]))
     found = []
     for model in (one, other):
-        callback = NetworkClusteringCallback(2, targets="heads", warmup_steps=3, shared_start=False)
+        callback = NetworkClusteringCallback(2, "heads", warmup_steps=3, **settings)
         make_trainer(max_epochs=2, callbacks=[callback]).fit(model)
         found.append(callback.assignments["heads"])
     assert torch.equal(*found)
     torch.testing.assert_close(rows_of(one)[:, :8], other.heads.weight.detach())
 
 
-def test_layers_that_are_made_late(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_stacks_and_modules_together(make_trainer: MakeTrainer) -> None:
+    """Targets of both forms, and a third part that is specific."""
+
+    class Mix(Stacked):
+        def __init__(self) -> None:
+            super().__init__()
+            del self.experts
+            self.experts = nn.ModuleList(nn.Linear(8, 5) for _ in range(6))
+            self.scale = nn.Parameter(torch.ones(6, 1))
+
+        def forward(self, x: Tensor, task_ids: Tensor) -> Tensor:
+            x = self.backbone(x).relu()
+            hidden = torch.stack([expert(x) for expert in self.experts], 1)[torch.arange(len(x)), task_ids].tanh()
+            return self.binary(hidden).gather(1, task_ids.unsqueeze(1)).squeeze(1) * self.scale[task_ids, 0]
+
+    model = Mix()
+    callback = NetworkClusteringCallback([2, 3], ["experts", "binary"], specific="scale", warmup_steps=4)
+    make_trainer(max_epochs=2, callbacks=[callback]).fit(model)
+    binary = torch.cat([model.binary.weight, model.binary.bias.unsqueeze(1)], 1).detach()
+    assert unshared(rows_of(model, "experts"), callback.assignments["experts"]) == 0
+    assert unshared(binary, callback.assignments["binary"]) == 0
+    for part in range(3):  # one hierarchy
+        assert len(callback.assignments["experts"][callback.assignments["binary"] == part].unique()) == 1
+    assert len(model.scale.unique()) == 6
+
+
+@of_both_kinds
+def test_layers_that_are_made_late(make_trainer: MakeTrainer, tmp_path: Path, warmup: Any) -> None:
     """In configure_model and in setup; also when a checkpoint is loaded."""
 
     class Late(Heads):
@@ -109,7 +141,7 @@ def test_layers_that_are_made_late(make_trainer: MakeTrainer, tmp_path: Path) ->
             return torch.cat([head(x) for head in self.heads.values()], 1).gather(1, task_ids.unsqueeze(1)).squeeze(1)
 
     def run(epochs: int, ckpt_path: Path | None = None) -> tuple[Trainer, NetworkClusteringCallback, Late]:
-        callback = NetworkClusteringCallback([2, 3], ["heads", "cluster"], warmup_epochs=1)
+        callback = NetworkClusteringCallback([2, 3], ["heads", "cluster"], warmup=warmup, warmup_epochs=1)
         trainer = make_trainer(max_epochs=epochs, callbacks=[callback])
         torch.manual_seed(0)
         model = Late()
@@ -134,12 +166,13 @@ class Start(Callback):
         self.rows = rows_of(pl_module)
 
 
-def test_shared_start(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
+@of_both_kinds
+def test_shared_start(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture, warmup: Any) -> None:
     model, start = Heads(), Start()
     first = rows_of(model)[0]
-    callback = NetworkClusteringCallback(2, "heads", warmup_steps=1)
+    callback = NetworkClusteringCallback(2, "heads", warmup=warmup, warmup_steps=2)
     with caplog.at_level(logging.INFO):
-        make_trainer(max_steps=2, callbacks=[callback, start]).fit(model)
+        make_trainer(max_steps=3, callbacks=[callback, start]).fit(model)
     assert start.rows.eq(first).all()
     assert "shared start: all tasks of heads start from the weights of 'ant'" in caplog.text
     assert "heads: 6 tasks with 51 parameters each, 2 clusters" in caplog.text
@@ -149,22 +182,24 @@ def test_shared_start(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixtur
 def test_own_start(make_trainer: MakeTrainer, settings: dict[str, Any]) -> None:
     model, start = Heads(), Start()
     rows = rows_of(model)
-    callback = NetworkClusteringCallback(2, "heads", **{"warmup_steps": 1, **settings})
+    callback = NetworkClusteringCallback(2, "heads", **{"warmup": "apart", "warmup_steps": 1, **settings})
     make_trainer(max_steps=2, callbacks=[callback, start]).fit(model)
     assert torch.equal(start.rows, rows)
 
 
+@of_both_kinds
 def test_no_shared_start_when_training_resumes(
-    make_trainer: MakeTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_trainer: MakeTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture, warmup: Any
 ) -> None:
     """Neither with the callback's state in the checkpoint, nor when it is added to a training that began without."""
-    for number, callbacks in enumerate(([], [NetworkClusteringCallback(2, "heads", warmup_steps=99)])):
+    before = NetworkClusteringCallback(2, "heads", warmup=warmup, warmup_steps=99)
+    for number, callbacks in enumerate(([], [before])):
         model, start = Heads(), Start()
         trainer = make_trainer(max_epochs=1, callbacks=callbacks)
         trainer.fit(model)
         trainer.save_checkpoint(tmp_path / f"{number}.ckpt")
         caplog.clear()
-        callback = NetworkClusteringCallback(2, "heads", warmup_epochs=1)
+        callback = NetworkClusteringCallback(2, "heads", warmup=warmup, warmup_steps=3)
         with caplog.at_level(logging.INFO):
             make_trainer(max_epochs=2, callbacks=[callback, start]).fit(Heads(), ckpt_path=tmp_path / f"{number}.ckpt")
         assert torch.equal(start.rows, rows_of(model))
@@ -173,13 +208,14 @@ def test_no_shared_start_when_training_resumes(
         assert callback.assignments
 
 
-def test_task_names(make_trainer: MakeTrainer) -> None:
+@of_both_kinds
+def test_task_names(make_trainer: MakeTrainer, warmup: Any) -> None:
     names = ["Ant", "Bee", "Cat", "Dog", "Eel", "Fox"]
-    callback = NetworkClusteringCallback(2, "heads", task_names=names, warmup_steps=1)
-    make_trainer(max_steps=2, callbacks=[callback]).fit(Heads())
+    callback = NetworkClusteringCallback(2, "heads", task_names=names, warmup=warmup, warmup_steps=2)
+    make_trainer(max_steps=3, callbacks=[callback]).fit(Heads())
     assert callback.tasks == names
     for wrong in (names[:5], ["Ant"] * 6):
-        callback = NetworkClusteringCallback(2, "heads", task_names=wrong)
+        callback = NetworkClusteringCallback(2, "heads", task_names=wrong, warmup=warmup)
         with pytest.raises(InputError, match="task_names must be 6 different names, one per task, found"):
             make_trainer(max_steps=2, callbacks=[callback]).fit(Heads())
 
@@ -190,21 +226,26 @@ def test_task_names_that_are_no_list_of_strings(names: Any) -> None:
         NetworkClusteringCallback(2, "heads", task_names=names)
 
 
-def test_tasks_in_another_order_are_refused(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+@of_both_kinds
+@pytest.mark.parametrize("warmup_steps", [2, 99])
+def test_tasks_in_another_order_are_refused(
+    make_trainer: MakeTrainer, tmp_path: Path, warmup: Any, warmup_steps: int
+) -> None:
     """Weights are loaded by name, clusters and residuals by place."""
-    trainer = make_trainer(max_steps=4, callbacks=[NetworkClusteringCallback(2, "heads", warmup_steps=1)])
+    settings = {"warmup": warmup, "warmup_steps": warmup_steps}
+    trainer = make_trainer(max_epochs=1, callbacks=[NetworkClusteringCallback(2, "heads", **settings)])
     trainer.fit(Heads())
     trainer.save_checkpoint(tmp_path / "it.ckpt")
     model = Heads()
     model.heads = nn.ModuleDict(reversed(model.heads.items()))
-    other = make_trainer(max_steps=8, callbacks=[NetworkClusteringCallback(2, "heads", warmup_steps=1)])
+    other = make_trainer(max_epochs=2, callbacks=[NetworkClusteringCallback(2, "heads", **settings)])
     with pytest.raises(InputError, match="the checkpoint has the tasks ant, .*fox; the module fox, .*ant"):
         other.fit(model, ckpt_path=tmp_path / "it.ckpt")
 
 
 def test_freezing_right_after_the_first_clustering_warns(make_trainer: MakeTrainer) -> None:
     """The warm-up in steps may outlast the epochs after which clusters are frozen."""
-    callback = NetworkClusteringCallback(2, "heads", warmup_steps=13, freeze_after_epochs=1)
+    callback = NetworkClusteringCallback(2, "heads", warmup="apart", warmup_steps=13, freeze_after_epochs=1)
     with pytest.warns(UserWarning, match="heads is frozen right after its first clustering: freeze clusters later"):
         make_trainer(max_epochs=3, callbacks=[callback]).fit(Heads())
     assert callback.clusters.summarize()["heads"]["frozen_at_step"] == 15
@@ -221,7 +262,7 @@ def test_not_finite_weights_stop_the_training_and_leave_the_last_good_checkpoint
             return super().training_step(batch, batch_idx)
 
     last = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1, enable_version_counter=False)
-    callback = NetworkClusteringCallback(2, "heads", warmup_steps=2)
+    callback = NetworkClusteringCallback(2, "heads", warmup="apart", warmup_steps=2)
     trainer = make_trainer(max_epochs=3, callbacks=[last, callback], enable_checkpointing=True)
     with pytest.raises(InputError, match=r"heads has weights .* after step 9, of the tasks .*dog"):
         trainer.fit(Diverge())
@@ -234,7 +275,6 @@ def test_not_finite_weights_stop_the_training_and_leave_the_last_good_checkpoint
     ("settings", "message"),
     [
         ({"targets": "haeds"}, "the target 'haeds' names nothing in the module: no 'haeds' in Heads"),
-        ({"targets": "heads", "num_clusters": None}, "num_clusters is needed for the target heads"),
         ({"targets": "heads", "num_clusters": 2.0}, "must be 'auto' or in 1 .. 6 tasks, found 2.0"),
         ({"targets": "heads", "num_clusters": 7}, "num_clusters of heads must be 'auto' or in 1 .. 6 tasks, found 7"),
         ({"targets": ["heads.*.0", "heads.*.2"], "num_clusters": [2]}, "each of the 2 targets heads.*.0, heads.*.2"),
@@ -253,12 +293,21 @@ def test_bad_targets_are_refused_before_training(
     assert not hasattr(start, "rows")
 
 
-def test_a_checkpoint_with_other_clusters_is_refused(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    trainer = make_trainer(max_steps=2, callbacks=[NetworkClusteringCallback(2, "heads", warmup_steps=1)])
+@of_both_kinds
+@pytest.mark.parametrize("warmup_steps", [2, 99])
+def test_a_checkpoint_with_other_clusters_is_refused(
+    make_trainer: MakeTrainer, tmp_path: Path, warmup: Any, warmup_steps: int
+) -> None:
+    settings = {"warmup": warmup, "warmup_steps": warmup_steps}
+    trainer = make_trainer(max_epochs=1, callbacks=[NetworkClusteringCallback(2, "heads", **settings)])
     trainer.fit(Heads())
     trainer.save_checkpoint(tmp_path / "it.ckpt")
-    other = make_trainer(max_steps=4, callbacks=[NetworkClusteringCallback(3, "heads", warmup_steps=1)])
+    other = make_trainer(max_epochs=2, callbacks=[NetworkClusteringCallback(3, "heads", **settings)])
     with pytest.raises(InputError, match="it has the clusters {'heads': 2}, this model {'heads': 3}"):
+        other.fit(Heads(), ckpt_path=tmp_path / "it.ckpt")
+    settings["warmup"] = "apart" if warmup == "shared" else "shared"
+    other = make_trainer(max_epochs=2, callbacks=[NetworkClusteringCallback(2, "heads", **settings)])
+    with pytest.raises(InputError, match=f"was trained with warmup='{warmup}', found '{settings['warmup']}'"):
         other.fit(Heads(), ckpt_path=tmp_path / "it.ckpt")
 
 

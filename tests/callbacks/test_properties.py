@@ -1,4 +1,4 @@
-"""What holds for any tasks, clusters, commitments and numbers of steps, in whole trainings."""
+"""What holds for any tasks, clusters, commitments and numbers of steps, in whole trainings, after a warm-up apart."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -93,6 +93,7 @@ def train(case: Case) -> History:
     clustering = NetworkClusteringCallback(
         case.num_clusters,
         "tasks",
+        warmup="apart",
         warmup_steps=case.warmup,
         every_n_steps=case.every,
         commitment=case.commitment,

@@ -40,7 +40,9 @@ class Seen(Callback):
         {"overfit_batches": 3},
     ],
 )
+@pytest.mark.parametrize("warmup", ["apart", "shared"])
 def test_every_checkpoint_continues_exactly(
+    warmup: Any,
     settings: dict[str, Any],
     source: Synthetic,
     make_model: Callable[..., NCMTL],
@@ -51,7 +53,7 @@ def test_every_checkpoint_continues_exactly(
 
     def run(ckpt_path: Path | None = None, *callbacks: Callback) -> tuple[NCMTL, dict[str, Any], Seen]:
         model, seen = make_model(dropout=0.2), Seen()
-        clustering = NetworkClusteringCallback(warmup_epochs=1, freeze_after_epochs=None)
+        clustering = NetworkClusteringCallback(warmup=warmup, warmup_epochs=1, freeze_after_epochs=None)
         trainer = make_trainer(
             max_epochs=2,
             callbacks=[clustering, StepSeed(), seen, *callbacks],

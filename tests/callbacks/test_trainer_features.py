@@ -1,12 +1,12 @@
 """Clustering together with what Lightning's Trainer offers: each test is a row of docs/compatibility.md."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from projects import Heads, Shared, rows_of, unshared
+from projects import Heads, Shared, data, rows_of, unshared
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import (
     BatchSizeFinder,
@@ -18,7 +18,9 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.tuner import Tuner
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
 from lightning_ncmtl.datamodules import MultiDomainDataModule
@@ -27,12 +29,26 @@ MakeTrainer = Callable[..., Trainer]
 STEPS = 6  # per epoch of the project
 
 
-def clustering(**settings: Any) -> NetworkClusteringCallback:
-    return NetworkClusteringCallback(**{"num_clusters": 2, "targets": "heads", "warmup_steps": 2, **settings})
+MakeClustering = Callable[..., NetworkClusteringCallback]
+# All these trainings see their data in several epochs, and do not say which half they see
+pytestmark = pytest.mark.filterwarnings("ignore:batches do not say of which half")
+
+
+@pytest.fixture(params=["apart", "shared"])
+def clustering(request: pytest.FixtureRequest) -> MakeClustering:
+    """The callback with either warm-up."""
+
+    def make(**settings: Any) -> NetworkClusteringCallback:
+        defaults = {"num_clusters": 2, "targets": "heads", "warmup_steps": 2, "warmup": request.param}
+        return NetworkClusteringCallback(**{**defaults, **settings})
+
+    return make
 
 
 @pytest.fixture
-def train(make_trainer: MakeTrainer) -> Callable[..., tuple[Trainer, NetworkClusteringCallback, list[int]]]:
+def train(
+    make_trainer: MakeTrainer, clustering: MakeClustering
+) -> Callable[..., tuple[Trainer, NetworkClusteringCallback, list[int]]]:
     """Train, checking after each step; gives the trainer, the callback and the steps that were checked."""
 
     def run(
@@ -57,7 +73,7 @@ def model() -> Heads:
     return Heads()
 
 
-def test_the_kinds_of_tasks_are_found(model: Heads, make_trainer: MakeTrainer) -> None:
+def test_the_kinds_of_tasks_are_found(model: Heads, make_trainer: MakeTrainer, clustering: MakeClustering) -> None:
     callback = clustering(warmup_steps=None, warmup_epochs=10, freeze_after_epochs=15)
     make_trainer(max_epochs=20, callbacks=[callback]).fit(model)
     assert callback.assignments["heads"].tolist() in ([0, 1, 0, 1, 0, 1], [1, 0, 1, 0, 1, 0])
@@ -65,9 +81,11 @@ def test_the_kinds_of_tasks_are_found(model: Heads, make_trainer: MakeTrainer) -
 
 
 def test_gradient_accumulation(model: Heads, train: Train) -> None:
-    trainer, _, steps = train(model, accumulate_grad_batches=4)  # 6 batches: 4, then the 2 that are left
+    trainer, callback, steps = train(model, accumulate_grad_batches=4)  # 6 batches: 4, then the 2 that are left
     assert trainer.global_step == 4
-    assert steps == [3, 3, 4]  # of the second epoch the batches 4 to 6, after the warm-up
+    assert callback.clusters.steps == 4
+    # Of the second epoch the batches 4 to 6, after the warm-up; a shared one ends in clusters before the step
+    assert steps == [2] * 3 * (callback.clusters.warmup == "shared") + [3, 3, 4]
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
@@ -91,44 +109,32 @@ def test_gradient_clipping(model: Heads, train: Train, algorithm: str) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_precision(model: Heads, train: Train, precision: Any) -> None:
-    _, callback, steps = train(model, precision=precision)
-    assert steps == list(range(3, 13))
-    residual = callback.state_dict()["layers"]["heads"]["residual"]
-    assert residual.dtype == (torch.float64 if precision == "64-true" else torch.float32)
-
-
-def test_16_mixed_where_the_scaler_skips_steps(model: Heads, train: Train) -> None:
-    """The scale starts so high that gradients overflow and the first steps are left out."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
-    _, _, steps = train(model, plugins=[MixedPrecision("16-mixed", device="cpu", scaler=scaler)], max_epochs=8)
-    assert scaler.get_scale() < 2.0**40
-    assert steps == list(range(3, 8 * STEPS + 1))
-    assert rows_of(model).isfinite().all()
-
-
-@pytest.mark.filterwarnings("ignore:batches do not say of which half")
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_precision_of_a_shared_warmup(make_trainer: MakeTrainer, precision: Any) -> None:
-    model, callback = Heads(), NetworkClusteringCallback(2, "heads", warmup_epochs=3, warmup="shared")
     seen: list[torch.dtype] = []
 
     class Look(Callback):
         def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-            if (halves := callback.state_dict()["layers"]["heads"]["halves"]) is not None:
-                seen.append(halves.dtype)
+            (callback,) = (each for each in trainer.callbacks if isinstance(each, NetworkClusteringCallback))
+            state = callback.state_dict()
+            remembered = [state["layers"]["heads"]["residual"]]
+            remembered += [value for views in (state["warmup"] or {"views": []})["views"] for value in views.values()]
+            seen.extend(each.dtype for each in remembered if each is not None)
 
-    make_trainer(max_epochs=4, callbacks=[callback, Look()], precision=precision).fit(model)
+    _, _, steps = train(model, Look(), precision=precision)
+    assert steps == list(range(3, 13))
     assert set(seen) == {torch.float64 if precision == "64-true" else torch.float32}
-    assert unshared(rows_of(model), callback.assignments["heads"]) == 0
 
 
-@pytest.mark.filterwarnings("ignore:batches do not say of which half")
-def test_a_shared_warmup_where_the_scaler_skips_steps(make_trainer: MakeTrainer) -> None:
-    model, callback = Heads(), NetworkClusteringCallback(2, "heads", warmup_epochs=6, warmup="shared")
+def test_16_mixed_where_the_scaler_skips_steps(
+    model: Heads, make_trainer: MakeTrainer, clustering: MakeClustering
+) -> None:
+    """The scale starts so high that gradients overflow and the first steps are left out."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    callback = clustering(warmup_steps=6 * STEPS, freeze_after_epochs=None)
     plugins = [MixedPrecision("16-mixed", device="cpu", scaler=scaler)]
-    make_trainer(max_epochs=8, callbacks=[callback], plugins=plugins).fit(model)
+    shared = Shared(callback)
+    make_trainer(max_epochs=8, callbacks=[callback, shared], plugins=plugins).fit(model)
     assert scaler.get_scale() < 2.0**40
+    assert shared.steps == list(range(6 * STEPS + 1, 8 * STEPS + 1))
     assert rows_of(model).isfinite().all()
     assert callback.assignments["heads"].unique().tolist() == [0, 1]
 
@@ -136,7 +142,7 @@ def test_a_shared_warmup_where_the_scaler_skips_steps(make_trainer: MakeTrainer)
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore:Guards may run slower"
 )
-def test_compiled_modules(model: Heads, make_trainer: MakeTrainer) -> None:
+def test_compiled_modules(model: Heads, make_trainer: MakeTrainer, clustering: MakeClustering) -> None:
     """A compiled part and a compiled whole give the clusters and weights of the plain module."""
 
     def run(prepare: Callable[[Heads], Any]) -> tuple[Tensor, Tensor]:
@@ -177,15 +183,68 @@ class Manual(Heads):
         return torch.optim.SGD(self.backbone.parameters(), 0.01), torch.optim.Adam(self.heads.parameters(), 0.01)
 
 
-def test_manual_optimization_with_several_optimizers(make_trainer: MakeTrainer) -> None:
+def test_manual_optimization_with_several_optimizers(make_trainer: MakeTrainer, clustering: MakeClustering) -> None:
     callback = clustering(warmup_steps=4)
     shared = Shared(callback)
     trainer = make_trainer(max_epochs=2, callbacks=[callback, shared])
     model = Manual()
     trainer.fit(model)
     assert trainer.global_step == 18  # 12 of the one and 6 of the other
-    assert shared.steps == [7, 9, 10, 12, 13, 15, 16, 18]  # batches 5 to 12: warm-up counts batches
-    assert callback.state_dict()["steps"] == 12
+    if callback.clusters.warmup == "apart":  # it counts batches
+        assert shared.steps == [7, 9, 10, 12, 13, 15, 16, 18]  # batches 5 to 12
+        assert callback.clusters.steps == 12
+    else:  # a shared one counts the steps of the heads: batches 2, 4, 6 and 8
+        assert shared.steps == [13, 15, 16, 18]
+        assert callback.clusters.steps == 4 + 4
+
+
+class Adversarial(Heads):
+    """Heads that generate, and a critic with an optimizer of its own that steps first, twice in a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.critic = nn.Linear(1, 1)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        x, y, task_ids = batch
+        generator, critic = self.optimizers()
+        self.toggle_optimizer(critic)
+        for _ in range(2):
+            made = self(x, task_ids).detach()
+            critic.zero_grad()
+            self.manual_backward((self.critic(made[:, None]) - self.critic(y[:, None])).mean())
+            critic.step()
+        self.untoggle_optimizer(critic)
+        self.toggle_optimizer(generator)
+        made = self(x, task_ids)
+        generator.zero_grad()
+        self.manual_backward(F.mse_loss(made, y) - 0.01 * self.critic(made[:, None]).mean())
+        generator.step()
+        self.untoggle_optimizer(generator)
+
+    def configure_optimizers(self) -> Any:
+        heads = [*self.backbone.parameters(), *self.heads.parameters()]
+        return torch.optim.Adam(heads, 0.01), torch.optim.SGD(self.critic.parameters(), 0.01)
+
+
+def test_an_adversary_with_an_optimizer_of_its_own(make_trainer: MakeTrainer, clustering: MakeClustering) -> None:
+    torch.manual_seed(0)
+    model, callback = Adversarial(), clustering(warmup_steps=4)
+    learned: list[int] = []
+
+    class Count(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if (warmup := callback.state_dict()["warmup"]) is not None:
+                learned.append(warmup["steps"])
+
+    shared = Shared(callback)
+    trainer = make_trainer(max_epochs=2, callbacks=[callback, Count(), shared])
+    trainer.fit(model)
+    assert trainer.global_step == 3 * 12
+    assert shared.steps == list(range(3 * 5, 3 * 12 + 1, 3))
+    assert callback.clusters.steps == 12
+    assert learned == ([] if callback.clusters.warmup == "apart" else [1, 2, 3, 4])
 
 
 def test_lr_scheduler(train: Train) -> None:
@@ -219,11 +278,17 @@ def test_model_checkpoints_hold_shared_weights(model: Heads, train: Train, tmp_p
         saved = Heads()
         saved.load_state_dict(content["state_dict"])
         assert unshared(rows_of(saved), layer["assignment"]) == 0
-        assert layer["residual"].sum(0).abs().max() < 1e-4
+        if layer["residual"] is not None:
+            assert layer["residual"].sum(0).abs().max() < 1e-4
 
 
-def test_lr_find_and_scale_batch_size_leave_no_trace(model: Heads, make_trainer: MakeTrainer) -> None:
-    callback = clustering()
+@pytest.mark.parametrize("warmup_steps", [2, 9, None])
+def test_lr_find_and_scale_batch_size_leave_no_trace(
+    model: Heads, make_trainer: MakeTrainer, clustering: MakeClustering, warmup_steps: int | None
+) -> None:
+    callback = clustering(warmup_steps=warmup_steps)
+    if warmup_steps is None and callback.clusters.warmup == "apart":
+        callback = clustering(warmup_steps=None, warmup_epochs=1)
     trainer = make_trainer(callbacks=[callback], max_epochs=2, default_root_dir=".")
     before = rows_of(model)
     assert Tuner(trainer).lr_find(model, num_training=20) is not None
@@ -231,7 +296,9 @@ def test_lr_find_and_scale_batch_size_leave_no_trace(model: Heads, make_trainer:
     assert torch.equal(rows_of(model), before)
     assert callback.assignments == {}
     trainer.fit(model)
-    assert callback.clusters.summarize()["heads"]["trace"][0][0] == 3  # the warm-up was not used up
+    first = callback.clusters.summarize()["heads"]["trace"][0][0]
+    # The warm-up was not used up; by default it is half of the training, with the batch size that was found
+    assert first == (len(data()) // 4 if warmup_steps is None else warmup_steps) + 1
     assert unshared(rows_of(model), callback.assignments["heads"]) == 0
 
 
@@ -249,10 +316,43 @@ def test_learning_rate_finder_before_the_training(model: Heads, train: Train) ->
 
 
 def test_fast_dev_run(model: Heads, make_trainer: MakeTrainer) -> None:
-    callback = clustering(warmup_steps=0)
+    callback = NetworkClusteringCallback(2, "heads", warmup="apart", warmup_steps=0)
     shared = Shared(callback)
     make_trainer(callbacks=[callback, shared], fast_dev_run=2).fit(model)
     assert shared.steps == [1, 2]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+def test_a_short_training_has_a_step_of_each_half_before_clusters(
+    model: Heads, make_trainer: MakeTrainer, steps: int
+) -> None:
+    callback = NetworkClusteringCallback(2, "heads")
+    shared = Shared(callback)
+    make_trainer(callbacks=[callback, shared], fast_dev_run=steps).fit(model)
+    assert shared.steps == list(range(max(2, -(-steps // 2)) + 1, steps + 1))
+
+
+def test_epochs_of_one_batch(make_trainer: MakeTrainer) -> None:
+    """Steps take turns, not batches of an epoch."""
+    model, callback = Heads(batch_size=96), NetworkClusteringCallback(2, "heads")
+    shared = Shared(callback)
+    make_trainer(callbacks=[callback, shared], max_epochs=8).fit(model)
+    assert shared.steps == [5, 6, 7, 8]
+
+
+def test_data_of_unknown_length(make_trainer: MakeTrainer) -> None:
+    """By default the warm-up then lasts at most half of the epochs, or of the steps."""
+
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(data())
+
+    for settings, first in (({"max_epochs": 3}, 2 * STEPS + 1), ({"max_epochs": -1, "max_steps": 10}, 6)):
+        torch.manual_seed(0)
+        callback = NetworkClusteringCallback(2, "heads")
+        trainer = make_trainer(callbacks=[callback], **settings)
+        trainer.fit(Heads(), DataLoader(Stream(), batch_size=16))
+        assert callback.clusters.summarize()["heads"]["frozen_at_step"] == first
 
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit")
@@ -273,7 +373,7 @@ def test_overfit_batches_of_the_data_module(
         def on_validation_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, *args: Any) -> None:
             seen.append(("validation", batch["index"].tolist()))
 
-    callbacks = [NetworkClusteringCallback(warmup_epochs=0), Seen()]
+    callbacks = [NetworkClusteringCallback(warmup_epochs=0, warmup="apart"), Seen()]
     trainer = make_trainer(callbacks=callbacks, overfit_batches=2, max_epochs=3, num_sanity_val_steps=0)
     trainer.fit(make_model(), datamodule=datamodule)
     for stage in ("train", "validation"):
@@ -302,7 +402,9 @@ def test_limits(model: Heads, train: Train) -> None:
     assert steps == list(range(3, 10))
 
 
-def test_training_on_with_the_same_trainer_keeps_the_clusters(model: Heads, make_trainer: MakeTrainer) -> None:
+def test_training_on_with_the_same_trainer_keeps_the_clusters(
+    model: Heads, make_trainer: MakeTrainer, clustering: MakeClustering
+) -> None:
     callback = clustering()
     trainer = make_trainer(callbacks=[callback], max_epochs=2)
     trainer.fit(model)
@@ -329,7 +431,7 @@ def test_training_on_with_the_same_trainer_keeps_the_clusters(model: Heads, make
     ids=lambda settings: "-".join(settings),
 )
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log\\(\\)` but `Trainer\\(barebones=True\\)`")
-def test_other_settings(model: Heads, settings: dict[str, Any]) -> None:
+def test_other_settings(model: Heads, clustering: MakeClustering, settings: dict[str, Any]) -> None:
     model.optimizer = torch.optim.SGD  # Adam's epsilon is zero in 16-true
     callback = clustering()
     shared = Shared(callback)

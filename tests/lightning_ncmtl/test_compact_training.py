@@ -99,7 +99,7 @@ def test_ncmtl_trains_on(
         return float(torch.stack(found).mean())
 
     model = make_model(optimizer=lambda p: torch.optim.Adam(p, lr=0.01))
-    callback = NetworkClusteringCallback(warmup_epochs=0)
+    callback = NetworkClusteringCallback(warmup_steps=2)
     make_trainer(max_epochs=1, callbacks=[callback]).fit(model, datamodule=datamodule)
     batches = list(datamodule.train_dataloader())
     small = compact(model)
@@ -127,6 +127,6 @@ def test_there_is_nothing_left_to_cluster(make_trainer: MakeTrainer) -> None:
         (None, "the model is compact, its tasks share"),
         ("out", "the target 'out' names nothing"),
     ):
-        trainer = make_trainer(max_epochs=1, callbacks=[NetworkClusteringCallback(2, targets, warmup_epochs=0)])
+        trainer = make_trainer(max_epochs=1, callbacks=[NetworkClusteringCallback(2, targets)])
         with pytest.raises(InputError, match=message):
             trainer.fit(copy.deepcopy(small))

@@ -305,7 +305,7 @@ def test_torch_export(make_trainer: MakeTrainer, source: Synthetic) -> None:
     torch.manual_seed(0)
     encoder = HAN(vocab_size=400, embedding_dim=8, hidden_size=4, num_layers=2)
     model = NCMTL(encoder, num_tasks=4, cluster_features=(8, 6), num_clusters=(2, 3))
-    callback = NetworkClusteringCallback(warmup_epochs=0)
+    callback = NetworkClusteringCallback(warmup_steps=2)
     make_trainer(max_epochs=1, callbacks=[callback]).fit(model, datamodule=datamodule)
     small = compact(model.eval())
     batches = [(batch["inputs"], batch["task_ids"]) for batch in datamodule.val_dataloader()]

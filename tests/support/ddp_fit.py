@@ -84,8 +84,7 @@ def ncmtl(**settings: Any) -> tuple[NCMTL, NetworkClusteringCallback, dict[str, 
     from lightning_ncmtl.datamodules.sources import Synthetic
 
     source = Synthetic(num_domains=4, num_groups=2, train_documents=40, opinion_words=12)
-    halves = settings.get("warmup") == "shared"
-    datamodule = make_data(source, batch_size=8, validation_size=11, vocab_size=400, halves=halves)
+    datamodule = make_data(source, batch_size=8, validation_size=11, vocab_size=400)
     torch.manual_seed(0)
     encoder = HAN(400, 8, 4, num_layers=1)
     model = NCMTL(encoder, 4, cluster_features=(8, 6), num_clusters=(2, 3), task_names=datamodule.domains)
@@ -93,13 +92,12 @@ def ncmtl(**settings: Any) -> tuple[NCMTL, NetworkClusteringCallback, dict[str, 
     return model, callback, {"datamodule": datamodule}
 
 
-def main(folder: Path, project: str, devices: int, option: str) -> None:
-    settings: dict[str, Any] = {"warmup": "shared"} if option == "shared" else {}
+def main(folder: Path, project: str, devices: int, option: str, warmup: str) -> None:
     model, callback, loaders = {
         "heads": partial(heads, Heads),
         "present_heads": partial(heads, PresentHeads),
         "ncmtl": ncmtl,
-    }[project](**settings)
+    }[project](warmup=warmup)
     averages = [EMAWeightAveraging(decay=0.9)] if option == "averages" else []
     Trainer(
         max_epochs=4,
@@ -121,4 +119,4 @@ def main(folder: Path, project: str, devices: int, option: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

@@ -89,18 +89,33 @@ class Mixed(Sharded):
         fully_shard(self, mesh=mesh, ignored_params=set(self.heads["dog"].parameters()))
 
 
-MEMORY = {"warmup_steps": 0, "commitment": 0.0}  # by which tasks still change their clusters
+class MixedLayers(ShardedStacked):
+    """One layer is not sharded."""
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        fully_shard(self, mesh=mesh, ignored_params=set(self.binary.parameters()))
+
+
+APART = {"warmup": "apart"}
+MEMORY = {**APART, "warmup_steps": 0, "commitment": 0.0}  # by which tasks still change their clusters
+SHARED = {"warmup": "shared", "warmup_steps": 14}
+PARTS = ["heads.*.0", "heads.*.2"]
 PROJECTS: dict[str, tuple[type[Sharded], dict[str, Any]]] = {
-    "heads": (Sharded, {"num_clusters": 3, "targets": "heads"}),
-    "parts": (Sharded, {"num_clusters": [2, 3], "targets": ["heads.*.0", "heads.*.2"], "every_n_steps": 2}),
+    "heads": (Sharded, {"num_clusters": 3, "targets": "heads", **APART}),
+    "parts": (Sharded, {"num_clusters": [2, 3], "targets": PARTS, "every_n_steps": 2, **APART}),
     "stacked": (ShardedStacked, {"num_clusters": 2, "targets": ["experts", "binary"], "metric": "cosine", **MEMORY}),
     "layers": (ShardedLayers, {"num_clusters": 3, **MEMORY}),
-    "auto": (ShardedLayers, {"num_clusters": ["auto", 1], "targets": ["cluster", "head"], "max_clusters": 4}),
+    "auto": (ShardedLayers, {"num_clusters": ["auto", 1], "targets": ["cluster", "head"], "max_clusters": 4, **APART}),
     "literal": (ShardedLayers, {"preset": "literal"}),
+    "shared": (Sharded, {"num_clusters": 3, "targets": "heads", **SHARED}),
+    "shared_parts": (Sharded, {"num_clusters": [2, 3], "targets": PARTS, **SHARED}),
+    "shared_stacked": (ShardedStacked, {"targets": "experts", "specific": "binary", **SHARED}),
+    "shared_layers": (ShardedLayers, {"num_clusters": 2, **SHARED}),
     "faiss": (Sharded, {"num_clusters": 2, "targets": "heads", "backend": "faiss"}),
-    "warmup": (Sharded, {"num_clusters": 2, "targets": "heads", "warmup": "shared"}),
     "mixed": (Mixed, {"num_clusters": 2, "targets": "heads"}),
-    "broken": (Broken, {"num_clusters": 1, "targets": "heads"}),
+    "mixed_layers": (MixedLayers, {"targets": "experts", "specific": "binary"}),
+    "broken": (Broken, {"num_clusters": 1, "targets": "heads", **APART}),
+    "shared_broken": (Broken, {"targets": "heads", **SHARED}),
 }
 
 
@@ -113,9 +128,10 @@ class History(Callback):
         self.steps: dict[int, dict[str, Any]] = {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        state = self.clustering.state_dict()
         self.steps[trainer.global_step] = {
             "weights": {name: whole(p) for name, p in pl_module.named_parameters()},
-            "layers": self.clustering.state_dict()["layers"],
+            **{name: state[name] for name in ("layers", "warmup", "evidence")},
             "losses": {name: loss for name, (_, loss) in self.clustering.clusters.losses.items()},
             "assignments": [m.assignment for m in pl_module.modules() if isinstance(m, ClusterLinear)],
         }

@@ -1,5 +1,6 @@
 """What two halves of the data say about clusters of tasks."""
 
+from itertools import combinations
 from types import SimpleNamespace
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_planted_groups_are_found_and_counted(n: int, groups: int) -> None:
     right = 0
     for seed in range(20):
         first, second, truth = halves(n, groups, seed)
-        found = weigh((first, second))
+        found = weigh((first, second), permutations=199, restarts=5)
         right += found.num_clusters == groups
         if found.num_clusters == groups:
             assert adjusted_rand_score(truth, found.assignment) == 1
@@ -92,7 +93,7 @@ def test_planted_groups_are_found_and_counted(n: int, groups: int) -> None:
 
 @pytest.mark.parametrize("n", [6, 14, 29])
 def test_one_group_has_no_evidence(n: int) -> None:
-    found = [weigh(halves(n, 1, seed)[:2]) for seed in range(100)]
+    found = [weigh(halves(n, 1, seed)[:2], permutations=199, restarts=2) for seed in range(100)]
     assert sum(one.num_clusters != 1 for one in found) <= 3  # about 1 % of p-values are below the level
     assert all(one.assignment.eq(0).all() for one in found if one.num_clusters == 1)
     p = np.array([one.p_value for one in found])
@@ -140,6 +141,116 @@ def test_gains_and_chance_against_loops() -> None:
     everyone = weigh((first, second), num_clusters=6)
     assert everyone.assignment.tolist() == own.tolist()
     torch.testing.assert_close(found.products, (a + b) @ (a + b).T)
+
+
+def test_orders_within_clusters_do_as_well() -> None:
+    """Of six tasks in two clusters of three they are 3! * 3! of 6!, whatever the rounding."""
+    for seed in range(3):
+        first, second, truth = halves(6, 2, seed, noise=0.1)
+        found = weigh((first, second), permutations=4999, num_clusters=2)
+        assert adjusted_rand_score(truth, found.assignment) == 1
+        assert found.p_value == pytest.approx(36 / 720, abs=0.012)
+
+
+def test_similarities_and_their_agreement_against_numpy() -> None:
+    """Leaving out each task once (the jackknife) for the error, with two layers of different widths."""
+    layers = [halves(7, 2, seed, d=d)[:2] for seed, d in ((0, 40), (1, 13))]
+    found = weigh(*layers)
+    expected = []
+    for half in (0, 1):
+        rows = [directions_of(layer[half]) for layer in layers]
+        lengths = [float(sum(directions_of(part).square().sum() for part in layer)) for layer in layers]
+        products = sum(part @ part.T / length for part, length in zip(rows, lengths, strict=True))
+        scale = products.diagonal().sqrt()
+        expected.append((products / scale / scale.unsqueeze(1)).numpy())
+    assert found.similarities.shape == (2, 7, 7)
+    assert found.similarities.dtype == torch.float32
+    np.testing.assert_allclose(found.similarities, expected, atol=1e-6)
+
+    def correlate(tasks: list[int]) -> float:
+        pairs = np.triu_indices(len(tasks), 1)
+        return float(np.corrcoef(*(half[np.ix_(tasks, tasks)][pairs] for half in expected))[0, 1])
+
+    everyone = list(range(7))
+    without = np.array([correlate([task for task in everyone if task != left_out]) for left_out in everyone])
+    assert found.agreement == pytest.approx(correlate(everyone))
+    error = np.sqrt(6 / 7 * np.square(without - without.mean()).sum())
+    assert found.agreement_error == pytest.approx(error)
+
+
+def test_the_error_is_how_much_agreement_varies() -> None:
+    """Over many draws of the tasks, where noise is what differs."""
+    found = [
+        weigh(halves(30, 3, seed, noise=2.0)[:2], num_clusters=1, permutations=1, restarts=1) for seed in range(40)
+    ]
+    spread = np.std([one.agreement for one in found])
+    assert np.mean([one.agreement_error for one in found]) == pytest.approx(spread, rel=0.4)
+
+
+@pytest.mark.parametrize(("n", "known"), [(2, False), (3, False), (4, True)])
+def test_the_error_for_few_tasks_is_not_known(n: int, known: bool) -> None:
+    found = weigh(halves(n, 2, seed=0)[:2])
+    assert np.isfinite(found.agreement_error) == known
+    assert np.isfinite(found.agreement)
+
+
+def split_by_force(points: Tensor, clusters: list[int]) -> list[int]:
+    """The best of all divisions of one cluster in two; the second part gets a new number."""
+
+    def scatter(tasks: list[int]) -> float:
+        return float((points[tasks] - points[tasks].mean(0)).square().sum())
+
+    best, found = -1.0, clusters
+    for each in set(clusters):
+        tasks = [task for task, cluster in enumerate(clusters) if cluster == each]
+        for size in range(1, len(tasks)):
+            for part in combinations(tasks, size):
+                rest = [task for task in tasks if task not in part]
+                helped = scatter(tasks) - scatter(list(part)) - scatter(rest)
+                if helped > best:
+                    best = helped
+                    found = [len(set(clusters)) if task in part else each for task, each in enumerate(clusters)]
+    return found
+
+
+def test_clusters_are_divided_as_by_force() -> None:
+    for seed in range(12):
+        points = torch.randn(7, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        products = points @ points.T
+        within = [0] * 7 if seed % 2 else [0, 0, 0, 1, 1, 1, 1]
+        expected = within
+        for k in range(max(within) + 2, 8):
+            expected = split_by_force(points, expected)
+            found = group_tasks(products, k, within=torch.tensor(within))
+            assert adjusted_rand_score(expected, found) == 1
+            assert found.unique().tolist() == list(range(k))
+    within = [0, 0, 0, 1, 1, 1, 1]
+    assert group_tasks(products, 2, within=torch.tensor(within)).tolist() == within  # as many as there are
+
+
+def test_tasks_that_do_not_differ_are_divided_too() -> None:
+    for products in (torch.zeros(5, 5), torch.ones(5, 5)):
+        for within in (torch.zeros(5, dtype=torch.int64), torch.tensor([0, 1, 0, 1, 1])):
+            for k in range(int(within.max()) + 1, 6):
+                found = group_tasks(products.double(), k, within=within)
+                assert len(found.unique()) == k
+                for cluster in range(k):
+                    assert len(within[found == cluster].unique()) == 1
+        for k in range(1, 6):
+            assert len(group_tasks(products.double(), k).unique()) == k
+
+
+def test_faiss_divides_alike() -> None:
+    products = weigh(halves(14, 4, seed=0, noise=0.2)[:2]).products
+    within = torch.arange(14) % 4 % 2
+    for backend in ("auto", "faiss"):
+        found = group_tasks(products, 4, within=within, backend=backend)  # type: ignore[arg-type]
+        assert adjusted_rand_score(torch.arange(14) % 4, found) == 1
+
+
+def test_fewer_clusters_than_there_are_to_divide_are_refused() -> None:
+    with pytest.raises(InputError, match="4 clusters cannot be divided into 3"):
+        group_tasks(torch.eye(6), 3, within=torch.tensor([0, 1, 2, 3, 3, 0]))
 
 
 def test_layers_add_up() -> None:

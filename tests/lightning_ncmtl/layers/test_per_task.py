@@ -329,6 +329,23 @@ def test_exported(make: str) -> None:
         torch.testing.assert_close(program.module()(x, ids), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("make", ["linear", "module"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_compiled_it_can_be_evaluated(make: str, mode: Any) -> None:
+    """In the middle of a training, and behind it."""
+    layer, frozen = pair(LAYERS[make]())
+    compiled = torch.compile(frozen, backend="eager")
+    x, ids = torch.randn(48, 4), BATCHES["skewed"]
+    for trains in (True, False, True):
+        if trains:
+            compiled(x, ids).sum().backward()
+        with mode():
+            torch.testing.assert_close(compiled(x, ids), layer(x, ids))
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("make", ["linear", "module"])
 def test_a_compact_model_is_the_same(make: str) -> None:
     layer, frozen = pair(LAYERS[make]())

@@ -17,10 +17,20 @@ from lightning_ncmtl.errors import InputError
 def test_the_stack_is_encoder_cluster_layers_head() -> None:
     model = NCMTL(nn.Linear(10, 7), num_tasks=12, num_classes=3)
     shapes = [(layer.in_features, layer.out_features, layer.num_clusters) for layer in model.cluster_layers]
-    assert shapes == [(7, 32, 3), (32, 32, 5), (32, 16, 10)]  # the paper, 4.1
+    assert shapes == [(7, 32, "auto"), (32, 32, "auto"), (32, 16, "auto")]  # the widths of the paper, 4.1
     assert tuple(model.head.weight.shape) == (12, 3, 16)
     logits = model(torch.randn(5, 10), torch.tensor([0, 11, 3, 3, 7]))
     assert logits.shape == (5, 3)
+
+
+def test_numbers_of_clusters_are_given_or_chosen() -> None:
+    for numbers in ((3, 5, 10), (1, "auto", 12), "auto"):
+        model = NCMTL(nn.Linear(10, 7), num_tasks=12, num_clusters=numbers)
+        expected = ["auto"] * 3 if numbers == "auto" else list(numbers)
+        assert [layer.num_clusters for layer in model.cluster_layers] == expected
+    assert len(NCMTL(nn.Linear(10, 7), 12, cluster_features=[4]).cluster_layers) == 1
+    with pytest.raises(InputError, match="need one value per layer, found .32, 32, 16. and .2, 'auto'."):
+        NCMTL(nn.Linear(10, 7), num_tasks=12, num_clusters=[2, "auto"])
 
 
 def test_all_tasks_start_as_one_network() -> None:
