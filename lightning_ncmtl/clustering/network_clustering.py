@@ -198,6 +198,7 @@ class NetworkClustering:
         for name, state in self._states.items():
             state.set_start(name, known=self.metric == "cosine", fresh=fresh and not saved)
 
+    @torch.no_grad()
     def fix(self, groups: list[int]) -> None:
         """Give all targets these clusters for good, instead of looking for any. Call it between attach and the start.
 
@@ -359,7 +360,11 @@ class NetworkClustering:
         """
         if (kind := state_dict["kind"]) != self.warmup:
             raise InputError(f"the checkpoint was trained with warmup={kind!r}, found {self.warmup!r}: choose the same")
+        before = self._states
         self._states = {name: LayerState.load(state) for name, state in state_dict["layers"].items()}
+        for name, state in before.items():
+            if name in self._states and self._states[name].num_clusters is None:
+                state.forget_choice()
         self.tasks, self.steps = list(state_dict["tasks"]), state_dict["steps"]
         evidence, self._saved_warmup = state_dict["evidence"], state_dict["warmup"]
         self.evidence = None if evidence is None else Evidence(**evidence)
