@@ -140,7 +140,7 @@ def draw_differences(pairs: pd.DataFrame, baseline: str, measure: Measure = ACCU
     """
     over, test = ("documents", "p_bootstrap_holm") if measure.is_accuracy else ("cells", "p_t_holm")
     check(pairs, "first", "second", "difference", "low", "high", test)
-    signs = {"difference": -pairs["difference"], "low": -pairs["high"], "high": -pairs["low"]}
+    signs = {"difference": 0 - pairs["difference"], "low": -pairs["high"], "high": -pairs["low"]}
     turned = pairs.assign(first=pairs["second"], second=pairs["first"], **signs)
     both = pd.concat([pairs, turned])
     mine = both[both["second"] == baseline]
