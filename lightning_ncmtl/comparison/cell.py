@@ -132,8 +132,6 @@ def _run(cell: Cell) -> None:
             shutil.rmtree(file) if file.is_dir() else file.unlink()
     cli = make_cli(_arguments(cell), _Objects, save_last=False)
     data, model = cli.datamodule, reference(cell)
-    if data.source.multi_label:  # outcomes are told by the number of the document
-        raise InputError("ncmtl compare needs one label per document")
     measure = find_measure(attributes(cli.trainer).checkpoint_callback.monitor, cli.model.metrics.scores)
     start = time.monotonic()
     if model is None:
@@ -158,6 +156,9 @@ def _run(cell: Cell) -> None:
         "code": hash_code(),
         "fingerprint": cell.fingerprint,
     }
+    if data.source.multi_label:  # the outcome of a document in each of its domains has a number of its own
+        for found in outcomes.values():
+            found["document"] = found["document"] * data.num_tasks + found["domain"]
     arrays: Any = {f"{stage}_{name}": values for stage, found in outcomes.items() for name, values in found.items()}
     np.savez_compressed(cell.directory / OUTCOMES, **arrays)
     partial = cell.directory / f"{RESULT}.partial"
@@ -240,10 +241,11 @@ def _inputs(data: MultiDomainDataModule, documents: pd.DataFrame) -> Any:
 
 
 def _labelled(data: MultiDomainDataModule, split: str) -> pd.DataFrame:
-    """The documents of a split that have a label."""
+    """The documents of a split that have a label, by number; those with several once in each domain."""
     documents: Any = data.documents(split).to_pandas()  # type: ignore[arg-type]
-    rows: pd.DataFrame = documents.explode(["task_ids", "labels"]).astype({"task_ids": int, "labels": int})
-    return rows[rows["labels"] != UNLABELLED]
+    known = documents.explode(["task_ids", "labels"]).dropna(subset=["labels"])  # not those without any label
+    rows: pd.DataFrame = known.astype({"task_ids": int, "labels": int})
+    return rows[rows["labels"] != UNLABELLED].sort_values(["index", "task_ids"])
 
 
 class _Outcomes(Callback):
@@ -271,9 +273,9 @@ class _Outcomes(Callback):
         self.on_validation_batch_end(*args, **kwargs)
 
     def arrays(self) -> _Outcome:
-        """All documents, by number."""
+        """All documents, by number; those with several labels once in each domain."""
         arrays = {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
-        order = np.argsort(arrays["document"])
+        order = np.lexsort((arrays["domain"], arrays["document"]))
         return {name: values[order] for name, values in arrays.items()}
 
     def values(self, domains: list[str]) -> dict[str, float]:

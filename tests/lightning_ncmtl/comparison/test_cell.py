@@ -7,9 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lightning_ncmtl.comparison.cell import _curves, _labelled, _Outcomes, _values, run
-from lightning_ncmtl.comparison.plan import Cell
-from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.comparison.cell import _curves, _labelled, _Outcomes, _values
 from lightning_ncmtl.metrics import TaskMetrics
 
 
@@ -17,21 +15,17 @@ def data(**columns: Any) -> Any:
     return SimpleNamespace(documents=lambda split: Dataset.from_dict(columns))
 
 
-def test_the_linear_model_is_of_documents_with_a_label() -> None:
-    columns = {"text": ["a", "b", "c"], "task_ids": [[0], [0], [1]], "labels": [[1], [-1], [0]]}
+def test_references_are_of_documents_with_a_label() -> None:
+    columns = {"text": ["a", "b", "c"], "task_ids": [[0], [0], [1]], "labels": [[1], [-1], [0]], "index": [3, 5, 7]}
     documents = _labelled(data(**columns), "train")
-    assert documents.to_dict("list") == {"text": ["a", "c"], "task_ids": [0, 1], "labels": [1, 0]}
+    assert documents.to_dict("list") == {"text": ["a", "c"], "task_ids": [0, 1], "labels": [1, 0], "index": [3, 7]}
 
 
-@pytest.mark.parametrize("tfidf", [{}, {"tfidf": {}}])
-def test_documents_of_several_labels_are_refused(tmp_path: Path, tfidf: Any) -> None:
-    encoder = {"class_path": "lightning_ncmtl.encoders.NGram", "init_args": {"embedding_dim": 8}}
-    settings = {
-        "data": {"source": {"class_path": "lightning_ncmtl.datamodules.sources.SyntheticAssays"}},
-        "model": {"init_args": {"encoder": encoder, "cluster_features": [4], "num_clusters": [2]}},
-    }
-    with pytest.raises(InputError, match="ncmtl compare needs one label per document"):
-        run(Cell("several", 1, None, tmp_path, (settings, tfidf)))
+def test_a_document_of_several_labels_is_there_once_for_each() -> None:
+    columns = {"text": ["a", "b", "c"], "task_ids": [[1, 0], [0], []], "labels": [[1, 0], [1], []], "index": [3, 5, 7]}
+    documents = _labelled(data(**columns), "train")
+    expected = {"text": ["a", "a", "b"], "task_ids": [0, 1, 0], "labels": [0, 1, 1], "index": [3, 3, 5]}
+    assert documents.to_dict("list") == expected
 
 
 def test_outcomes_are_those_of_the_step() -> None:
@@ -42,13 +36,14 @@ def test_outcomes_are_those_of_the_step() -> None:
     collected.on_validation_start(None, None)
     collected.on_validation_batch_end(None, None, {"index": labels, "task_ids": labels, "correct": labels}, batch, 0)
     collected.on_test_start(None, None)  # of the last evaluation only
-    for index in ([7, 3], [5, 4]):
-        step = {"index": torch.tensor(index), "task_ids": torch.tensor([0, 1]), "correct": torch.tensor([True, False])}
+    for index in ([7, 3], [5, 3]):  # the third has two labels
+        task_ids = torch.tensor([0, 1]) if index[0] == 7 else torch.tensor([0, 0])
+        step = {"index": torch.tensor(index), "task_ids": task_ids, "correct": torch.tensor([True, False])}
         collected.on_test_batch_end(None, None, step, batch, 0)
     arrays = collected.arrays()
     assert {name: values.tolist() for name, values in arrays.items()} == {
-        "domain": [1, 1, 0, 0],
-        "document": [3, 4, 5, 7],
+        "domain": [0, 1, 0, 0],
+        "document": [3, 3, 5, 7],
         "correct": [False, False, True, True],
         "clean": [False, False, True, True],
     }

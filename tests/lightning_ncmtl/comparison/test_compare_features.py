@@ -19,13 +19,14 @@ from lightning_ncmtl.comparison import runner
 from lightning_ncmtl.main import main
 
 TASKS, ROWS = 4, 60
+SOURCE = "lightning_ncmtl.datamodules.sources.FeatureTables"
 SETTINGS: dict[str, Any] = {
     "seeds": [1, 2],
     "test": True,
     "common": {
         "data": {
             "source": {
-                "class_path": "lightning_ncmtl.datamodules.sources.FeatureTables",
+                "class_path": SOURCE,
                 "init_args": {"path": "rows.csv", "task": "field", "label": "mine"},
             },
             "split": {"validation_size": 0.3, "test_size": 0.3},
@@ -216,6 +217,32 @@ def test_systems_of_different_metrics_are_refused(folder: Path, capsys: pytest.C
         compare(systems={**SETTINGS["systems"], "by accuracy": other})  # when the others have finished
     error = capsys.readouterr().err
     assert "the best epochs of some systems were chosen by AUROC, of others by accuracy" in error
+
+
+def test_rows_with_labels_for_several_tasks(folder: Path) -> None:
+    """A wide table with gaps: networks and references are evaluated on the same labels."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((80, 3))
+    rows = [{**dict(zip("abc", row, strict=True))} for row in x.tolist()]
+    for place, row in enumerate(rows):
+        known = rng.random(TASKS) < 0.8
+        row |= {f"t{n}": int(x[place, n % 2] > 0.2) if known[n] else "" for n in range(TASKS)}
+    write_csv(Path("wide.csv"), rows)
+    source = {"class_path": SOURCE, "init_args": {"path": "wide.csv", "label": ["t*"]}}
+    common = {**SETTINGS["common"], "data": {**SETTINGS["common"]["data"], "source": source}}
+    compare(common=common, output="wide", seeds=[1], baseline="forest")
+    found = {name: np.load(f"wide/cells/{name}/seed-1/outcomes.npz") for name in ("ncmtl", "hardshare", "forest")}
+    ours = found["ncmtl"]
+    numbers = ours["test_document"]
+    assert len(set(numbers)) == len(numbers) > len(set(numbers // TASKS))
+    for place, task in zip(numbers // TASKS, numbers % TASKS, strict=True):
+        assert rows[place][f"t{task}"] != ""
+    for arrays in found.values():
+        for name in ("document", "domain"):
+            assert np.array_equal(arrays[f"test_{name}"], ours[f"test_{name}"])
+    table = pd.read_csv("wide/results.csv").set_index("system")
+    assert table["AUROC"].between(0.6, 1).all()
+    assert len(pd.read_csv("wide/pairs.csv")) == 3
 
 
 def test_tfidf_is_for_texts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
