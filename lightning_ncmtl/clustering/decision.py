@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lightning_ncmtl.clustering._ranks import agree, say
-from lightning_ncmtl.clustering.evidence import Evidence, group_tasks
+from lightning_ncmtl.clustering.evidence import LEVEL, Evidence, group_tasks
 from lightning_ncmtl.clustering.kmeans import Backend
 from lightning_ncmtl.clustering.layer_state import LayerState
 
@@ -69,5 +69,6 @@ def describe_evidence(found: int, num_tasks: int, agreement: float, error: float
     # No "p < 0.001": of 999 random orders and the one found, that is more than was measured
     measured = f"agreement of halves {agreement:.2f}{spread}, p = {p_value:.3g}"
     if found == 1:
-        return f"no evidence for clusters ({measured})"
+        apart = "; tasks differ, but each in its own way" if p_value < LEVEL else ""
+        return f"no evidence for clusters ({measured}{apart})"
     return f"evidence {'that every task differs' if found == num_tasks else f'for {found} clusters'}, {measured}"

@@ -170,7 +170,11 @@ def a_report(found: int, num_clusters: list[int], tasks: int = 14, **changes: An
             "no evidence for clusters (agreement of halves -0.03 ± 0.05, p = 0.452): all tasks share",
         ),
         # Whose number was given
-        (a_report(1, [3, 10]), "no evidence for clusters (agreement of halves 0.62 ± 0.05, p = 0.001)"),
+        (
+            a_report(1, [3, 10]),
+            "no evidence for clusters (agreement of halves 0.62 ± 0.05, p = 0.001; tasks differ, but each in its own "
+            "way)",
+        ),
         (a_report(1, [1], agreement_error=None, p_value=1.0), "no evidence for clusters (agreement of halves 0.62, "
          "p = 1): all tasks share"),
     ],
