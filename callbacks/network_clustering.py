@@ -1,8 +1,9 @@
 """Network clustering for any LightningModule with per-task modules."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from lightning_ncmtl.clustering.layout import NumClusters
@@ -11,6 +12,7 @@ from lightning_ncmtl.compatibility import (
     Callback,
     LightningModule,
     Trainer,
+    attributes,
     find_averages,
     rank_zero_warn,
 )
@@ -38,6 +40,8 @@ class NetworkClusteringCallback(Callback):
         freeze_after_epochs: After a warm-up apart, keep the clusters as they are after this many epochs of training
             (the paper: 4); ``None`` never. After a shared warm-up they stay anyway. Layers of this package then compute
             with one set of weights per cluster.
+        groups: Controls, in which tasks share from the first step in clusters that nobody looks for: those of the data
+            module's ``planted_groups`` (``"planted"``), or as large ones of tasks drawn by ``seed`` (``"random"``).
         settings: The other settings of :class:`lightning_ncmtl.clustering.NetworkClustering`: ``warmup``,
             ``specific``, ``task_names``, ``every_n_steps``, ``commitment``, ``restarts``, ``backend``, ``metric``,
             ``max_clusters``, ``seed``, ``shared_start`` and ``preset``.
@@ -58,6 +62,7 @@ class NetworkClusteringCallback(Callback):
         warmup_epochs: int | None = None,
         warmup_steps: int | None = None,
         freeze_after_epochs: int | None = 4,
+        groups: Literal["planted", "random"] | None = None,
         **settings: Any,
     ) -> None:
         self.clusters = NetworkClustering(None, num_clusters, targets, warmup_steps=warmup_steps, **settings)
@@ -75,9 +80,12 @@ class NetworkClusteringCallback(Callback):
                 f"freeze_after_epochs {freeze_after_epochs} leaves no time to cluster after warmup_epochs "
                 f"{warmup_epochs}: make it greater, or none at all (None, in YAML null)"
             )
+        if groups not in (None, "planted", "random"):
+            raise InputError(f"groups must be 'planted', 'random' or none, found {groups!r}")
         self.warmup_epochs = None if warmup_steps is not None else warmup_epochs
         self.warmup_steps = warmup_steps
         self.freeze_after_epochs = freeze_after_epochs
+        self.groups = groups
         self._last_step = 0
         self._fresh = True
 
@@ -111,6 +119,21 @@ class NetworkClusteringCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the targets: now all layers exist, and (unless they are sharded) a checkpoint has been restored."""
         self.clusters.attach(pl_module, self._fresh)
+        if self.groups is not None and self._fresh:
+            self.clusters.fix(self._find_groups(trainer))
+
+    def _find_groups(self, trainer: Trainer) -> list[int]:
+        planted = getattr(attributes(trainer).datamodule, "planted_groups", None)
+        if not planted:
+            raise InputError(
+                f"clustering.groups is {self.groups!r}, but nothing is known of groups: tell them, as in "
+                "data.source.groups of FeatureTables"
+            )
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(planted.values()))}
+        found = torch.tensor([numbers[group] for group in planted.values()])
+        if self.groups == "random":
+            found = found[torch.randperm(len(found), generator=torch.Generator().manual_seed(self.clusters.seed))]
+        return list(found.tolist())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = trainer.global_step

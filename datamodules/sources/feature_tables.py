@@ -42,6 +42,8 @@ class FeatureTables(Source):
         task: Column of the task.
         id: Column of what tells rows apart: predictions keep it, and rows that have the same, such as one molecule in
             several tasks, never fall into different parts of a split.
+        groups: Which tasks are known to be alike, for reports and controls, never for training: the tasks of each
+            group, ``{foliated: ["01", "02"], desert: ["03"]}``.
 
     Raises:
         InputError: If the settings contradict each other.
@@ -55,6 +57,7 @@ class FeatureTables(Source):
         label: str | list[str] | dict[str, str] = "label",
         task: str | None = None,
         id: str | None = None,
+        groups: dict[str, list[str]] | None = None,
     ) -> None:
         if not label:
             raise InputError(f"rows need a column of labels: set data.source.label, found {label!r}")
@@ -63,6 +66,9 @@ class FeatureTables(Source):
                 f"either the labels name the tasks, or the column {task!r} does: set data.source.task to null, or "
                 "data.source.label to one column"
             )
+        named = [task for tasks in (groups or {}).values() for task in tasks]
+        if twice := sorted({task for task in named if named.count(task) > 1}):
+            raise InputError(f"a task is in one group, found {twice[0]!r} twice in data.source.groups")
         self.files: dict[Split, str | list[str]] = {"train": path}
         if test_path is not None:
             self.files["test"] = test_path
@@ -70,8 +76,15 @@ class FeatureTables(Source):
         self.label = label
         self.task = task
         self.id = id
+        self._groups = groups
         self._found: tuple[str, _Columns] | None = None  # and the fingerprint of the files that have them
         self._tasks: tuple[str, list[str]] | None = None  # the same way
+
+    @property
+    def planted_groups(self) -> dict[str, int] | None:
+        if self._groups is None:
+            return None
+        return {task: number for number, tasks in enumerate(self._groups.values()) for task in tasks}
 
     @property
     def multi_label(self) -> bool:
@@ -84,12 +97,16 @@ class FeatureTables(Source):
         return set(self.files)
 
     def domains(self) -> list[str]:
-        if self.multi_label:
-            return sorted(self._find_columns().labels)
         now = self.fingerprint()
         if self._tasks is None or self._tasks[0] != now:
-            self._tasks = now, self._scan()
-        return self._tasks[1]
+            self._tasks = now, sorted(self._find_columns().labels) if self.multi_label else self._scan()
+        tasks = self._tasks[1]
+        if (known := self.planted_groups) is not None and (odd := sorted({*tasks} ^ known.keys())):
+            raise InputError(
+                f"data.source.groups must have each of the tasks {', '.join(tasks)}, found {odd[0]!r} "
+                f"{'in none' if odd[0] in tasks else 'among others'}"
+            )
+        return tasks
 
     def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
         columns = self._find_columns()

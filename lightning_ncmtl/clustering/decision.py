@@ -41,13 +41,18 @@ def fix_clusters(
         clusters = group_tasks(evidence.products, k, within=fewer, restarts=restarts, seed=seed, backend=backend)
         found[k] = fewer = agree({"": clusters.to(device)})[""]
     for name, state in states.items():
-        state.count_clusters(found[numbers[name]])
-        state.remember(found[numbers[name]], True, step)
-        state.freeze(step)
-        state.target.share(found[numbers[name]])  # at once: somebody may look at them before the step ends
-        state.freeze_layer()
+        fix(state, found[numbers[name]], step)
     error = evidence.agreement_error
     say(describe_evidence(evidence.num_clusters, len(evidence.products), evidence.agreement, error, evidence.p_value))
+
+
+def fix(state: LayerState, clusters: Tensor, step: int) -> None:
+    """Give a layer the clusters ``[N]`` for good, from a step on."""
+    state.count_clusters(clusters)
+    state.remember(clusters, True, step)
+    state.freeze(step)
+    state.target.share(clusters)  # at once: somebody may look at them before the step ends
+    state.freeze_layer()
 
 
 def describe_evidence(found: int, num_tasks: int, agreement: float, error: float | None, p_value: float) -> str:

@@ -135,6 +135,11 @@ class LayerState:
                 self._layer.num_clusters = self.num_clusters
         return self.num_clusters
 
+    def forget_choice(self) -> None:
+        """Let the number of clusters be chosen anew, as in a checkpoint from before this training chose it."""
+        if isinstance(self._layer, ClusterLinear):
+            self._layer.num_clusters = "auto"
+
     def remember(self, assignment: Tensor, changed: bool, step: int) -> None:
         """Take an assignment ``[N]``."""
         self.assignment = assignment

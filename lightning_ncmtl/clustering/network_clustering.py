@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ncmtl.clustering._ranks import say, warn
+from lightning_ncmtl.clustering.decision import fix
 from lightning_ncmtl.clustering.evidence import Evidence
 from lightning_ncmtl.clustering.kmeans import Backend, Metric
 from lightning_ncmtl.clustering.layer_state import LayerState
@@ -198,6 +199,28 @@ class NetworkClustering:
             state.set_start(name, known=self.metric == "cosine", fresh=fresh and not saved)
 
     @torch.no_grad()
+    def fix(self, groups: list[int]) -> None:
+        """Give all targets these clusters for good, instead of looking for any. Call it between attach and the start.
+
+        Args:
+            groups: ``[N]``, the number of the cluster of each task, from 0.
+
+        Raises:
+            InputError: If that is not one for each task, or does not fit the settings.
+        """
+        if self.warmup != "shared" or len(groups) != len(self.tasks):
+            raise InputError(
+                f"given clusters are for warmup='shared' and one for each of {len(self.tasks)} tasks, found warmup="
+                f"{self.warmup!r} and {len(groups)}"
+            )
+        number = max(groups) + 1
+        for name, state in self._states.items():
+            if state.num_clusters not in (None, number):
+                raise InputError(f"{name} has {state.num_clusters} clusters, {number} are given: set it to auto")
+            fix(state, torch.tensor(groups, device=state.target.device), self.steps + 1)
+        self._warmup = None
+
+    @torch.no_grad()
     def start_step(self, half: int | None = None, warmup: bool | None = None) -> None:
         """Before the forward pass of a step.
 
@@ -337,7 +360,11 @@ class NetworkClustering:
         """
         if (kind := state_dict["kind"]) != self.warmup:
             raise InputError(f"the checkpoint was trained with warmup={kind!r}, found {self.warmup!r}: choose the same")
+        before = self._states
         self._states = {name: LayerState.load(state) for name, state in state_dict["layers"].items()}
+        for name, state in before.items():
+            if name in self._states and self._states[name].num_clusters is None:
+                state.forget_choice()
         self.tasks, self.steps = list(state_dict["tasks"]), state_dict["steps"]
         evidence, self._saved_warmup = state_dict["evidence"], state_dict["warmup"]
         self.evidence = None if evidence is None else Evidence(**evidence)

@@ -1,4 +1,4 @@
-"""``ncmtl compare``: systems x seeds x folds, in tables, tests and figures."""
+"""``ncmtl compare``: systems x seeds x folds, or systems x splits, in tables, tests and figures."""
 
 import inspect
 import shlex
@@ -27,6 +27,7 @@ def compare(
     sweeps: dict[str, Sweep] | None = None,
     seeds: list[int] | None = None,
     folds: list[int] | None = None,
+    splits: int | list[int] | None = None,
     baseline: str | None = None,
     test: bool = False,
     jobs: int = 1,
@@ -38,18 +39,22 @@ def compare(
     """Train every system with every seed on every fold, and report.
 
     Each training is a cell, with a directory of its own in the output. Finished cells are kept: the same command goes
-    on where it was stopped, and with more seeds, systems or folds it runs only what is new. The epoch of a cell is
-    chosen by its validation accuracy.
+    on where it was stopped, and with more seeds, systems or folds it runs only what is new. The best
+    epoch of a cell is chosen by what its checkpoint monitors. Where that is one of the model's metrics, such as
+    ``val/AUROC``, systems are compared by it, else by accuracy.
 
     Args:
-        systems: For each system its settings, which stack on ``common``: those of ``ncmtl fit``; or ``tfidf``, with the
-            arguments of :class:`lightning_ncmtl.comparison.tfidf.TFIDF`, for the linear reference.
+        systems: For each system its settings, which stack on ``common``: those of ``ncmtl fit``; or, for a
+            reference from outside, ``tfidf`` with the arguments of :class:`lightning_ncmtl.comparison.tfidf.TFIDF` (of
+            texts), or ``reference`` with those of :class:`lightning_ncmtl.comparison.reference.Reference` (features).
         output: Folder for everything.
         configs: Configuration files of ``ncmtl fit`` for all systems, which stack.
         common: Settings for all systems, which stack on these.
         sweeps: One system with one thing varied; their cells are in ``results.csv`` and in figures of their own.
         seeds: Seeds of the trainings; 1, 2 and 3 by default.
         folds: Which folds (``data.split.fold``) evaluate in turn, where ``data.split.folds`` divides the documents.
+        splits: In the place of seeds and folds, how often to divide the documents anew, at random: 10 for the splits 1
+            to 10, or their numbers. Each number is ``data.split.seed`` and the seed of the training, of all systems.
         baseline: The system that figures compare the others with; the first by default.
         test: Evaluate the chosen epoch of each cell on the test split, once, and report that instead of validation.
         jobs: Trainings at a time, each in a process of its own with its share of the cores.
@@ -67,6 +72,10 @@ def compare(
         raise InputError(f"jobs must be at least 1, found {jobs}")
     if baseline is not None and baseline not in systems:
         raise InputError(f"baseline must be one of the systems {', '.join(systems)}, found {baseline!r}")
+    if splits is not None and (seeds is not None or folds is not None):
+        raise InputError(
+            f"splits take the place of seeds and folds, found {splits=}, {seeds=}, {folds=}: leave out one or the other"
+        )
     cells = plan(
         systems={name: settings or {} for name, settings in systems.items()},
         sweeps=sweeps or {},
@@ -75,6 +84,7 @@ def compare(
         arguments=arguments or [],
         seeds=[1, 2, 3] if seeds is None else seeds,
         folds=folds,
+        splits=list(range(1, splits + 1)) if isinstance(splits, int) else splits,
         test=test,
         output=Path(output),
     )
@@ -121,7 +131,7 @@ def main(args: list[str]) -> None:
     Raises:
         InputError: If the configuration cannot be used.
     """
-    about = "Systems x seeds x folds, in tables, tests and figures. Arguments behind -- go to every ncmtl fit."
+    about = "Systems x seeds x folds (or x splits), in tables and figures. Arguments behind -- go to every ncmtl fit."
     parser = ArgumentParser(prog="ncmtl compare", description=about)
     parser.add_argument("--config", required=True, help="A YAML file with systems, common, sweeps and all below.")
     parser.add_function_arguments(compare, skip={"systems", "common", "sweeps", "dry_run", "arguments", "command"})

@@ -8,11 +8,13 @@ import platform
 import shutil
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 import yaml
 from filelock import FileLock, Timeout
@@ -20,7 +22,9 @@ from filelock import FileLock, Timeout
 from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
 from lightning_ncmtl.cli import NCMTLCLI, RUN_DIR, make_cli
 from lightning_ncmtl.compaction import compact
+from lightning_ncmtl.comparison.measure import Measure, find_measure
 from lightning_ncmtl.comparison.plan import LOG, OUTCOMES, RESULT, Cell, hash_code
+from lightning_ncmtl.comparison.reference import Reference
 from lightning_ncmtl.comparison.tfidf import TFIDF
 from lightning_ncmtl.compatibility import (
     Callback,
@@ -32,10 +36,12 @@ from lightning_ncmtl.compatibility import (
 )
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.metrics import MAX_LOGGED_TASKS, UNLABELLED, WORST
+from lightning_ncmtl.metrics import MAX_LOGGED_TASKS, UNLABELLED, WORST, TaskMetrics
 
+_REFERENCES = ("tfidf", "reference")  # settings in the place of those of a network
 _LOCK = ".lock"  # held by the process that runs a cell
 _Outcome: TypeAlias = dict[str, "np.ndarray[Any, Any]"]  # ``domain``, ``document``, ``correct``: ``[n]`` each
+_Found: TypeAlias = tuple[dict[str, Any], dict[str, _Outcome]]  # what goes into the result, and outcomes by stage
 
 
 class _Objects(NCMTLCLI):
@@ -59,6 +65,7 @@ def check(cells: Iterable[Cell]) -> None:
         InputError: If they cannot be used.
     """
     cli = make_cli(["fit"], _Settings)  # one for all, as it takes longer to make than to parse
+    measures: dict[str, str] = {}
     for cell in cells:
         reference(cell)
         printed = io.StringIO()
@@ -68,18 +75,37 @@ def check(cells: Iterable[Cell]) -> None:
         except SystemExit as error:  # jsonargparse has printed what is wrong
             text = printed.getvalue().split("error: ")[-1].strip()
             raise InputError(f"the settings of {cell.system!r} cannot be used: {text}") from error
-        folds = cli.config.fit.data.split.folds
+        settings = cli.config.fit
+        metrics = settings.model.init_args.get("metrics") or []
+        measures[find_measure(settings.checkpoint.monitor, metrics).name] = cell.system
+        split = settings.data.split
+        if cell.split is not None and split.folds is None and split.test_size is None and split.validation_size >= 1:
+            raise InputError(
+                f"splits need documents that are divided at random, found data.split.validation_size "
+                f"{split.validation_size} of {cell.system!r}: set it, or data.split.test_size, to a share such as 0.2"
+            )
+        folds = split.folds
         if cell.fold is not None and (folds is None or not 0 <= cell.fold < folds):
             raise InputError(f"the fold {cell.fold} of {cell.system!r} needs data.split.folds above it, found {folds}")
+    if len(measures) > 1:
+        found = ", ".join(f"{name} ({system})" for name, system in measures.items())
+        raise InputError(f"systems are compared by one metric, found {found}: set checkpoint.monitor in common")
 
 
-def reference(cell: Cell) -> TFIDF | None:
-    """The linear model that a cell consists of, if it is not a network."""
-    found = [settings["tfidf"] for settings in cell.settings if "tfidf" in settings]
+def reference(cell: Cell) -> TFIDF | Reference | None:
+    """The model of scikit-learn that a cell consists of, if it is not a network.
+
+    Raises:
+        InputError: If its settings cannot be used.
+    """
+    found = [(kind, settings[kind]) for settings in cell.settings for kind in _REFERENCES if kind in settings]
+    if not found:
+        return None
+    kind, settings = found[-1]
     try:
-        return TFIDF(**(found[-1] or {})) if found else None
+        return TFIDF(**(settings or {})) if kind == "tfidf" else Reference(**{"seed": cell.seed, **(settings or {})})
     except TypeError as error:
-        raise InputError(f"{cell.system!r} has the tfidf settings {found[-1]}: {error}") from error
+        raise InputError(f"{cell.system!r} has the {kind} settings {settings}: {error}") from error
 
 
 def run(cell: Cell) -> None:
@@ -106,12 +132,17 @@ def _run(cell: Cell) -> None:
             shutil.rmtree(file) if file.is_dir() else file.unlink()
     cli = make_cli(_arguments(cell), _Objects, save_last=False)
     data, model = cli.datamodule, reference(cell)
-    if data.source.multi_label:  # outcomes are told by the number of the document
-        raise InputError("ncmtl compare needs one label per document")
+    measure = find_measure(attributes(cli.trainer).checkpoint_callback.monitor, cli.model.metrics.scores)
     start = time.monotonic()
-    result, outcomes = _train(cli, cell) if model is None else _refer(model, data, cell.test)
-    result = {stage: _accuracies(outcome, data.domains) for stage, outcome in outcomes.items()} | result
+    if model is None:
+        result, outcomes = _train(cli, cell, measure)
+    else:
+        result, outcomes = _refer(model, cli, cell.test)
+    for stage in outcomes:
+        if measure.name not in result[stage]:
+            raise InputError(f"no task has {stage} documents of each of its classes, which {measure.name} needs")
     result |= {
+        "measure": asdict(measure),
         "seconds": time.monotonic() - start,
         "domains": data.domains,
         "folds": data.split.folds,
@@ -125,6 +156,9 @@ def _run(cell: Cell) -> None:
         "code": hash_code(),
         "fingerprint": cell.fingerprint,
     }
+    if data.source.multi_label:  # the outcome of a document in each of its domains has a number of its own
+        for found in outcomes.values():
+            found["document"] = found["document"] * data.num_tasks + found["domain"]
     arrays: Any = {f"{stage}_{name}": values for stage, found in outcomes.items() for name, values in found.items()}
     np.savez_compressed(cell.directory / OUTCOMES, **arrays)
     partial = cell.directory / f"{RESULT}.partial"
@@ -132,8 +166,8 @@ def _run(cell: Cell) -> None:
     partial.replace(cell.directory / RESULT)  # last, and at once: where it exists, the cell is finished
 
 
-def _train(cli: NCMTLCLI, cell: Cell) -> tuple[dict[str, Any], dict[str, _Outcome]]:
-    """What is known of the training, and the outcomes at its best epoch by stage."""
+def _train(cli: NCMTLCLI, cell: Cell, measure: Measure) -> _Found:
+    """What is known of the training, and of its best epoch by stage."""
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     if trainer.world_size > 1:
         raise InputError(f"a cell trains on one device, found {trainer.world_size}: set trainer.devices to 1")
@@ -144,8 +178,8 @@ def _train(cli: NCMTLCLI, cell: Cell) -> tuple[dict[str, Any], dict[str, _Outcom
         raise InputError("the training was interrupted")
     report = find_callbacks(trainer, ClusterReport)[0].report(trainer)
     result = {
-        "last": _accuracies(collector.arrays(), data.domains),
-        **_curves(cell.directory / "metrics.csv", data.domains),
+        "last": collector.values(data.domains),
+        **_curves(cell.directory / "metrics.csv", data.domains, measure.name),
         "parameters": _count_trained(model),
         "clusters": {
             name: {"num_clusters": layer["num_clusters"], "assignment": list(layer["assignment"].values())}
@@ -160,49 +194,72 @@ def _train(cli: NCMTLCLI, cell: Cell) -> tuple[dict[str, Any], dict[str, _Outcom
             first = max(layer["trace"][0][0] for layer in report["layers"].values() if layer["trace"])
             result["clustered_from_epoch"] = 1 + (first - 1) * trainer.current_epoch // max(1, trainer.global_step)
     best = attributes(trainer).checkpoint_callback.best_model_path
+    result["best_epoch"] = 1 + torch.load(best, map_location="cpu", weights_only=True, mmap=True)["epoch"]
     # An average of weights is in the checkpoint; the callback would put the last one in its place.
     for averaging in find_callbacks(trainer, WeightAveraging):
         callbacks.remove(averaging)
     outcomes = {}
     for stage, evaluate in (("val", trainer.validate), ("test", trainer.test))[: 1 + cell.test]:
         evaluate(model, datamodule=data, ckpt_path=best, verbose=False)
-        outcomes[stage] = collector.arrays()
+        outcomes[stage], result[stage] = collector.arrays(), collector.values(data.domains)
     Path(best).unlink()
     return result, outcomes
 
 
-def _refer(model: TFIDF, data: MultiDomainDataModule, test: bool) -> tuple[dict[str, Any], dict[str, _Outcome]]:
-    """As :func:`_train`, for the linear model."""
+def _refer(model: TFIDF | Reference, cli: NCMTLCLI, test: bool) -> _Found:
+    """As :func:`_train`, for a reference; of the network there is what all networks have."""
+    data, network = cli.datamodule, cli.model
+    if (data.features is None) != isinstance(model, TFIDF):
+        if isinstance(model, TFIDF):
+            raise InputError("tfidf reads texts, and the data has features: choose reference")
+        raise InputError("reference reads features, and the data has texts: choose tfidf")
     data.setup("fit")
     documents = _labelled(data, "train")
-    model.fit(documents["text"], documents["task_ids"], documents["labels"])
+    model.fit(_inputs(data, documents), *(documents[name].to_numpy() for name in ("task_ids", "labels")))
     if test:
         data.setup("test")
+    result: dict[str, Any] = {"parameters": model.parameters, "clusters": {}, "ari": None, "curves": {}}
     outcomes = {}
     for stage, split in (("val", "validation"), ("test", "test"))[: 1 + test]:
         documents = _labelled(data, split)
         names = {"domain": "task_ids", "document": "index", "clean": "clean"}
         outcome = {ours: documents[name].to_numpy() for ours, name in names.items() if name in documents}
-        found = model.predict(documents["text"], outcome["domain"])
-        outcomes[stage] = outcome | {"correct": found == documents["labels"].to_numpy()}
-    last = _accuracies(outcomes["val"], data.domains)
-    return {"last": last, "parameters": model.parameters, "clusters": {}, "ari": None, "curves": {}}, outcomes
+        tasks, labels = (torch.tensor(documents[name].to_numpy()) for name in ("task_ids", "labels"))
+        scores = model.logits(_inputs(data, documents), outcome["domain"], data.num_classes)
+        logits = network.masked(torch.tensor(scores), tasks)
+        network.metrics.reset()
+        network.metrics.update(logits, labels, tasks)
+        network.metrics.compute()
+        outcomes[stage] = outcome | {"correct": (logits.argmax(1) == labels).numpy()}
+        result[stage] = _values(outcomes[stage], data.domains, network.metrics)
+    return result | {"last": result["val"]}, outcomes
+
+
+def _inputs(data: MultiDomainDataModule, documents: pd.DataFrame) -> Any:
+    """What a reference reads of documents: texts, or standardised features ``[n, F]``."""
+    return documents["text"] if data.scaling is None else data.scaling(pa.array(documents["features"])).numpy()
 
 
 def _labelled(data: MultiDomainDataModule, split: str) -> pd.DataFrame:
-    """The documents of a split that have a label."""
+    """The documents of a split that have a label, by number; those with several once in each domain."""
     documents: Any = data.documents(split).to_pandas()  # type: ignore[arg-type]
-    rows: pd.DataFrame = documents.explode(["task_ids", "labels"]).astype({"task_ids": int, "labels": int})
-    return rows[rows["labels"] != UNLABELLED]
+    known = documents.explode(["task_ids", "labels"]).dropna(subset=["labels"])  # not those without any label
+    rows: pd.DataFrame = known.astype({"task_ids": int, "labels": int})
+    return rows[rows["labels"] != UNLABELLED].sort_values(["index", "task_ids"])
 
 
 class _Outcomes(Callback):
-    """Collects which documents the last evaluation has classified correctly."""
+    """Collects what the last evaluation says: which documents were classified correctly, and metrics."""
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.parts: list[_Outcome] = []
 
     on_test_start = on_validation_start
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.metrics: TaskMetrics = pl_module.metrics  # type: ignore[assignment]
+
+    on_test_end = on_validation_end
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
@@ -216,21 +273,30 @@ class _Outcomes(Callback):
         self.on_validation_batch_end(*args, **kwargs)
 
     def arrays(self) -> _Outcome:
-        """All documents, by number."""
+        """All documents, by number; those with several labels once in each domain."""
         arrays = {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
-        order = np.argsort(arrays["document"])
+        order = np.lexsort((arrays["domain"], arrays["document"]))
         return {name: values[order] for name, values in arrays.items()}
 
+    def values(self, domains: list[str]) -> dict[str, float]:
+        """As :func:`_values`."""
+        return _values(self.arrays(), domains, self.metrics)
 
-def _accuracies(outcome: _Outcome, domains: list[str]) -> dict[str, float]:
-    """Of each domain, and averages, as :class:`TaskMetrics` names them."""
+
+def _values(outcome: _Outcome, domains: list[str], metrics: TaskMetrics) -> dict[str, float]:
+    """Of each domain, and averages, as :class:`TaskMetrics` names them; metrics from what it has computed last."""
     table = pd.DataFrame(outcome)
     parts = {"accuracy": table} | ({"accuracy_clean": table[table["clean"]]} if "clean" in table else {})
+    # Of accuracies not those of TaskMetrics, which are rounded to float32: differences between cells would be, too
+    values = {name: part.groupby("domain")["correct"].mean() for name, part in parts.items()}
+    values |= {name: pd.Series(metrics.per_task[name].tolist()).dropna() for name in metrics.scores}
     found: dict[str, float] = {}
-    for name, part in parts.items():
-        each = part.groupby("domain")["correct"].mean()
-        found |= {name: each.mean(), **{f"{name}/{domains[task]}": value for task, value in each.items()}}
-        if len(domains) > MAX_LOGGED_TASKS:
+    for name, each in values.items():
+        if name in metrics.scores:
+            found["skipped"] = len(domains) - len(each)
+        if len(each):
+            found |= {name: each.mean(), **{f"{name}/{domains[task]}": value for task, value in each.items()}}
+        if len(domains) > MAX_LOGGED_TASKS and name not in metrics.scores:
             found[f"{name}_worst_{WORST}"] = each.nsmallest(WORST).mean()
     return {name: float(value) for name, value in found.items()}
 
@@ -244,13 +310,13 @@ def _device(trainer: Trainer) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
-def _curves(file: Path, domains: list[str]) -> dict[str, Any]:
-    """Validation accuracy, of each domain and the average under ``""``, and the epochs behind which it was measured.
+def _curves(file: Path, domains: list[str], name: str) -> dict[str, Any]:
+    """A metric in validation, of each domain and the average under ``""``, and the epochs behind which it was measured.
 
-    Of many domains only the average is logged.
+    Of many domains only the average is logged. What was not measured is left out.
     """
-    columns = {"": "val/accuracy", **{domain: f"val/accuracy/{domain}" for domain in domains}}
-    table = pd.read_csv(file).dropna(subset=["val/accuracy"])
+    columns = {"": f"val/{name}", **{domain: f"val/{name}/{domain}" for domain in domains}}
+    table = pd.read_csv(file).dropna(subset=[f"val/{name}"])
     curves = {domain: table[column].tolist() for domain, column in columns.items() if column in table}
     return {"epochs": [int(epoch) + 1 for epoch in table["epoch"]], "curves": curves}
 
@@ -260,7 +326,7 @@ def _arguments(cell: Cell) -> list[str]:
     configs = list(cell.configs)
     for number, settings in enumerate(cell.settings):
         file = cell.directory / f"settings-{number}.yaml"
-        plain = {key: value for key, value in settings.items() if key != "tfidf"}
+        plain = {key: value for key, value in settings.items() if key not in _REFERENCES}
         file.write_text(yaml.safe_dump(plain), encoding="utf-8")
         configs.append(str(file))
     return [
@@ -270,6 +336,7 @@ def _arguments(cell: Cell) -> list[str]:
         *cell.arguments,
         f"--run_dir={cell.directory}",
         *([] if cell.fold is None else [f"--data.split.fold={cell.fold}"]),
+        *([] if cell.split is None else [f"--data.split.seed={cell.split}"]),
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
         "--trainer.logger=true",

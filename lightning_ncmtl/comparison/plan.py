@@ -1,4 +1,4 @@
-"""What a comparison consists of: cells, each one system trained with one seed on one fold."""
+"""What a comparison consists of: cells, each one system trained with one seed on one fold, or on one split."""
 
 import hashlib
 import json
@@ -16,6 +16,7 @@ import lightning_ncmtl
 from lightning_ncmtl.errors import InputError
 
 RESULT, OUTCOMES, LOG = "result.json", "outcomes.npz", "log.txt"
+NAMES = ["system", "sweep", "value", "seed", "fold", "split"]  # what tells a cell
 Figure = Literal["grid", "line", "recovery"]
 
 
@@ -45,6 +46,7 @@ class Cell:
         system: Name of the system; ``SWEEP: VALUE`` in a sweep.
         seed: Its seed.
         fold: The part of the data that evaluates, where the data has folds.
+        split: The seed by which the data is divided, where the comparison is over splits; that of the training, too.
         directory: Where its files go.
         settings: What stacks on the configuration files, one after the other.
         configs: The configuration files.
@@ -64,11 +66,19 @@ class Cell:
     test: bool = False
     sweep: str | None = None
     value: str | None = None
+    split: int | None = None
 
     @property
     def name(self) -> str:
         """For people."""
+        if self.split is not None:
+            return f"{self.system}, split {self.split}"
         return f"{self.system}, seed {self.seed}" + ("" if self.fold is None else f", fold {self.fold}")
+
+    @property
+    def part(self) -> int | None:
+        """What tells the documents that evaluate: the fold or the split."""
+        return self.fold if self.split is None else self.split
 
     @property
     def key(self) -> str:
@@ -80,7 +90,8 @@ class Cell:
         """The settings that decide the result, as plain values; not the data files, nor the code."""
         configs = [yaml.safe_load(Path(config).read_text(encoding="utf-8")) for config in self.configs]
         plain = {"configs": configs, "settings": self.settings, "arguments": list(self.arguments), "test": self.test}
-        made: dict[str, Any] = json.loads(json.dumps({**plain, "seed": self.seed, "fold": self.fold}))
+        division = {"fold": self.fold} if self.split is None else {"split": self.split}
+        made: dict[str, Any] = json.loads(json.dumps({**plain, "seed": self.seed, **division}))
         return made
 
     def read_result(self) -> dict[str, Any] | None:
@@ -97,8 +108,7 @@ class Cell:
             raise InputError(
                 f"{str(self.directory)!r} holds a result of other settings: delete it, or choose another output"
             )
-        names = {"system": self.system, "seed": self.seed, "fold": self.fold, "sweep": self.sweep, "value": self.value}
-        return found | names
+        return found | {name: getattr(self, name) for name in NAMES}
 
 
 def plan(
@@ -109,10 +119,13 @@ def plan(
     arguments: Sequence[str],
     seeds: Sequence[int],
     folds: Sequence[int] | None,
+    splits: Sequence[int] | None,
     test: bool,
     output: Path,
 ) -> list[Cell]:
     """All cells: seed by seed, so that there is something to see early. Cells with equal settings share a directory.
+
+    Splits take the place of seeds and folds.
 
     Raises:
         InputError: If there is nothing to run, names clash, or a file is missing.
@@ -120,9 +133,9 @@ def plan(
     for config in configs:
         if not Path(config).is_file():
             raise InputError(f"the configuration {config!r} does not exist: correct it in configs")
-    if not systems or not seeds or folds == []:
-        raise InputError(f"a comparison needs systems, seeds and folds (or null), found {seeds=}, {folds=}")
-    for name, values in (("seeds", seeds), ("folds", folds or ())):
+    if not systems or not seeds or folds == [] or splits == []:
+        raise InputError(f"a comparison needs systems, seeds and folds (or null), found {seeds=}, {folds=}, {splits=}")
+    for name, values in (("seeds", seeds), ("folds", folds or ()), ("splits", splits or ())):
         if len(set(values)) < len(values):
             raise InputError(f"{name} must differ, found {list(values)}")
     entries: list[dict[str, Any]] = [{"system": name, "settings": (common, own)} for name, own in systems.items()]
@@ -146,15 +159,18 @@ def plan(
     for entry, folder in zip(entries, folders, strict=True):
         entry["directory"] = output / "cells" / first.setdefault(json.dumps(entry["settings"]), folder)
     shared = {"configs": tuple(configs), "arguments": tuple(arguments), "test": test}
-    cells = []
-    for fold in [None] if folds is None else folds:
-        for seed in seeds:
-            last = f"seed-{seed}" + ("" if fold is None else f"-fold-{fold}")
-            cells += [
-                Cell(**entry | shared | {"seed": seed, "fold": fold, "directory": entry["directory"] / last})
-                for entry in entries
-            ]
-    return cells
+    runs: dict[str, dict[str, int | None]] = {
+        f"seed-{seed}" + ("" if fold is None else f"-fold-{fold}"): {"seed": seed, "fold": fold}
+        for fold in ([None] if folds is None else folds)
+        for seed in seeds
+    }
+    if splits is not None:
+        runs = {f"split-{split}": {"seed": split, "fold": None, "split": split} for split in splits}
+    return [
+        Cell(**entry | shared | run | {"directory": entry["directory"] / last})
+        for last, run in runs.items()
+        for entry in entries
+    ]
 
 
 def folder_of(name: str) -> str:

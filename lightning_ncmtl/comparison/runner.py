@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
+from lightning_ncmtl.comparison.measure import measure_of
 from lightning_ncmtl.comparison.plan import LOG, Cell
 
 
@@ -47,8 +48,8 @@ def run_all(cells: list[Cell], command: Callable[[Cell], list[str]], jobs: int, 
                         failures[cell.name] = failure = _explain(code, cell.directory)
                         console.print(f"{escape(cell.name)}: failed, {escape(failure)}", style="red", soft_wrap=True)
                     else:
-                        text = f"{result['val']['accuracy']:.4f} in {result['seconds']:.0f} s"
-                        console.print(f"{escape(cell.name)}: {text}")
+                        value = result["val"][measure_of(result).name]
+                        console.print(f"{escape(cell.name)}: {value:.4f} in {result['seconds']:.0f} s")
                     progress.advance(bar)
                 progress.update(bar, description=escape(", ".join(cell.name for cell in running)) or "Cells")
         finally:

@@ -1,6 +1,6 @@
 """Is one system better than another, and do seeds, or halves of the data, agree on the clusters? Tests for these."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from lightning_ncmtl.comparison.measure import ACCURACY, Measure
 from lightning_ncmtl.errors import InputError
 
 CellKey = tuple[str, int, int | None]  # system, seed, fold
@@ -18,8 +19,9 @@ _TINY = 1e-9  # smaller differences between means are rounding
 
 def compare_pairs(
     cells: pd.DataFrame,
-    outcomes: Mapping[CellKey, Mapping[str, ArrayLike] | pd.DataFrame],
+    outcomes: Mapping[CellKey, Mapping[str, ArrayLike] | pd.DataFrame] | None = None,
     *,
+    measure: Measure = ACCURACY,
     test_fraction: float | None = None,
     resamples: int = 10_000,
     seed: int = 0,
@@ -30,22 +32,25 @@ def compare_pairs(
       With one fold, the documents are taken as given. With several, training sets overlap: the variance of the mean
       over n cells counts ``1/n + n_test/n_train`` instead of ``1/n`` times, the corrected resampled t-test (Nadeau &
       Bengio, "Inference for the Generalization Error", Machine Learning 52, 2003). There is no p-value where nothing
-      can be said about variance: fewer than two cells, or differences that are all equal, but not zero.
+      can be said about variance: fewer than two cells, or differences that are all equal, but not zero. Where folds
+      are random splits of the same documents, the same holds.
     - The *bootstrap* is about other test documents: paired, with the documents drawn again within each domain, all
       their cells together. Seeds and training sets are taken as given. Percentile interval (95 %) and the p-value that
       goes with it (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993), with 1 added to the counts, so that
-      it is never 0.
+      it is never 0. It is for accuracies alone: other metrics are no means over documents, and have the interval of
+      the t-test (95 %) instead.
 
     Both are also adjusted for the number of pairs, see :func:`holm`. Without this adjustment, what is found for a pair
     does not depend on the other systems.
 
     Args:
-        cells: ``system``, ``seed``, ``fold`` (None where there are none) and ``accuracy``: from 0 to 1, the mean over
-            domains.
-        outcomes: For each of the cells, ``domain [n]`` (int), ``document [n]`` (int, unlike that of any other document
-            of any fold), ``correct [n]`` (bool) and optionally ``group [n]`` (int): copies of a text are not
-            independent, so the documents of a group are drawn together (within a domain). The documents of a fold are
-            the same for all systems and seeds, in the same order.
+        cells: ``system``, ``seed``, ``fold`` (None where there are none) and the measure, such as ``accuracy``: from 0
+            to 1, the mean over domains.
+        outcomes: Of accuracies, for each of the cells, ``domain [n]`` (int), ``document [n]`` (int, the same for the
+            same document, in whatever fold), ``correct [n]`` (bool) and optionally ``group [n]`` (int): copies of a
+            text are not independent, so the documents of a group are drawn together (within a domain). The documents of
+            a fold are the same for all systems and seeds, in the same order.
+        measure: What is compared.
         test_fraction: Test documents per document used for training or test, in a cell. By default 1 / number of folds,
             as in a complete cross-validation. Has no effect on pairs that share only one fold.
         resamples: How many times to draw the documents.
@@ -53,29 +58,35 @@ def compare_pairs(
 
     Returns:
         One row per pair: ``first`` and ``second`` system; ``cells`` and ``folds``, how many they share; ``difference``
-        first - second of their mean accuracies there, in points; its bootstrap interval ``low`` and ``high``; and
-        ``p_t``, ``p_t_holm``, ``p_bootstrap`` and ``p_bootstrap_holm``. NaN for systems that share no cells.
+        first - second of their means there, of accuracies in points; its interval ``low`` and ``high``; ``wins``, in
+        how many cells the first is better; and ``p_t``, ``p_t_holm``, ``p_bootstrap`` and ``p_bootstrap_holm``. NaN for
+        systems that share no cells.
 
     Raises:
-        InputError: If a cell comes twice or lacks its accuracy or outcomes, or documents do not match.
+        InputError: If a cell comes twice or lacks its value or outcomes, or documents do not match.
     """
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise InputError(f"test_fraction {test_fraction} is not between 0 and 1")
     if resamples < 1:
         raise InputError(f"resamples must be at least 1, not {resamples}")
-    accuracy = _accuracies(cells)
-    documents, correct = _outcomes(accuracy, outcomes)
-    fraction = test_fraction or 1 / max(2, len(documents))
+    values = _values(cells, measure.name)
+    documents, correct = ({}, {}) if outcomes is None else _outcomes(values, outcomes)
+    fraction = test_fraction or 1 / max(2, len({fold for _, _, fold in values}))
     rows: list[dict[str, Any]] = []
     sums: dict[frozenset[int | None], dict[int, pd.DataFrame]] = {}  # by the folds and the number of the pair
-    for first, second in combinations(dict.fromkeys(system for system, _, _ in accuracy), 2):
-        shared = [(s, f) for system, s, f in accuracy if system == first and (second, s, f) in accuracy]
-        differences = np.array([accuracy[first, s, f] - accuracy[second, s, f] for s, f in shared])
+    for first, second in combinations(dict.fromkeys(system for system, _, _ in values), 2):
+        shared = [(s, f) for system, s, f in values if system == first and (second, s, f) in values]
+        differences = np.array([values[first, s, f] - values[second, s, f] for s, f in shared])
         folds = frozenset(fold for _, fold in shared)
         row = {"first": first, "second": second, "cells": len(shared), "folds": len(folds)}
         if shared:
-            row["difference"] = 100 * differences.mean()
-            row["p_t"] = _t_test(differences, fraction / (1 - fraction) if len(folds) > 1 else 0.0)
+            mean = differences.mean()
+            row["difference"] = measure.scale * mean
+            row["wins"] = int((differences > _TINY if measure.higher_is_better else differences < -_TINY).sum())
+            row["p_t"], reach = _t_test(differences, fraction / (1 - fraction) if len(folds) > 1 else 0.0)
+            if outcomes is None:
+                row |= {"low": measure.scale * (mean - reach), "high": measure.scale * (mean + reach)}
+        if shared and outcomes is not None:
             parts = [
                 documents[fold].assign(difference=correct[first, s, fold] - correct[second, s, fold])
                 for s, fold in shared
@@ -90,10 +101,10 @@ def compare_pairs(
         draws = _resample(pd.concat(found, axis=1), resamples, seed)
         tails = (draws <= _TINY).sum(axis=0), (draws >= -_TINY).sum(axis=0)
         p_values = np.minimum(1, 2 * (1 + np.minimum(*tails)) / (1 + resamples))
-        intervals = 100 * np.quantile(draws, [0.025, 0.975], axis=0).T
+        intervals = measure.scale * np.quantile(draws, [0.025, 0.975], axis=0).T
         for number, (low, high), p_value in zip(found, intervals, p_values, strict=True):
             rows[number] |= {"low": low, "high": high, "p_bootstrap": p_value}
-    columns = ["first", "second", "cells", "folds", "difference", "low", "high"]
+    columns = ["first", "second", "cells", "folds", "difference", "low", "high", "wins"]
     pairs = pd.DataFrame(rows, columns=[*columns, "p_t", "p_t_holm", "p_bootstrap", "p_bootstrap_holm"])
     for test in ("p_t", "p_bootstrap"):
         pairs[f"{test}_holm"] = holm(pairs[test])
@@ -226,29 +237,29 @@ def _mean_ari(assignments: NDArray[Any]) -> float:
     return float(np.where(same, 1, index).mean())
 
 
-def _accuracies(cells: pd.DataFrame) -> dict[CellKey, float]:
-    columns = ["system", "seed", "fold", "accuracy"]
+def _values(cells: pd.DataFrame, name: str) -> dict[CellKey, float]:
+    columns = ["system", "seed", "fold", name]
     if missing := [column for column in columns if column not in cells]:
         raise InputError(f"the table of cells has no column {missing[0]!r}; it needs {', '.join(columns)}")
     found: dict[CellKey, float] = {}
-    for system, seed, number, accuracy in cells[columns].itertuples(index=False, name=None):
+    for system, seed, number, value in cells[columns].itertuples(index=False, name=None):
         fold = None if pd.isna(number) else number
         if (system, seed, fold) in found:
             raise InputError(f"{_name((system, seed, fold))} is in the table twice")
-        if not np.isfinite(accuracy):
-            raise InputError(f"{_name((system, seed, fold))} has accuracy {accuracy}; leave out what was not measured")
-        found[system, seed, fold] = accuracy
+        if not np.isfinite(value):
+            raise InputError(f"{_name((system, seed, fold))} has {name} {value}; leave out what was not measured")
+        found[system, seed, fold] = value
     return found
 
 
 def _outcomes(
-    accuracy: Mapping[CellKey, float], outcomes: Mapping[CellKey, Mapping[str, ArrayLike] | pd.DataFrame]
+    cells: Iterable[CellKey], outcomes: Mapping[CellKey, Mapping[str, ArrayLike] | pd.DataFrame]
 ) -> tuple[dict[int | None, pd.DataFrame], dict[CellKey, NDArray[Any]]]:
     """By fold its documents and their ``weight``, 1 / documents of the domain, and by cell the outcomes ``[n]``."""
     tables: dict[int | None, pd.DataFrame] = {}
     first: dict[int | None, CellKey] = {}  # the cell that they are from
     correct: dict[CellKey, NDArray[Any]] = {}
-    for cell in accuracy:
+    for cell in cells:
         if cell not in outcomes:
             raise InputError(f"{_name(cell)} has an accuracy, but no outcomes of its documents")
         table = _table(cell, outcomes[cell])
@@ -285,15 +296,19 @@ def _table(cell: CellKey, outcome: Mapping[str, ArrayLike] | pd.DataFrame) -> pd
     return table
 
 
-def _t_test(differences: NDArray[np.float64], ratio: float) -> float:
-    """Two-sided p-value; ``ratio`` is that of test to training documents, or 0 for the plain t-test."""
+def _t_test(differences: NDArray[np.float64], ratio: float) -> tuple[float, float]:
+    """Two-sided p-value, and how far the interval of the mean (95 %) reaches to each side.
+
+    ``ratio`` is that of test to training documents, or 0 for the plain t-test.
+    """
     if not differences.any():
-        return 1.0
+        return 1.0, 0.0
     count = len(differences)
     if count < 2 or np.ptp(differences) < _TINY:
-        return np.nan
-    t = differences.mean() / np.sqrt(differences.var(ddof=1) * (1 / count + ratio))
-    return float(2 * stats.t.sf(abs(t), count - 1))
+        return np.nan, np.nan
+    error = np.sqrt(differences.var(ddof=1) * (1 / count + ratio))
+    p_value = 2 * stats.t.sf(abs(differences.mean() / error), count - 1)
+    return float(p_value), float(error * stats.t.ppf(0.975, count - 1))
 
 
 def _resample(sums: pd.DataFrame, resamples: int, seed: int) -> NDArray[np.float64]:

@@ -29,12 +29,13 @@ class TFIDF:
         self.model.fit(self._features(self.vectorizer.fit_transform(texts), tasks), labels)
         return self
 
-    def predict(self, texts: Sequence[str], tasks: ArrayLike) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The class of each document."""
-        found: np.ndarray[Any, np.dtype[np.int64]] = self.model.predict(
-            self._features(self.vectorizer.transform(texts), tasks)
-        )
-        return found
+    def logits(self, texts: Sequence[str], tasks: ArrayLike, num_classes: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Scores of documents for all classes ``[n, num_classes]``; minus infinity for those that it has not seen."""
+        found = self.model.decision_function(self._features(self.vectorizer.transform(texts), tasks))
+        logits = np.full((len(found), num_classes), -np.inf)
+        # Of two classes there is one score: that of the second
+        logits[:, self.model.classes_] = np.stack([-found, found], 1) / 2 if found.ndim == 1 else found
+        return logits
 
     @property
     def parameters(self) -> int:

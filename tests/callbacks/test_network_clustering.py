@@ -322,6 +322,28 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(
     assert state["layers"]["cluster_layers.0"]["frozen_at_step"] is not None
 
 
+def test_a_checkpoint_of_the_warm_up_can_be_evaluated_after_training(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, tmp_path: Path
+) -> None:
+    """By the same objects, which have chosen the number of clusters since: it may be the best one."""
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            if trainer.global_step == 2:
+                trainer.save_checkpoint(tmp_path / "it.ckpt")
+                self.weights = copy.deepcopy(pl_module.state_dict())
+
+    model, save = make_model(num_clusters="auto"), Save()
+    callback = NetworkClusteringCallback(warmup="shared", warmup_epochs=1)
+    trainer = make_trainer(max_epochs=2, callbacks=[callback, save])
+    trainer.fit(model, datamodule=datamodule)
+    assert model.cluster_layers[0].num_clusters != "auto"
+    trainer.test(model, datamodule=datamodule, ckpt_path=tmp_path / "it.ckpt", verbose=False, weights_only=True)
+    assert model.cluster_layers[0].num_clusters == "auto"
+    for name in ("head.weight", "cluster_layers.0.weight"):
+        assert torch.equal(model.state_dict()[name], save.weights[name])
+
+
 @pytest.mark.parametrize("warmup", ["apart", "shared"])
 def test_state_survives_a_round_trip(
     make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, tmp_path: Path, warmup: Any

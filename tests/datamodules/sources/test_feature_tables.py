@@ -276,3 +276,21 @@ def test_the_command_line_builds_it() -> None:
         settings = {"class_path": path, "init_args": {"path": "x.csv", "label": label, "features": ["a", "b*"]}}
         made = parser.instantiate_classes(parser.parse_object({"source": settings})).source
         assert (made.label, made.columns) == (label, ["a", "b*"])
+
+
+@pytest.mark.parametrize("label", ["y", ["y", "z"]])
+def test_known_groups_are_of_all_tasks(tmp_path: Path, label: Any) -> None:
+    rows = [{"x": 1, "y": 0, "z": 1, "field": "y"}, {"x": 2, "y": 1, "z": 0, "field": "z"}]
+    write_csv(tmp_path / "a.csv", rows)
+    settings = {"path": f"{tmp_path}/a.csv", "features": "x", "label": label, "task": "field" if label == "y" else None}
+    source = FeatureTables(**settings, groups={"wet": ["z"], "dry": ["y"]})
+    assert source.domains() == ["y", "z"]
+    assert source.planted_groups == {"z": 0, "y": 1}
+    assert source.fingerprint() == FeatureTables(**settings).fingerprint()  # documents are the same
+    assert FeatureTables(**settings).planted_groups is None
+    with pytest.raises(InputError, match="data.source.groups must have each of the tasks y, z, found 'z' in none"):
+        FeatureTables(**settings, groups={"dry": ["y"]}).domains()
+    with pytest.raises(InputError, match="found 'w' among others"):
+        FeatureTables(**settings, groups={"dry": ["y", "w", "z"]}).domains()
+    with pytest.raises(InputError, match="a task is in one group, found 'y' twice in data.source.groups"):
+        FeatureTables(**settings, groups={"dry": ["y"], "wet": ["y", "z"]})

@@ -7,9 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lightning_ncmtl.comparison.cell import _accuracies, _curves, _labelled, _Outcomes, run
-from lightning_ncmtl.comparison.plan import Cell
-from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.comparison.cell import _curves, _labelled, _Outcomes, _values
 from lightning_ncmtl.metrics import TaskMetrics
 
 
@@ -17,21 +15,17 @@ def data(**columns: Any) -> Any:
     return SimpleNamespace(documents=lambda split: Dataset.from_dict(columns))
 
 
-def test_the_linear_model_is_of_documents_with_a_label() -> None:
-    columns = {"text": ["a", "b", "c"], "task_ids": [[0], [0], [1]], "labels": [[1], [-1], [0]]}
+def test_references_are_of_documents_with_a_label() -> None:
+    columns = {"text": ["a", "b", "c"], "task_ids": [[0], [0], [1]], "labels": [[1], [-1], [0]], "index": [3, 5, 7]}
     documents = _labelled(data(**columns), "train")
-    assert documents.to_dict("list") == {"text": ["a", "c"], "task_ids": [0, 1], "labels": [1, 0]}
+    assert documents.to_dict("list") == {"text": ["a", "c"], "task_ids": [0, 1], "labels": [1, 0], "index": [3, 7]}
 
 
-@pytest.mark.parametrize("tfidf", [{}, {"tfidf": {}}])
-def test_documents_of_several_labels_are_refused(tmp_path: Path, tfidf: Any) -> None:
-    encoder = {"class_path": "lightning_ncmtl.encoders.NGram", "init_args": {"embedding_dim": 8}}
-    settings = {
-        "data": {"source": {"class_path": "lightning_ncmtl.datamodules.sources.SyntheticAssays"}},
-        "model": {"init_args": {"encoder": encoder, "cluster_features": [4], "num_clusters": [2]}},
-    }
-    with pytest.raises(InputError, match="ncmtl compare needs one label per document"):
-        run(Cell("several", 1, None, tmp_path, (settings, tfidf)))
+def test_a_document_of_several_labels_is_there_once_for_each() -> None:
+    columns = {"text": ["a", "b", "c"], "task_ids": [[1, 0], [0], []], "labels": [[1, 0], [1], []], "index": [3, 5, 7]}
+    documents = _labelled(data(**columns), "train")
+    expected = {"text": ["a", "a", "b"], "task_ids": [0, 1, 0], "labels": [0, 1, 1], "index": [3, 3, 5]}
+    assert documents.to_dict("list") == expected
 
 
 def test_outcomes_are_those_of_the_step() -> None:
@@ -42,13 +36,14 @@ def test_outcomes_are_those_of_the_step() -> None:
     collected.on_validation_start(None, None)
     collected.on_validation_batch_end(None, None, {"index": labels, "task_ids": labels, "correct": labels}, batch, 0)
     collected.on_test_start(None, None)  # of the last evaluation only
-    for index in ([7, 3], [5, 4]):
-        step = {"index": torch.tensor(index), "task_ids": torch.tensor([0, 1]), "correct": torch.tensor([True, False])}
+    for index in ([7, 3], [5, 3]):  # the third has two labels
+        task_ids = torch.tensor([0, 1]) if index[0] == 7 else torch.tensor([0, 0])
+        step = {"index": torch.tensor(index), "task_ids": task_ids, "correct": torch.tensor([True, False])}
         collected.on_test_batch_end(None, None, step, batch, 0)
     arrays = collected.arrays()
     assert {name: values.tolist() for name, values in arrays.items()} == {
-        "domain": [1, 1, 0, 0],
-        "document": [3, 4, 5, 7],
+        "domain": [0, 1, 0, 0],
+        "document": [3, 3, 5, 7],
         "correct": [False, False, True, True],
         "clean": [False, False, True, True],
     }
@@ -57,21 +52,26 @@ def test_outcomes_are_those_of_the_step() -> None:
 
 @pytest.mark.parametrize("tasks", [3, 60])
 def test_results_have_all_domains_however_many_are_logged(tasks: int) -> None:
-    metrics = TaskMetrics([f"domain{task}" for task in range(tasks)])
+    metrics = TaskMetrics([f"domain{task}" for task in range(tasks)], ["AUROC"])
     labels, task_ids = torch.arange(4 * tasks) % 3 % 2, torch.arange(4 * tasks) // 4
+    labels[4:8] = 1  # a domain without one of its classes
     metrics.update(torch.tensor([[1.0, 0.0]]).expand(4 * tasks, 2), labels, task_ids, task_ids > 0)
     known = {"domain": task_ids.numpy(), "correct": (labels == 0).numpy(), "clean": (task_ids > 0).numpy()}
     names = metrics.task_names
-    found = _accuracies(known, names)
-    expected = {name: float(value) for name, value in metrics.compute().items() if name.startswith("accuracy")}
-    for name in ("accuracy", "accuracy_clean"):
+    expected = {name: float(value) for name, value in metrics.compute().items() if not name.startswith("loss")}
+    found = _values(known, names, metrics)
+    for name in ("accuracy", "accuracy_clean", "AUROC"):
         each = metrics.per_task[name].tolist()
         expected |= {f"{name}/{task}": value for task, value in zip(names, each, strict=True)}
-    assert np.isnan(expected.pop("accuracy_clean/domain0"))
+    expected.pop("AUROC_worst_10", None)
+    assert np.isnan([expected.pop(name) for name in ("accuracy_clean/domain0", "AUROC/domain1")]).all()
     assert found == pytest.approx(expected)
+    assert found["skipped"] == 1
 
 
 def test_curves_are_of_what_was_logged(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
-    file.write_text("epoch,val/accuracy,val/accuracy/a\n0,0.5,0.25\n0,,\n1,0.75,0.5\n")
-    assert _curves(file, ["a", "b"]) == {"epochs": [1, 2], "curves": {"": [0.5, 0.75], "a": [0.25, 0.5]}}
+    file.write_text("epoch,val/accuracy,val/AUROC,val/AUROC/a\n0,1,0.5,0.25\n0,,,\n1,0,0.75,0.5\n")
+    expected = {"epochs": [1, 2], "curves": {"": [0.5, 0.75], "a": [0.25, 0.5]}}
+    assert _curves(file, ["a", "b"], "AUROC") == expected
+    assert _curves(file, ["a"], "accuracy")["curves"] == {"": [1, 0]}

@@ -6,9 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 from filelock import FileLock
+from in_process import InProcess
 
 from lightning_ncmtl.comparison import runner
 from lightning_ncmtl.comparison.plan import hash_code
@@ -44,7 +43,7 @@ SETTINGS: dict[str, Any] = {
                 },
             }
         },
-        "clustering": {"warmup_epochs": 1, "freeze_after_epochs": 2},
+        "clustering": {"warmup": "apart", "warmup_epochs": 1, "freeze_after_epochs": 2},
         "report": {"pictures": False},
         "trainer": {"max_epochs": 2},
     },
@@ -82,24 +81,6 @@ def write(path: Path, **changes: Any) -> str:
         yaml.safe_dump({"output": str(path / "out"), **SETTINGS, **changes}, sort_keys=False)
     )
     return str(path / "compare.yaml")
-
-
-class InProcess:
-    """In the place of a process: runs the command of a cell at once, in this one, which has imported all it needs."""
-
-    def __init__(self, command: list[str], directory: Path, jobs: int) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        log = (directory / "log.txt").open("a")
-        with log, redirect_stdout(log), redirect_stderr(log), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # which a process prints
-            try:
-                main(command[3:])
-                self.returncode = 0
-            except SystemExit as error:
-                self.returncode = int(str(error.code))
-
-    def poll(self) -> int:
-        return self.returncode
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -241,7 +222,10 @@ def test_the_test_split_folds_and_a_cell_that_fails(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit, match="2"):
         main(["compare", "--config", config, "--baseline", "TF-IDF"])
     error = capsys.readouterr().err
-    assert "2 of 6 cells failed, the first is too many, seed 1, fold 0: num_clusters must be between 1 and" in error
+    assert (
+        "2 of 6 cells failed, the first is too many, seed 1, fold 0: num_clusters must be 'auto' or between 1 and"
+        in error
+    )
     table = pd.read_csv(tmp_path / "out" / "results.csv")
     assert table["fold"].tolist() == [0, 0, 1, 1]
     cell = tmp_path / "out" / "cells" / "ncmtl" / "seed-1-fold-1"
@@ -268,6 +252,8 @@ def test_the_test_split_folds_and_a_cell_that_fails(tmp_path: Path, capsys: pyte
         ({"color": "red"}, "unknown settings in the configuration of the comparison: color"),
         ({"sweeps": {"s": {"off": "NCMTL"}}}, "a sweep needs of, values and perhaps figure"),
         ({"systems": {"T": {"tfidf": {"degree": 3}}}, "sweeps": {}}, "'T' has the tfidf settings {'degree': 3}"),
+        ({"systems": {"T": {"reference": {"model": "SVM"}}}, "sweeps": {}}, "reference.model 'SVM' is no classifier"),
+        ({"systems": {"T": {"reference": {"c": 3}}}, "sweeps": {}}, "'T' has the reference settings {'c': 3}: "),
         (
             {"systems": {"N": {"model": {"init_args": {"width": 3}}}}, "sweeps": {}},
             "the settings of 'N' cannot be used: ",

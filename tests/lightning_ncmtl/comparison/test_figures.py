@@ -13,15 +13,16 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from lightning_ncmtl.comparison.figures import (
-    draw_accuracy,
     draw_agreement,
     draw_curves,
     draw_differences,
     draw_grid,
     draw_recovery,
     draw_stability,
+    draw_systems,
     draw_widths,
 )
+from lightning_ncmtl.comparison.measure import Measure
 from lightning_ncmtl.errors import InputError
 
 NAMES = ["ncmtl", "a rather long name of a system", "$x_1$ & $y$", "hard", "soft", "single", "asp", "7", "8", "9", "10"]
@@ -141,7 +142,7 @@ def test_curves_of_200_domains() -> None:
 @pytest.mark.parametrize("systems", [1, 2, 12])
 def test_accuracy_rows_are_sorted_and_show_every_cell(systems: int) -> None:
     table = cells(systems)
-    figure = draw_accuracy(table)
+    figure = draw_systems(table)
     check_legible(figure)
     axes = figure.axes[0]
     means = 100 * table.groupby("system")["accuracy"].mean().sort_values(ascending=False)
@@ -156,7 +157,7 @@ def test_accuracy_rows_are_sorted_and_show_every_cell(systems: int) -> None:
 
 
 def test_accuracy_of_one_cell_has_no_deviation() -> None:
-    figure = draw_accuracy(cells(1, seeds=1))
+    figure = draw_systems(cells(1, seeds=1))
     assert "±" not in figure.axes[0].texts[0].get_text()
 
 
@@ -182,6 +183,29 @@ def test_differences_are_those_to_the_baseline() -> None:
     assert intervals == [[0, 0], [2, 4], [-1.5, 0.5], [-2, -1]]
     assert read(axes.texts) == ["+3.0   p = 0.049", "-0.5   p = 0.400", "-1.5   p < 0.001", "no cells in common"]
     assert axes.get_xlabel().startswith("accuracy - that of base, in points")
+
+
+def test_differences_of_another_metric_are_tested_over_cells() -> None:
+    """In its own unit, the best on top, with the t-test in the place of the bootstrap."""
+    measure = Measure("CalibrationError", higher_is_better=False)
+    rows = [("base", "a", 0.02, 0.01, 0.03, 0.04), ("base", "b", -0.01, np.nan, np.nan, np.nan)]
+    pairs = pd.DataFrame(rows, columns=["first", "second", "difference", "low", "high", "p_t_holm"])
+    figure = draw_differences(pairs, "base", measure)
+    check_legible(figure)
+    axes = figure.axes[0]
+    assert read(axes.get_yticklabels()) == ["a", "b"]
+    assert read(axes.texts) == ["-0.020   p = 0.040", "+0.010   "]
+    assert dots(axes, filled=True) == [(-0.02, 0)]
+    assert axes.get_xlabel().startswith("CalibrationError - that of base\nand its 95 % interval over cells")
+
+
+def test_systems_by_another_metric_are_in_its_unit_and_order() -> None:
+    table = cells(3).rename(columns={"accuracy": "CalibrationError"})
+    axes = draw_systems(table, Measure("CalibrationError", higher_is_better=False)).axes[0]
+    means = table.groupby("system")["CalibrationError"].mean().sort_values()
+    assert read(axes.get_yticklabels()) == list(means.index)
+    assert [text.get_text().split(" ")[0] for text in axes.texts] == [f"{mean:.3f}" for mean in means]
+    assert axes.get_xlabel().startswith("CalibrationError: cells")
 
 
 def test_differences_to_a_system_that_is_not_there() -> None:
@@ -327,7 +351,7 @@ def test_recovery_worse_than_chance_stays_in_the_picture() -> None:
     ("draw", "table", "column"),
     [
         (draw_curves, curves(1, 1), "domain"),
-        (draw_accuracy, cells(1), "accuracy"),
+        (draw_systems, cells(1), "accuracy"),
         (draw_agreement, agreements(1), "num_clusters"),
         (draw_stability, stability(1, ["one"]), "null_high"),
         (lambda table: draw_differences(table, "base"), differences(), "low"),

@@ -14,7 +14,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {"A": {"trainer": {"max_epochs": 1}}, "B": 
 def make(path: Path, **changes: Any) -> list[Any]:
     settings: dict[str, Any] = {
         "systems": SYSTEMS, "sweeps": {}, "common": {"data": {"batch_size": 4}}, "configs": [], "arguments": [],
-        "seeds": [1, 2], "folds": None, "test": False, "output": path,
+        "seeds": [1, 2], "folds": None, "splits": None, "test": False, "output": path,
     }  # fmt: skip
     return plan(**{**settings, **changes})
 
@@ -35,6 +35,17 @@ def test_cells_are_systems_and_sweeps_times_seeds_times_folds(tmp_path: Path) ->
     assert (cells[2].sweep, cells[2].value, cells[0].sweep) == ("epochs", "x", None)
 
 
+def test_splits_take_the_place_of_seeds_and_folds(tmp_path: Path) -> None:
+    cells = make(tmp_path, splits=[4, 7])
+    found = [(cell.system, cell.seed, cell.fold, cell.split, cell.part) for cell in cells]
+    assert found == [(system, number, None, number, number) for number in (4, 7) for system in ("A", "B")]
+    assert cells[3].name == "B, split 7"
+    assert cells[3].key == "b/split-7"
+    [other] = make(tmp_path, systems={"B": {}}, seeds=[7])
+    assert cells[3].fingerprint != other.fingerprint
+    assert "split" not in other.fingerprint  # results from before there were any still count
+
+
 def test_equal_settings_are_trained_once(tmp_path: Path) -> None:
     values = {"x": {"trainer": {"max_epochs": 3}}, "as it is": {}}
     sweeps = {"one": Sweep("A", values), "other": Sweep("A", values), "settings": Sweep("A", values, {"a": {"b": 1}})}
@@ -51,7 +62,7 @@ def test_a_finished_cell_belongs_to_its_settings(tmp_path: Path) -> None:
     assert cell.read_result() is None
     cell.directory.mkdir(parents=True)
     (cell.directory / "result.json").write_text(json.dumps({"fingerprint": cell.fingerprint}))
-    names = {"system": "A", "seed": 1, "fold": None, "sweep": None, "value": None}
+    names = {"system": "A", "seed": 1, "fold": None, "split": None, "sweep": None, "value": None}
     assert cell.read_result() == {"fingerprint": cell.fingerprint, **names}
     config.write_text("# comments do not count\nseed_everything: 3\n")
     assert cell.read_result() is not None
@@ -72,6 +83,8 @@ def test_a_finished_cell_belongs_to_its_settings(tmp_path: Path) -> None:
         ({"folds": []}, "needs systems, seeds and folds"),
         ({"seeds": [1, 1]}, r"seeds must differ, found \[1, 1\]"),
         ({"folds": [2, 2]}, r"folds must differ, found \[2, 2\]"),
+        ({"splits": []}, "needs systems, seeds and folds"),
+        ({"splits": [3, 3]}, r"splits must differ, found \[3, 3\]"),
         ({"configs": ["nowhere.yaml"]}, "'nowhere.yaml' does not exist"),
         ({"systems": {"äöü": {}}}, "need letters or digits"),
         ({"sweeps": {"s": Sweep("A", {}, figure="pie")}}, "has the figure 'pie': choose grid, line, recovery"),

@@ -9,6 +9,7 @@ from scipy import stats
 from sklearn.metrics import adjusted_rand_score
 
 from lightning_ncmtl.comparison import statistics
+from lightning_ncmtl.comparison.measure import Measure
 from lightning_ncmtl.comparison.statistics import assignment_stability, compare_pairs, holm, mean_agreement
 from lightning_ncmtl.errors import InputError
 
@@ -83,6 +84,25 @@ def test_t_test_of_several_folds_is_corrected() -> None:
         t = 2 / np.sqrt(2 / 3 * (1 / 4 + ratio))
         found = compare_pairs(cells, outcomes, test_fraction=fraction, resamples=10)["p_t"][0]
         assert found == pytest.approx(2 * stats.t.sf(t, 3))
+
+
+@pytest.mark.parametrize(("higher", "wins"), [(True, 3), (False, 1)])
+def test_other_metrics_have_the_interval_of_the_t_test(higher: bool, wins: int) -> None:
+    """Of no documents; against SciPy, and corrected where training sets overlap."""
+    values = {"a": [0.71, 0.78, 0.69, 0.81], "b": [0.70, 0.74, 0.71, 0.75]}
+    measure = Measure("AUROC", higher)
+    for folds in (1, 4):
+        cells, _ = from_accuracies(values, folds)
+        cells = cells.rename(columns={"accuracy": "AUROC"})
+        pair = compare_pairs(cells, measure=measure, test_fraction=0.5).iloc[0]
+        exact = stats.ttest_rel(values["a"], values["b"])
+        low, high = exact.confidence_interval()
+        wider = 1 if folds == 1 else np.sqrt(1 + 4)  # (1/4 + 1) / (1/4)
+        middle, reach = (low + high) / 2, (high - low) / 2 * wider
+        assert (pair["difference"], pair["wins"]) == (pytest.approx(middle), wins)
+        assert (pair["low"], pair["high"]) == (pytest.approx(middle - reach), pytest.approx(middle + reach))
+        assert pair["p_t"] == pytest.approx(2 * stats.t.sf(exact.statistic / wider, 3))
+        assert np.isnan([pair["p_bootstrap"], pair["p_bootstrap_holm"]]).all()
 
 
 def test_bootstrap_against_all_resamples() -> None:
