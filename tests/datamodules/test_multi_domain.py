@@ -516,7 +516,7 @@ def test_a_ready_vocabulary_may_have_gaps(tmp_path: Path) -> None:
 
 
 def test_batches_say_their_half_and_halves_stay_apart() -> None:
-    data = make_data(Synthetic(num_domains=3, train_documents=60), halves=True, validation_size=10, batch_size=16)
+    data = make_data(Synthetic(num_domains=3, train_documents=60), validation_size=10, batch_size=16)
     data.setup("fit")
     loader = data.train_dataloader()
     seen: list[set[int]] = [set(), set()]
@@ -529,6 +529,6 @@ def test_batches_say_their_half_and_halves_stay_apart() -> None:
     assert not seen[0] & seen[1]
     assert len(seen[0] | seen[1]) == 150
     assert all("half" not in batch for batch in data.val_dataloader())
-    plain = make_data(Synthetic(num_domains=3, train_documents=60), validation_size=10)
+    plain = make_data(Synthetic(num_domains=3, train_documents=60), halves=False, validation_size=10)
     plain.setup("fit")
     assert all("half" not in batch for batch in plain.train_dataloader())
