@@ -1,14 +1,16 @@
 """The end of a shared warm-up: the clusters of all layers, from general to specific."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from lightning_ncmtl.clustering._ranks import agree, say
 from lightning_ncmtl.clustering.evidence import LEVEL, Evidence, group_tasks
 from lightning_ncmtl.clustering.kmeans import Backend
 from lightning_ncmtl.clustering.layer_state import LayerState
+from lightning_ncmtl.errors import InputError
 
 
 def fix_clusters(
@@ -41,12 +43,27 @@ def fix_clusters(
         clusters = group_tasks(evidence.products, k, within=fewer, restarts=restarts, seed=seed, backend=backend)
         found[k] = fewer = agree({"": clusters.to(device)})[""]
     for name, state in states.items():
-        fix(state, found[numbers[name]], step)
+        _fix(state, found[numbers[name]], step)
     error = evidence.agreement_error
     say(describe_evidence(evidence.num_clusters, len(evidence.products), evidence.agreement, error, evidence.p_value))
 
 
-def fix(state: LayerState, clusters: Tensor, step: int) -> None:
+def fix_given(states: Mapping[str, LayerState], groups: Sequence[int], step: int) -> None:
+    """Give all layers the same clusters, which somebody knows: ``groups`` [N], from 0.
+
+    Raises:
+        InputError: If there is not one for each task, or the layers were to have another number of clusters.
+    """
+    number = max(groups, default=0) + 1
+    for name, state in states.items():
+        if len(groups) != len(state.target.tasks):
+            raise InputError(f"clusters must be given for each of {len(state.target.tasks)} tasks, found {len(groups)}")
+        if state.num_clusters not in (None, number):
+            raise InputError(f"{name} has {state.num_clusters} clusters, {number} are given: set it to auto")
+        _fix(state, torch.tensor(groups, device=state.target.device), step)
+
+
+def _fix(state: LayerState, clusters: Tensor, step: int) -> None:
     """Give a layer the clusters ``[N]`` for good, from a step on."""
     state.count_clusters(clusters)
     state.remember(clusters, True, step)

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ncmtl.clustering._ranks import say, warn
-from lightning_ncmtl.clustering.decision import fix
+from lightning_ncmtl.clustering.decision import fix_given
 from lightning_ncmtl.clustering.evidence import Evidence
 from lightning_ncmtl.clustering.kmeans import Backend, Metric
 from lightning_ncmtl.clustering.layer_state import LayerState
 from lightning_ncmtl.clustering.layer_step import share_layers
 from lightning_ncmtl.clustering.layout import NumClusters, find_layout
 from lightning_ncmtl.clustering.settings import WARMUP_STEPS, check_kmeans, check_settings
-from lightning_ncmtl.clustering.start import start_alike, start_apart
+from lightning_ncmtl.clustering.start import check_alike, start_alike, start_apart
 from lightning_ncmtl.clustering.targets import reshard
 from lightning_ncmtl.clustering.warmup import SharedWarmup
 from lightning_ncmtl.errors import InputError
@@ -182,6 +182,8 @@ class NetworkClustering:
         for name, state in self._states.items():
             state.attach(targets[name], stacked.get(name))
         self._warmup = None
+        if self.warmup == "shared" and not fresh and not saved:
+            check_alike(targets)
         if self.warmup == "shared" and deciding and not self.assignments:
             sharing = {name: target for name, target in (targets | specific).items() if clusters.get(name) != 1}
             self._warmup = SharedWarmup(sharing, deciding, self.max_clusters, self.restarts, self.seed)
@@ -208,16 +210,9 @@ class NetworkClustering:
         Raises:
             InputError: If that is not one for each task, or does not fit the settings.
         """
-        if self.warmup != "shared" or len(groups) != len(self.tasks):
-            raise InputError(
-                f"given clusters are for warmup='shared' and one for each of {len(self.tasks)} tasks, found warmup="
-                f"{self.warmup!r} and {len(groups)}"
-            )
-        number = max(groups) + 1
-        for name, state in self._states.items():
-            if state.num_clusters not in (None, number):
-                raise InputError(f"{name} has {state.num_clusters} clusters, {number} are given: set it to auto")
-            fix(state, torch.tensor(groups, device=state.target.device), self.steps + 1)
+        if self.warmup != "shared":
+            raise InputError(f"given clusters are for warmup='shared', found {self.warmup!r}")
+        fix_given(self._states, groups, self.steps + 1)
         self._warmup = None
 
     @torch.no_grad()

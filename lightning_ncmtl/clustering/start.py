@@ -7,6 +7,7 @@ from torch import nn
 
 from lightning_ncmtl.clustering._ranks import say, warn
 from lightning_ncmtl.clustering.targets import Target
+from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import TaskLinear, TaskModule
 
 
@@ -28,6 +29,16 @@ def start_alike(targets: Mapping[str, Target], first: str) -> list[str]:
             say(f"shared start: all tasks of {name} start from the weights of {first!r}")
             changed.append(name)
     return changed
+
+
+def check_alike(targets: Mapping[str, Target]) -> None:
+    """Raise :class:`InputError` if tasks differ, which cannot begin to share without losing what they learned."""
+    for name, target in targets.items():
+        if not target.is_alike():
+            raise InputError(
+                f"the training began without network clustering, and the tasks of {name} differ by now, which a shared "
+                "warm-up would undo: choose warmup='apart', or begin anew"
+            )
 
 
 def start_apart(module: nn.Module, seed: int) -> None:

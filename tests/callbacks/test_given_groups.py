@@ -113,7 +113,7 @@ def test_one_cluster_in_all_layers_is_one_network_for_all_tasks(
     ("settings", "message"),
     [
         ({"groups": "found"}, "groups must be 'planted', 'random' or none, found 'found'"),
-        ({"warmup": "apart"}, "are for warmup='shared' and one for each of 4 tasks, found warmup='apart' and 4"),
+        ({"warmup": "apart"}, "given clusters are for warmup='shared', found 'apart'"),
         ({"num_clusters": 3}, "cluster_layers.0 has 3 clusters, 2 are given: set it to auto"),
     ],
 )

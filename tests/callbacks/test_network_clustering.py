@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from data import make_data
+from projects import Heads, rows_of
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
@@ -439,3 +440,20 @@ def test_training_shorter_than_the_warm_up_warns(
             make_trainer,
             max_steps=2,
         )
+
+
+def test_a_training_that_began_without_it_is_not_averaged(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    model = Heads()
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(model)
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    before = rows_of(model)
+    again = Heads()
+    with pytest.raises(InputError, match="began without network clustering, and the tasks of heads differ by now"):
+        make_trainer(max_epochs=2, callbacks=[NetworkClusteringCallback(targets="heads")]).fit(
+            again, ckpt_path=tmp_path / "it.ckpt"
+        )
+    assert torch.equal(rows_of(again), before)
+    apart = NetworkClusteringCallback(2, "heads", warmup="apart", warmup_steps=1)
+    make_trainer(max_epochs=2, callbacks=[apart]).fit(again, ckpt_path=tmp_path / "it.ckpt")
+    assert apart.assignments
