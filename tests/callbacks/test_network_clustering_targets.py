@@ -191,9 +191,12 @@ def test_own_start(make_trainer: MakeTrainer, settings: dict[str, Any]) -> None:
 def test_no_shared_start_when_training_resumes(
     make_trainer: MakeTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture, warmup: Any
 ) -> None:
-    """Neither with the callback's state in the checkpoint, nor when it is added to a training that began without."""
+    """Neither with the callback's state in the checkpoint, nor when it is added to a training that began without.
+
+    (The latter is for a warm-up apart alone.)
+    """
     before = NetworkClusteringCallback(2, "heads", warmup=warmup, warmup_steps=99)
-    for number, callbacks in enumerate(([], [before])):
+    for number, callbacks in enumerate([[before]] if warmup == "shared" else [[before], []]):
         model, start = Heads(), Start()
         trainer = make_trainer(max_epochs=1, callbacks=callbacks)
         trainer.fit(model)
