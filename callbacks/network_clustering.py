@@ -159,7 +159,7 @@ class NetworkClusteringCallback(Callback):
             )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        self.clusters.before_step(self._is_warmup(trainer), optimizer)
+        self.clusters.before_step(self._is_warmup(trainer), optimizer if len(trainer.optimizers) > 1 else None)
 
     def _is_warmup(self, trainer: Trainer) -> bool | None:
         return None if self.warmup_epochs is None else trainer.current_epoch < self.warmup_epochs

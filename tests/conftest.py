@@ -19,6 +19,7 @@ from data import make_data
 from pytorch_lightning import Trainer
 
 from lightning_ncmtl import NCMTL
+from lightning_ncmtl.callbacks import NetworkClusteringCallback
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.sources import Synthetic
 from lightning_ncmtl.encoders import HAN
@@ -60,5 +61,16 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
             "default_root_dir": tmp_path,
         }
         return Trainer(**{**defaults, **settings})
+
+    return make
+
+
+@pytest.fixture(params=["apart", "shared"])
+def clustering(request: pytest.FixtureRequest) -> Callable[..., NetworkClusteringCallback]:
+    """The callback on the project of tests/support/projects.py, with either warm-up."""
+
+    def make(**settings: Any) -> NetworkClusteringCallback:
+        defaults = {"num_clusters": 2, "targets": "heads", "warmup_steps": 2, "warmup": request.param}
+        return NetworkClusteringCallback(**{**defaults, **settings})
 
     return make

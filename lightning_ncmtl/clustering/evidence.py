@@ -124,8 +124,7 @@ def weigh_evidence(
             means = _mean_rows(between, clusters, k)  # [K, N], how well each cluster predicts each task
             hit = hit + means[clusters, torch.arange(n)] / 2
             chance = chance + means[clusters, order].sum(1) / 2
-            inner = _mean_rows(_mean_rows(half, clusters, k).T, clusters, k).diagonal()  # [K]
-            length = length + inner[clusters] / 2
+            length = length + _mean_lengths(half, clusters, k)[clusters] / 2
         hits.append(hit)
         lengths.append(length)
         chances.append(chance)
@@ -212,7 +211,7 @@ def _divide(products: Tensor, clusters: Tensor, cluster: Callable[[Tensor, int],
                 parts = cluster(mine, 2)
                 if parts.eq(parts[0]).all():
                     parts = torch.arange(len(tasks)) % 2
-                helped = _mean_rows(_mean_rows(mine, parts, 2).T, parts, 2).diagonal() @ parts.bincount().double()
+                helped = _mean_lengths(mine, parts, 2) @ parts.bincount().double()
                 divisions[each] = float(helped - mine.mean() * len(mine)), tasks[parts == 1]
         best = max(divisions, key=lambda each: divisions[each][0])
         clusters = clusters.clone()
@@ -244,6 +243,11 @@ def _mean_rows(matrix: Tensor, clusters: Tensor, k: int) -> Tensor:
     """``[K, M]``, the mean over each cluster of the rows of a matrix ``[N, M]``."""
     sums = matrix.new_zeros(k, matrix.shape[1]).index_add_(0, clusters, matrix)
     return sums / clusters.bincount(minlength=k).clamp(min=1).unsqueeze(1)
+
+
+def _mean_lengths(products: Tensor, clusters: Tensor, k: int) -> Tensor:
+    """``[K]``, the squared length of the mean of each cluster, of points with products ``[N, N]``."""
+    return _mean_rows(_mean_rows(products, clusters, k).T, clusters, k).diagonal()
 
 
 def _correlate_pairs(one: Tensor, other: Tensor) -> tuple[float, float]:

@@ -76,7 +76,7 @@ class LayerState:
             if (value := getattr(self, name)) is not None:
                 setattr(self, name, value.to(target.device))
         if self.residual is None:
-            return _widen(target.read())
+            return widen(target.read())
         target.add_to(self.residual)
         return self.residual
 
@@ -198,6 +198,6 @@ class LayerState:
         return state
 
 
-def _widen(rows: Tensor) -> Tensor:
+def widen(rows: Tensor) -> Tensor:
     """In float32 at least."""
     return rows.to(torch.promote_types(rows.dtype, torch.float32))

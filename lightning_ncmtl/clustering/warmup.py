@@ -19,7 +19,7 @@ from lightning_ncmtl.clustering._ranks import agree
 from lightning_ncmtl.clustering.decision import fix_clusters
 from lightning_ncmtl.clustering.evidence import Evidence, group_tasks, multiply_halves, weigh_evidence
 from lightning_ncmtl.clustering.kmeans import Backend
-from lightning_ncmtl.clustering.layer_state import LayerState
+from lightning_ncmtl.clustering.layer_state import LayerState, widen
 from lightning_ncmtl.clustering.targets import Target, check_mesh
 from lightning_ncmtl.errors import InputError
 
@@ -43,9 +43,6 @@ class SharedWarmup:
         max_clusters: Upper bound of the number of clusters, beside N.
         restarts: k-means++ starts.
         seed: Seed of k-means++ and of permutations.
-
-    Attributes:
-        steps: How many there were.
     """
 
     def __init__(
@@ -59,7 +56,11 @@ class SharedWarmup:
         self._found: list[list[int]] = []  # the clusters of the last weighings
         self._due = float(FIRST)  # the step of the next one
         self._seen = [0, 0]  # how many steps there were of each half
-        self.steps = 0
+
+    @property
+    def steps(self) -> int:
+        """How many there were."""
+        return sum(self._seen)
 
     @property
     def is_over(self) -> bool:
@@ -91,7 +92,6 @@ class SharedWarmup:
         """
         for views in self._views:
             views.leave()
-        self.steps += 1
         if self.steps % EVERY == 0:
             self._measure()
         if self.steps >= self._due:
@@ -147,7 +147,6 @@ class SharedWarmup:
             "found": list(self._found),
             "due": self._due,
             "seen": list(self._seen),
-            "steps": self.steps,
         }
 
     def load(self, saved: Mapping[str, Any]) -> None:
@@ -155,7 +154,7 @@ class SharedWarmup:
         for views, theirs in zip(self._views, saved["views"], strict=True):
             views.load(theirs)
         self._products, self._found = dict(saved["products"]), list(saved["found"])
-        self._due, self._seen, self.steps = saved["due"], list(saved["seen"]), saved["steps"]
+        self._due, self._seen = saved["due"], list(saved["seen"])
 
 
 class _Views:
@@ -163,7 +162,7 @@ class _Views:
 
     Attributes:
         halves: ``[2, N, D]``, by how much each half of the data makes each task differ from the mean of all tasks.
-        squares: ``[D]``, running mean squares of the tasks' gradients; ``None`` before there were any.
+        squares: ``[D]``, running mean squares of the tasks' gradients; NaN before there were any.
     """
 
     def __init__(self, layers: Mapping[str, Target]) -> None:
@@ -176,13 +175,13 @@ class _Views:
         self._target = Target(", ".join(layers), targets[0].tasks, parameters, targets[0].stacked)
         check_mesh(self._target)
         self.is_sharded = self._target.group is not None
-        rows = _widen(self._target.read())
+        rows = widen(self._target.read())
         self.halves = rows.new_zeros(2, *rows.shape)
-        self.squares: Tensor | None = None
+        self.squares = torch.full_like(rows[0], torch.nan)
         self._unit = rows[0]  # [D], the length of a task's own step: that of the batch's enter()
 
     def enter(self, half: int) -> None:
-        center = _widen(self._target.read()).mean(0)
+        center = widen(self._target.read()).mean(0)
         self.halves = self.halves.to(center.device)
         self._target.write(center + self.halves[half])
         squares = torch.stack([torch.linalg.vector_norm(part) for part in center.split(self._widths)]).square_()
@@ -190,28 +189,28 @@ class _Views:
         self._unit = torch.cat([each.expand(width) for each, width in zip(lengths, self._widths, strict=True)])
 
     def learn(self, half: int) -> None:
-        """Each task makes a step of its own, along its gradient less the mean, each number divided by its root mean
+        """Give all tasks the mean of their gradients, and let each make a step of its own along the rest.
 
-        square over time: of :data:`STEP` of the layer's root mean square weight. It fades by :data:`FADING` a step.
+        Each number of it is divided by its root mean square over time, so that the step is of :data:`STEP` of the
+        layer's root mean square weight. What a task has gone by itself fades by :data:`FADING` a step.
         """
         target = self._target.gradients()
         gradients = target.read()
         mean = gradients.mean(0)
         target.write(mean.expand_as(gradients))
-        gradients, mean = _widen(gradients), _widen(mean)
+        gradients, mean = widen(gradients), widen(mean)
         # A gradient scaler leaves out a step with infinite ones, and so do we: the memory of this step is no gradient.
         is_finite = self._target.total(gradients.sum()).isfinite()
         gradients, mean = gradients.where(is_finite, 0), mean.where(is_finite, 0)
         squares = torch.linalg.vector_norm(gradients, dim=0).square_() / len(gradients)
-        # NaN before there were any
-        known = torch.full_like(squares, torch.nan) if self.squares is None else self.squares.to(squares.device)
-        squares = squares.where(is_finite, known)
-        self.squares = torch.lerp(known.where(~known.isnan(), squares), squares, 1 - MEMORY)
+        before = self.squares.to(squares.device)
+        squares = squares.where(is_finite, before)
+        self.squares = torch.lerp(before.where(~before.isnan(), squares), squares, 1 - MEMORY)
         step = self._unit * self.squares.rsqrt().nan_to_num_(posinf=0)
         self.halves[half].addcmul_(gradients.neg_().add_(mean), step).mul_(1 - FADING)
 
     def leave(self) -> None:
-        self._target.write(_widen(self._target.read()).mean(0) + self.halves.mean(0))
+        self._target.write(widen(self._target.read()).mean(0) + self.halves.mean(0))
 
     def multiply(self, names: Collection[str]) -> dict[str, Tensor]:
         """Inner products ``[2N, 2N]`` of the views of some layers, on the CPU."""
@@ -224,17 +223,9 @@ class _Views:
         group = self._target.group
         return {name: multiply_halves(part[0], part[1], group).cpu() for name, part in parts.items() if name in names}
 
-    def save(self) -> dict[str, Tensor | None]:
-        whole = self._target.whole
-        squares = None if self.squares is None else whole(self.squares).to("cpu", copy=True)
-        return {"halves": whole(self.halves).to("cpu", copy=True), "squares": squares}
+    def save(self) -> dict[str, Tensor]:
+        kept = {"halves": self.halves, "squares": self.squares}
+        return {name: self._target.whole(value).to("cpu", copy=True) for name, value in kept.items()}
 
-    def load(self, saved: Mapping[str, Tensor | None]) -> None:
-        halves, squares = (None if value is None else self._target.cut(value).clone() for value in saved.values())
-        assert halves is not None
-        self.halves, self.squares = halves, squares
-
-
-def _widen(rows: Tensor) -> Tensor:
-    """In float32 at least."""
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        self.halves, self.squares = (self._target.cut(saved[name]).clone() for name in ("halves", "squares"))

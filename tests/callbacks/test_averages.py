@@ -26,17 +26,6 @@ MakeClustering = Callable[..., NetworkClusteringCallback]
 pytestmark = pytest.mark.filterwarnings("ignore:batches do not say of which half")
 
 
-@pytest.fixture(params=["apart", "shared"])
-def clustering(request: pytest.FixtureRequest) -> MakeClustering:
-    """The callback with either warm-up."""
-
-    def make(**settings: Any) -> NetworkClusteringCallback:
-        defaults = {"num_clusters": 2, "targets": "heads", "warmup_steps": 2, "warmup": request.param}
-        return NetworkClusteringCallback(**{**defaults, **settings})
-
-    return make
-
-
 @pytest.fixture
 def model() -> Heads:
     torch.manual_seed(0)

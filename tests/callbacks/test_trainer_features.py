@@ -34,17 +34,6 @@ MakeClustering = Callable[..., NetworkClusteringCallback]
 pytestmark = pytest.mark.filterwarnings("ignore:batches do not say of which half")
 
 
-@pytest.fixture(params=["apart", "shared"])
-def clustering(request: pytest.FixtureRequest) -> MakeClustering:
-    """The callback with either warm-up."""
-
-    def make(**settings: Any) -> NetworkClusteringCallback:
-        defaults = {"num_clusters": 2, "targets": "heads", "warmup_steps": 2, "warmup": request.param}
-        return NetworkClusteringCallback(**{**defaults, **settings})
-
-    return make
-
-
 @pytest.fixture
 def train(
     make_trainer: MakeTrainer, clustering: MakeClustering
@@ -236,7 +225,7 @@ def test_an_adversary_with_an_optimizer_of_its_own(make_trainer: MakeTrainer, cl
     class Count(Callback):
         def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
             if (warmup := callback.state_dict()["warmup"]) is not None:
-                learned.append(warmup["steps"])
+                learned.append(sum(warmup["seen"]))
 
     shared = Shared(callback)
     trainer = make_trainer(max_epochs=2, callbacks=[callback, Count(), shared])
