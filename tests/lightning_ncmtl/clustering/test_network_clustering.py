@@ -168,7 +168,7 @@ def test_other_optimizers_are_not_what_a_shared_warm_up_waits_for() -> None:
                 clusters.before_step(optimizer=backbone)
             if others == "between":
                 clusters.step()  # of the other optimizer alone
-                assert clusters.steps == clusters.state_dict()["warmup"]["steps"]
+                assert clusters.steps == sum(clusters.state_dict()["warmup"]["seen"])
                 clusters.before_step(optimizer=backbone)
             clusters.before_step(optimizer=heads)
             heads.step()
