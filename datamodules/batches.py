@@ -11,10 +11,12 @@ from torch import Tensor
 
 from lightning_ncmtl.datamodules.copies import Flags, Integers
 from lightning_ncmtl.datamodules.document_table import first_entries
-from lightning_ncmtl.datamodules.features import Scaling
+from lightning_ncmtl.datamodules.features import Numbers, Scaling
 
 
 class _Sometimes(TypedDict, total=False):
+    values: Tensor
+    weights: Tensor
     clean: Tensor
     rows: Tensor
     half: int
@@ -30,6 +32,8 @@ class Batch(_Sometimes):
         task_ids: ``[B]``, the task of each document.
         labels: ``[B]``, the class of each document, -1 where unknown.
         index: ``[B]``, the place of each document in its dataset.
+        values: ``[B]`` float32, where tasks predict numbers: that of each document, NaN where unknown. Its class is -1.
+        weights: ``[B]`` float32, of training batches where classes have weights: that of each document.
         clean: ``[B]``, whether a document has no copy among those trained on. Batches of validation and test have it
             (of test, only if there is a training split), others do not.
         rows: ``[R]``, if documents may have several labels: the place among the B documents of each label. All the
@@ -44,15 +48,18 @@ class Batch(_Sometimes):
     index: Tensor
 
 
-def collate(table: pa.Table, multi_label: bool = False, scaling: Scaling | None = None) -> Batch:
+def collate(
+    table: pa.Table, multi_label: bool = False, scaling: Scaling | None = None, weights: Numbers | None = None
+) -> Batch:
     """Make a batch of rows of a table.
 
     Args:
         table: Columns ``tokens`` and ``sentence_lengths`` as :class:`lightning_ncmtl.datamodules.text.Encoder` gives
-            them, or ``features``; with the lists ``task_ids`` and ``labels``, with ``index``, and ``clean`` where it is
-            known; no row at all makes an empty batch.
+            them, or ``features``; with the lists ``task_ids`` and ``labels``, perhaps ``values``, with ``index``, and
+            ``clean`` where it is known; no row at all makes an empty batch.
         multi_label: Whether documents may have several labels, or none.
         scaling: What is done to features.
+        weights: ``[N, C]``, the weight of each class of each task.
     """
     batch = Batch(
         inputs=_texts(table) if scaling is None else scaling(table["features"]),
@@ -60,6 +67,11 @@ def collate(table: pa.Table, multi_label: bool = False, scaling: Scaling | None 
         labels=_flat(table, "labels"),
         index=_tensor(table["index"]),
     )
+    if "values" in table.column_names:
+        batch["values"] = torch.from_numpy(_values(table["values"]).astype("float32"))
+    if weights is not None:
+        chosen = weights[batch["task_ids"], batch["labels"].clamp(min=0)]
+        batch["weights"] = torch.from_numpy(chosen).float().where(batch["labels"] >= 0, 1.0)
     if "clean" in table.column_names:
         batch["clean"] = _tensor(table["clean"]).bool()
     if multi_label:
@@ -80,7 +92,11 @@ def _texts(table: pa.Table) -> dict[str, Tensor]:
 
 def _flat(table: pa.Table, name: str) -> Tensor:
     """The values of all lists of a column, one after the other."""
-    return _tensor(table[name].combine_chunks().flatten())
+    return torch.from_numpy(_values(table[name]).astype("int64"))
+
+
+def _values(lists: Any) -> Any:
+    return lists.combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
 
 def _lengths(table: pa.Table, name: str) -> Tensor:
@@ -102,6 +118,7 @@ class Documents(torch.utils.data.Dataset[Batch]):
         multi_label: Whether documents may have several labels, or none.
         halves: ``[n]``, the half of each document that is used, where they have been halved.
         scaling: What is done to features.
+        weights: ``[N, C]``, the weight of each class of each task, where classes have weights.
     """
 
     def __init__(
@@ -112,6 +129,7 @@ class Documents(torch.utils.data.Dataset[Batch]):
         multi_label: bool = False,
         halves: Integers | None = None,
         scaling: Scaling | None = None,
+        weights: Numbers | None = None,
     ) -> None:
         self.table = table.with_format("arrow")
         self.places = np.arange(len(table)) if places is None else places
@@ -119,6 +137,7 @@ class Documents(torch.utils.data.Dataset[Batch]):
         self.multi_label = multi_label
         self.halves = halves
         self.scaling = scaling
+        self.weights = weights
 
     def __len__(self) -> int:
         return len(self.places)
@@ -128,7 +147,7 @@ class Documents(torch.utils.data.Dataset[Batch]):
         rows = self.table[places].append_column("index", pa.array(places))
         if self.clean is not None:
             rows = rows.append_column("clean", pa.array(self.clean[places]))
-        batch = collate(rows, self.multi_label, self.scaling)
+        batch = collate(rows, self.multi_label, self.scaling, self.weights)
         if self.halves is not None and len(chosen):
             batch["half"] = int(self.halves[chosen[0]])
         return batch

@@ -19,7 +19,7 @@ from lightning_ncmtl.datamodules.copies import (
     group_copies,
 )
 from lightning_ncmtl.datamodules.corpus import Corpus
-from lightning_ncmtl.datamodules.document_table import first_entries, read_texts
+from lightning_ncmtl.datamodules.document_table import find_labelled, first_entries, read_texts
 from lightning_ncmtl.datamodules.settings import SplitSettings
 from lightning_ncmtl.datamodules.sources import Split
 from lightning_ncmtl.errors import InputError
@@ -49,7 +49,7 @@ class Division:
         self.seed = split.seed
         documents = corpus.read("train")
         self.tasks, labels = first_entries(documents)
-        self.labelled = labels >= 0
+        self.labelled = find_labelled(documents)
         # Every domain and label, those without one included
         self.strata = self.tasks * (len(corpus.class_names) + 1) + labels + 1
         splits: list[Split] = ["train"]

@@ -1,8 +1,9 @@
 """Documents as a table on disk (Arrow), with numbers for domains and classes."""
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -13,7 +14,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from lightning_ncmtl.datamodules.sources import Document, Label, Problem
-from lightning_ncmtl.datamodules.sources.base import plain_label
+from lightning_ncmtl.datamodules.sources.base import Given, plain_label
 from lightning_ncmtl.errors import InputError
 
 SCHEMA = pa.schema({"text": pa.string(), "task_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
@@ -26,14 +27,16 @@ class Facts(TypedDict):
 
     Attributes:
         domains: Those numbered.
-        classes: Of each domain.
+        classes: Of each domain; none where numbers are predicted.
         counts: Labels, known or not, of each domain.
+        known: Labels that are known, of each domain.
         problems: What was left out: a line each for the first, and how many more.
     """
 
     domains: list[str]
     classes: dict[str, list[Label]]
     counts: dict[str, int]
+    known: dict[str, int]
     problems: list[str]
 
 
@@ -45,6 +48,7 @@ def write_documents(
     drop_empty: bool = False,
     multi_label: bool = False,
     features: Sequence[int] | None = None,
+    regression: Collection[str] = (),
 ) -> Facts:
     """Write documents as a table (see :meth:`lightning_ncmtl.datamodules.corpus.Corpus.read`), a few at a time.
 
@@ -56,8 +60,9 @@ def write_documents(
         drop_empty: Whether to leave out domains without documents.
         multi_label: Whether a document may have several labels, or none.
         features: The places of the features that are kept, in this order, of documents that have any.
+        regression: The domains whose labels are numbers.
     """
-    writer = _Writer(domains, classes, multi_label, features)
+    writer = _Writer(domains, classes, multi_label, features, regression)
     first = path.with_name(f"{path.name}-first")
     try:
         _write_batches(first, writer.schema, writer.batches(items))
@@ -88,23 +93,27 @@ class _Writer:
         classes: Mapping[str, Sequence[Label]] | None,
         multi_label: bool,
         features: Sequence[int] | None,
+        regression: Collection[str],
     ) -> None:
         self.features = features
+        self.regression = set(regression)
         self.schema = SCHEMA
+        if self.regression:
+            self.schema = self.schema.append(pa.field("values", pa.list_(pa.float64())))
         if features is not None:
-            self.schema = SCHEMA.append(pa.field("features", pa.list_(pa.float64(), len(features))))
+            self.schema = self.schema.append(pa.field("features", pa.list_(pa.float64(), len(features))))
         self.classes = classes
         self.multi_label = multi_label
         self.tasks = {domain: task for task, domain in enumerate(domains)}
         self.codes: dict[Label, int] = {}
         self.found: dict[str, set[Label]] = {domain: set() for domain in domains}
-        self.counts = dict.fromkeys(domains, 0)
+        self.counts, self.known = dict.fromkeys(domains, 0), dict.fromkeys(domains, 0)
         self.unknown: Counter[str] = Counter()
         self.problems: list[str] = []
         self.more = 0
 
     def facts(self, drop_empty: bool) -> Facts:
-        needed = self.found if self.classes is None else self.counts
+        needed = self.known if self.classes is None else self.counts
         used = [domain for domain in self.tasks if needed[domain] or not drop_empty]
         classes = self.classes or {domain: sort_labels(self.found[domain]) for domain in used}
         problems = self.problems.copy()
@@ -120,6 +129,7 @@ class _Writer:
             domains=used,
             classes={domain: list(classes[domain]) for domain in used},
             counts={domain: self.counts[domain] for domain in used},
+            known={domain: self.known[domain] for domain in used},
             problems=problems,
         )
 
@@ -140,9 +150,11 @@ class _Writer:
             if not pairs and (item.labels or not self.multi_label):
                 continue
             if self.multi_label:
-                pairs = [pair for pair in pairs if pair[1] >= 0]
-            tasks, labels = zip(*pairs, strict=True) if pairs else ((), ())
+                pairs = [pair for pair in pairs if pair[1] >= 0 or not math.isnan(pair[2])]
+            tasks, labels, values = zip(*pairs, strict=True) if pairs else ((), (), ())
             rows.append({"text": item.text, "task_ids": tasks, "labels": labels})
+            if self.regression:
+                rows[-1]["values"] = values
             if self.features is not None:
                 assert item.features is not None, "a document without the features of its source"
                 rows[-1]["features"] = [item.features[place] for place in self.features]
@@ -152,34 +164,70 @@ class _Writer:
                 rows, characters = [], 0
         yield pa.RecordBatch.from_pylist(rows, self.schema)
 
-    def _pairs(self, document: Document) -> list[tuple[int, int]]:
-        """Task and class of each label that can be used."""
+    def _pairs(self, document: Document) -> list[tuple[int, int, float]]:
+        """Task, class and number of each label that can be used: -1 is no class, and NaN no number."""
         pairs = []
         for domain, given in document.labels.items():
-            label = None if given is None else plain_label(given)
             if domain not in self.tasks:
                 self.unknown[domain] += 1
                 continue
-            if label is not None:
-                if self.classes is not None and label not in self.classes[domain]:
-                    names = ", ".join(map(repr, self.classes[domain]))
-                    what = f"the label {label!r} of {domain!r} is none of its classes {names}: set data.classes"
-                    self.report(f"{document.where}: {what}" if document.where else what)
+            code, value = -1, math.nan
+            if given is not None:
+                try:
+                    if domain in self.regression:
+                        value = _number(given, domain)
+                    else:
+                        label = self._class(given, domain)
+                        self.found[domain].add(label)
+                        code = self.codes.setdefault(label, len(self.codes))
+                except ValueError as error:
+                    self.report(f"{document.where}: {error}" if document.where else str(error))
                     continue
-                self.found[domain].add(label)
+                self.known[domain] += 1
             self.counts[domain] += 1
-            pairs.append((self.tasks[domain], -1 if label is None else self.codes.setdefault(label, len(self.codes))))
+            pairs.append((self.tasks[domain], code, value))
         return pairs
+
+    def _class(self, given: Given, domain: str) -> Label:
+        if isinstance(given, float):
+            raise ValueError(
+                f"a class of {domain!r} is a whole number or a text, found {given}: set data.labels.regression where "
+                "numbers are to be predicted"
+            )
+        label = plain_label(given)
+        if self.classes is not None and label not in self.classes[domain]:
+            names = ", ".join(map(repr, self.classes[domain]))
+            raise ValueError(f"the label {label!r} of {domain!r} is none of its classes {names}: set data.classes")
+        return label
+
+
+def _number(given: Given, domain: str) -> float:
+    try:
+        value = float(given)
+    except (ValueError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number for {domain!r} (data.labels.regression), found {given!r}")
+    return value
 
 
 def first_entries(documents: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Task and label ``[n]`` of each document's first entry; 0 and -1 where it has none."""
+    tasks, labels = _first(documents, "task_ids", 0), _first(documents, "labels", -1)
+    return tasks.astype(np.int64), labels.astype(np.int64)
 
-    def first(column: str, otherwise: int) -> Any:
-        lists = documents.data.column(column)
-        return pc.fill_null(pc.list_flatten(pc.list_slice(lists, 0, 1, return_fixed_size_list=True)), otherwise)
 
-    return first("task_ids", 0).to_numpy().astype(np.int64), first("labels", -1).to_numpy().astype(np.int64)
+def find_labelled(documents: Dataset) -> NDArray[np.bool_]:
+    """Whether each document's first entry ``[n]`` has a label, a class or a number."""
+    known = _first(documents, "labels", -1) >= 0
+    if "values" in documents.column_names:
+        known |= ~np.isnan(_first(documents, "values", math.nan))
+    return np.asarray(known)
+
+
+def _first(documents: Dataset, column: str, otherwise: float) -> NDArray[Any]:
+    lists = pc.list_slice(documents.data.column(column), 0, 1, return_fixed_size_list=True)
+    return np.asarray(pc.fill_null(pc.list_flatten(lists), otherwise).to_numpy())
 
 
 def read_texts(*tables: Dataset) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""Classification of texts, or of rows of features, in many domains, one task per domain."""
+"""Texts, or rows of features, of many domains, one task per domain."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -16,18 +17,18 @@ from lightning_ncmtl.datamodules.cache import Cache
 from lightning_ncmtl.datamodules.copies import Flags, repeats
 from lightning_ncmtl.datamodules.corpus import Corpus
 from lightning_ncmtl.datamodules.division import Division
-from lightning_ncmtl.datamodules.document_table import classes_of
 from lightning_ncmtl.datamodules.features import Scaling
+from lightning_ncmtl.datamodules.labels import learn_scale, weigh_classes
 from lightning_ncmtl.datamodules.predict_file import predict_table
 from lightning_ncmtl.datamodules.sampling import FixedBatchSampler, MixedBatchLoader, MixedBatchSampler
-from lightning_ncmtl.datamodules.settings import BatchSettings, SplitSettings, TextSettings, check_least
+from lightning_ncmtl.datamodules.settings import BatchSettings, LabelSettings, SplitSettings, TextSettings, check_least
 from lightning_ncmtl.datamodules.sources import Label, Source
 from lightning_ncmtl.datamodules.text import encode_table, learn_tokenizer, load_tokenizer
 from lightning_ncmtl.datamodules.vectors import read_vectors
 from lightning_ncmtl.errors import InputError
 
 Stage = Literal["train", "validation", "test", "predict"]
-_SPLIT, _TEXT, _BATCHES = SplitSettings(), TextSettings(), BatchSettings()
+_SPLIT, _LABELS, _TEXT, _BATCHES = SplitSettings(), LabelSettings(), TextSettings(), BatchSettings()
 _PARALLEL = 50_000  # documents from which on several processes encode them
 
 
@@ -53,6 +54,7 @@ class MultiDomainDataModule(LightningDataModule):
             domain's training documents. Documents with other labels are left out.
         features: The features to use, in this order, where the source has any; by default all of these.
         split: How documents are divided into those that train, validate and perhaps test.
+        labels: Which of them are numbers, and what classes weigh.
         text: How text becomes numbers.
         batches: How batches are drawn.
         predict_path: What ``predict`` reads: a table with the columns ``text`` and ``domain`` (see
@@ -84,6 +86,7 @@ class MultiDomainDataModule(LightningDataModule):
         classes: dict[str, list[Label]] | list[Label] | None = None,
         features: list[str] | None = None,
         split: SplitSettings = _SPLIT,
+        labels: LabelSettings = _LABELS,
         text: TextSettings = _TEXT,
         batches: BatchSettings = _BATCHES,
         predict_path: str | None = None,
@@ -98,15 +101,16 @@ class MultiDomainDataModule(LightningDataModule):
             self.save_hyperparameters(logger=False)
         # Plain values again where a checkpoint had them
         self.split = SplitSettings(**split) if isinstance(split, dict) else split
+        self.labels = LabelSettings(**labels) if isinstance(labels, dict) else labels
         self.text = TextSettings(**text) if isinstance(text, dict) else text
         self.batches = BatchSettings(**batches) if isinstance(batches, dict) else batches
         if not made_by_cli(self.hparams):
-            self.hparams.update({name: asdict(getattr(self, name)) for name in ("split", "text", "batches")})
+            self.hparams.update({name: asdict(getattr(self, name)) for name in ("split", "labels", "text", "batches")})
         check_least("num_workers", num_workers, 0)
         check_least("num_proc", num_proc or 1, 1)
         self.source = source
         self.cache = Cache(cache_dir)
-        self.corpus = Corpus(source, domains, classes, self.cache, features)
+        self.corpus = Corpus(source, domains, classes, self.cache, features, self.labels.regression)
         self.domains, self.features = self.corpus.domains, self.corpus.features
         self.hparams.update(domains=self.domains, features=self.features)  # a checkpoint does without the corpus
         self.num_features = len(self.features or ())
@@ -139,7 +143,7 @@ class MultiDomainDataModule(LightningDataModule):
 
     @property
     def domain_classes(self) -> dict[str, list[Label]]:
-        """The classes of each domain, in the order of their numbers."""
+        """The classes of each domain, in the order of their numbers; none of those with numbers to predict."""
         return self.corpus.domain_classes
 
     @property
@@ -149,10 +153,15 @@ class MultiDomainDataModule(LightningDataModule):
 
     @property
     def task_classes(self) -> list[list[int]] | None:
-        """The numbers of the classes of each domain; ``None`` if every domain has all classes."""
+        """The numbers of the classes of each domain that has any; ``None`` if each of these has all classes."""
         names = self.class_names
         classes = [[names.index(name) for name in of_domain] for of_domain in self.domain_classes.values()]
-        return None if all(len(of_task) == len(names) for of_task in classes) else classes
+        return None if all(len(of_task) in (0, len(names)) for of_task in classes) else classes
+
+    @property
+    def regression_tasks(self) -> list[int] | None:
+        """The tasks whose labels are numbers; ``None`` if there are none."""
+        return [self.domains.index(domain) for domain in self.corpus.regression] or None
 
     @property
     def planted_groups(self) -> dict[str, int] | None:
@@ -186,6 +195,12 @@ class MultiDomainDataModule(LightningDataModule):
         assert self.tokenizer is not None, "call setup('fit') first"
         return read_vectors(self.text.vectors, self.tokenizer.get_vocab())
 
+    def value_scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation ``[N]`` of the training numbers of each task; 0 and 1 of those without any."""
+        part = self._parts["train"]
+        mean, deviation = learn_scale(part.table, part.places, self.domains, self.labels.scale)
+        return torch.from_numpy(mean), torch.from_numpy(deviation)
+
     def train_dataloader(self) -> MixedBatchLoader:
         return self._loader("train", shuffle=True)
 
@@ -216,31 +231,13 @@ class MultiDomainDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to read raw data: vocabulary or features, the domains and their classes."""
         return {
-            "domains": self.domains,
-            "classes": self.domain_classes,
-            "features": self.features,
+            **self.corpus.state_dict(),
             "scaling": None if self.scaling is None else self.scaling.plain(),
             "tokenizer": None if self.tokenizer is None else self.tokenizer.to_str(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["domains"] != self.domains:
-            raise InputError(
-                f"the checkpoint was trained on the domains {', '.join(state_dict['domains'])}; "
-                f"the data has {', '.join(self.domains)}: set data.domains"
-            )
-        if state_dict["features"] != self.features:
-            what = f"was trained on the features {state_dict['features']}"[:200]
-            raise InputError(f"the checkpoint {what}; the data has {self.features}"[:400] + ": set data.features")
-        if self.corpus.classes is None:
-            self.corpus.classes = state_dict["classes"]
-        found = self.domain_classes
-        for domain, theirs in classes_of(self.domains, state_dict["classes"]).items():
-            if theirs != found[domain]:
-                raise InputError(
-                    f"the checkpoint was trained on the classes {theirs} of {domain!r}; the data has {found[domain]}: "
-                    "set data.classes"
-                )
+        self.corpus.restore(state_dict)
         if state_dict["tokenizer"] is not None:
             self.tokenizer = Tokenizer.from_str(state_dict["tokenizer"])
         if state_dict["scaling"] is not None:
@@ -332,6 +329,8 @@ class MultiDomainDataModule(LightningDataModule):
             part = self._parts[stage]
             table = part.table if self.tokenizer is None else self._encode_texts(stage, self.tokenizer)
             documents = Documents(table, part.places, part.clean, part.multi_label, part.halves, self.scaling)
+            if stage == "train" and self.labels.weights is not None:
+                documents.weights = weigh_classes(part.table, part.places, self.domain_classes, self.labels.weights)
             self.counts[stage] = counts = {"documents": len(documents)}
             if self.features is None:
                 names = {"invalid": "with invalid characters", "empty": "empty", "truncated": "truncated"}

@@ -1,8 +1,10 @@
-"""Settings of the data module: how documents are divided, how text becomes numbers, how batches are drawn."""
+"""Settings of the data module: the division of documents, labels, how text becomes numbers, how batches are drawn."""
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from lightning_ncmtl.datamodules.sampling import Balance
+from lightning_ncmtl.datamodules.sources import Label
 from lightning_ncmtl.datamodules.text import Keep
 from lightning_ncmtl.errors import InputError
 
@@ -38,6 +40,27 @@ class SplitSettings:
                 f"data.split.folds must be at least 2 and data.split.fold in 0 .. folds - 1, found folds={self.folds}, "
                 f"fold={self.fold}"
             )
+
+
+ClassWeights: TypeAlias = Literal["balanced"] | dict[Label, float]
+ValueScale: TypeAlias = Literal["task", "all"]
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """What the labels are.
+
+    Args:
+        regression: The tasks whose labels are numbers to be predicted; or whether all are.
+        scale: Over which numbers of the training rows they are standardised for training: those of each ``task``, or
+            of ``all`` tasks together, where all have the same unit. Predictions and metrics are in the user's units.
+        weights: What a label counts in the training loss: ``balanced``, so that all classes of a task count the same;
+            or the weight of each class that does not have the weight 1, ``{1: 10.0}``.
+    """
+
+    regression: bool | list[str] = False
+    scale: ValueScale = "task"
+    weights: ClassWeights | None = None
 
 
 @dataclass(frozen=True)

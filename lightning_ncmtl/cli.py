@@ -114,7 +114,7 @@ class SaveConfig(SaveConfigCallback):
         config["data"] |= {"domains": data.domains, "features": data.features}
         # A list where it says as much: jsonargparse's time for a dict grows with the square of its size.
         first, *others = data.domain_classes.values()
-        config["data"]["classes"] = data.domain_classes if any(names != first for names in others) else first
+        config["data"]["classes"] = (data.domain_classes if any(names != first for names in others) else first) or None
         for key in ("config", "ckpt_path", "run_dir"):
             config.pop(key, None)
         return _dump(config)
@@ -147,6 +147,7 @@ class NCMTLCLI(LightningCLI):
             ("num_tasks", "num_tasks"),
             ("domains", "task_names"),
             ("task_classes", "task_classes"),
+            ("regression_tasks", "regression_tasks"),
             ("vocab_size", "encoder.init_args.vocab_size"),
             ("num_features", "encoder.init_args.in_features"),
         ):

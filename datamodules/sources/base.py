@@ -12,18 +12,19 @@ from lightning_ncmtl.errors import InputError
 
 Split = Literal["train", "test", "unlabel"]
 Label = str | int  # in this order: what reads settings must not make numbers of texts such as "+1"
+Given = Label | float  # what rows may have: fractions, too, which are no classes
 
 
 class Document(NamedTuple):
     """A text, and its label in each domain that it belongs to: mostly one, in multi-label corpora several or none.
 
-    A label is ``None`` where it is unknown. ``where`` says where the document stands (``file:line``), for messages.
-    Where a source has numbers in the place of texts, these are the ``features``, and the text is the id of the row,
-    perhaps empty. Rows with the same id are copies of each other.
+    A label is ``None`` where it is unknown, a number where the task is to predict one. ``where`` says where the
+    document stands (``file:line``), for messages. Where a source has numbers in the place of texts, these are the
+    ``features``, and the text is the id of the row, perhaps empty. Rows with the same id are copies of each other.
     """
 
     text: str
-    labels: Mapping[str, Label | None]
+    labels: Mapping[str, Given | None]
     where: str = ""
     features: Sequence[float] | None = None
 

@@ -1,11 +1,12 @@
 """From a row of a table to a document."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_ncmtl.datamodules.sources.base import Document, Label, plain_label
+from lightning_ncmtl.datamodules.sources.base import Document, Given, plain_label
 from lightning_ncmtl.errors import InputError
 
 
@@ -90,14 +91,16 @@ def _domain(value: object, column: str) -> str:
     return name
 
 
-def _label(value: object, column: str) -> Label | None:
+def _label(value: object, column: str) -> Given | None:
     if isinstance(value, str):
         return plain_label(clean(value)) if value.strip() else None
     if value is None:
         return None
     if isinstance(value, int | float) and value == value // 1 and abs(value) < 10**18:
         return int(value)
-    raise ValueError(f"expected a label in {column!r}, a whole number or a text, found {short(value)}")
+    if isinstance(value, float) and math.isfinite(value):  # whether its task is to predict a number is not known here
+        return value
+    raise ValueError(f"expected a label in {column!r}, a number or a text, found {short(value)}")
 
 
 def short(value: object) -> str:

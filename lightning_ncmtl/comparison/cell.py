@@ -36,7 +36,8 @@ from lightning_ncmtl.compatibility import (
 )
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.metrics import MAX_LOGGED_TASKS, UNLABELLED, WORST, TaskMetrics
+from lightning_ncmtl.losses import UNLABELLED
+from lightning_ncmtl.metrics import MAX_LOGGED_TASKS, WORST, TaskMetrics
 
 _REFERENCES = ("tfidf", "reference")  # settings in the place of those of a network
 _LOCK = ".lock"  # held by the process that runs a cell

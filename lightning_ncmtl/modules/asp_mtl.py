@@ -9,14 +9,15 @@ from torch.nn import functional as F
 
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import TaskLinear
+from lightning_ncmtl.losses import mean_loss
 from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, find_rows, select_entries, word_tables
-from lightning_ncmtl.modules.base import MultiTaskModule, cross_entropy
+from lightning_ncmtl.modules.base import MultiTaskModule
 
 
 class ASPMTL(MultiTaskModule):
     """A shared encoder, and a private encoder and a softmax head for each task (Liu et al., Sections 4.2 and 5).
 
-    Two terms are added to the cross-entropy. The *adversarial* one keeps tasks out of the shared features: a linear
+    Two terms are added to the loss. The *adversarial* one keeps tasks out of the shared features: a linear
     discriminator learns to tell the task from them, the shared encoder (through reversed gradients) to prevent it. The
     *orthogonality* penalty keeps shared features out of the private ones. Neither needs labels: both also learn from
     documents without.
@@ -59,7 +60,7 @@ class ASPMTL(MultiTaskModule):
         self.encoder = encoder
         self.private_encoders = nn.ModuleList(_start_anew(encoder) for _ in range(num_tasks))
         size = int(encoder.out_features)  # type: ignore[arg-type]
-        self.head = TaskLinear(num_tasks, 2 * size, self.num_classes)
+        self.head = TaskLinear(num_tasks, 2 * size, self.num_outputs)
         self.discriminator = nn.Linear(size, num_tasks)
 
     def features(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -77,7 +78,8 @@ class ASPMTL(MultiTaskModule):
         if len(task_ids) == 0:
             return super().loss(batch)
         shared, private = self.features(batch["inputs"], task_ids, batch.get("rows"))
-        loss = cross_entropy(self.masked(self.head(torch.cat([private, shared], 1), task_ids), task_ids), labels)
+        outputs = self.masked(self.head(torch.cat([private, shared], 1), task_ids), task_ids)
+        loss = mean_loss(*self.losses(outputs, batch))
         adversarial = F.cross_entropy(self.discriminator(_reverse_gradient(shared)), task_ids)
         parts = {task: (shared[rows], private[rows]) for task, rows in find_rows(task_ids, self.num_tasks).items()}
         overlap = torch.stack([len(s) / len(shared) * _overlap(s, p) for s, p in parts.values()]).sum()

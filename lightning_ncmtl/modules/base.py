@@ -1,4 +1,4 @@
-"""What all systems have in common: training, evaluation and checkpoints of a classifier for many tasks."""
+"""What all systems have in common: training, evaluation and checkpoints of a model for many tasks."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_ncmtl.compatibility import (
     LightningCLI,
@@ -16,11 +15,14 @@ from lightning_ncmtl.compatibility import (
     made_by_cli,
 )
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.metrics import UNLABELLED, TaskMetrics
+from lightning_ncmtl.losses import UNLABELLED, entry_losses, mean_loss
+from lightning_ncmtl.metrics import TaskMetrics
 
 
 class MultiTaskModule(LightningModule):
-    """A classifier for many tasks. A system defines :meth:`logits`, and :meth:`loss` where it is not cross-entropy.
+    """A model for many tasks. A system defines :meth:`logits`, and :meth:`loss` where it is not the mean over entries.
+
+    A task has classes, of which it predicts one, or it predicts a number (``regression_tasks``).
 
     A batch is a mapping with
 
@@ -28,7 +30,9 @@ class MultiTaskModule(LightningModule):
     - ``rows [R]``: for each of R entries the place of its document, in ``0 .. B - 1``. An entry is a document in a
       task: a document may have several, or none. Without ``rows`` each document has one, ``R = B``, in order;
     - ``task_ids [R]``: the task of each entry;
-    - ``labels [R]``: the class, -1 if unknown. Such entries count neither in the cross-entropy nor in the metrics;
+    - ``labels [R]``: the class, -1 if unknown. Such entries count neither in the loss nor in the metrics;
+    - ``values [R]``, where tasks predict numbers: the number, NaN if unknown;
+    - ``weights [R]``, perhaps: what the entry counts in the training loss;
     - ``index [R]``, where known: the number of the document (what ``predict`` and outcomes are told by);
     - ``clean [R]``, where known: whether the document has no copy in the training data.
 
@@ -37,25 +41,32 @@ class MultiTaskModule(LightningModule):
 
     Args:
         num_tasks: Number of tasks N.
-        num_classes: Number of classes C.
+        num_classes: Number of classes C; 0 where all tasks predict numbers.
         task_names: Name of each task, for logs; indices by default.
         task_classes: The classes of each task, out of ``0 .. num_classes - 1``; all by default. The others have logits
             of minus infinity: they are never predicted, and the loss is that of a smaller softmax.
-        metrics: What to evaluate beside accuracy and loss: names of metrics of ``torchmetrics.classification``, such as
-            ``AUROC`` (see :class:`lightning_ncmtl.metrics.TaskMetrics`).
+        regression_tasks: The tasks that predict numbers, which have no classes. In training, numbers are standardised
+            by the data module's ``value_scale()``; all that goes in or comes out is in the user's units.
+        metrics: What to evaluate beside loss and accuracy or error: names of metrics of ``torchmetrics.classification``
+            or ``torchmetrics.regression``, such as ``AUROC`` (see :class:`lightning_ncmtl.metrics.TaskMetrics`).
         optimizer: Makes the optimizer of the parameters.
         lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
 
     Attributes:
         skips_absent_tasks: Whether tasks that are absent from a batch have no gradient.
-        class_mask: ``[N, C]``, 1 where a task has a class, else 0; ``None`` if all tasks have all classes.
+        num_outputs: Columns of :meth:`forward`: C, and one more where tasks predict numbers, which is the last.
+        output_mask: ``[N, num_outputs]``, 1 where a task has an output, else 0; ``None`` if all tasks have all.
+        value_mean: ``[N]``, the mean of the numbers of each task, where tasks predict numbers.
+        value_scale: ``[N]``, their standard deviation, the same way.
 
     Raises:
-        InputError: If there is not one name per task, or not one list of classes, or no such metric.
+        InputError: If there is not one name per task, or not one list of classes, or no such metric or task.
     """
 
     skips_absent_tasks = False
-    class_mask: Tensor | None
+    output_mask: Tensor | None
+    value_mean: Tensor
+    value_scale: Tensor
 
     def __init__(
         self,
@@ -63,6 +74,7 @@ class MultiTaskModule(LightningModule):
         num_classes: int = 2,
         task_names: list[str] | None = None,
         task_classes: list[list[int]] | None = None,
+        regression_tasks: list[int] | None = None,
         metrics: list[str] | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -80,21 +92,31 @@ class MultiTaskModule(LightningModule):
             raise InputError(f"task_names must name each of the {num_tasks} tasks, found {len(names)} names")
         self.num_tasks = num_tasks
         self.num_classes = num_classes
+        self.regression_tasks = list(regression_tasks or ())
+        self.num_outputs = num_classes + bool(self.regression_tasks)
+        mask = _output_mask(num_tasks, num_classes, task_classes, self.regression_tasks)
         # Not in checkpoints, as it follows from the settings. Not bool, of which averages of a module cannot be taken.
-        self.register_buffer("class_mask", _class_mask(num_tasks, num_classes, task_classes), persistent=False)
-        self.metrics = TaskMetrics(names, metrics or ())
-        self._started = False  # whether there are trained weights, which pretrained vectors must not replace
+        self.register_buffer("output_mask", mask, persistent=False)
+        if self.regression_tasks:
+            self.register_buffer("value_mean", torch.zeros(num_tasks))
+            self.register_buffer("value_scale", torch.ones(num_tasks))
+        self.metrics = TaskMetrics(names, metrics or (), self.regression_tasks)
+        self._started = False  # whether there are trained weights, which what data says must not replace
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
 
     def setup(self, stage: str) -> None:
-        """Start from the data module's pretrained word vectors, if it has any and nothing was learned yet."""
+        """Start from the data module's word vectors and scale of numbers, if it has any and nothing was learned yet."""
         data = getattr(self.trainer, "datamodule", None)
         if getattr(data, "features", None) is not None and (encoders := self._encoders_of_words()):
             raise InputError(
                 f"{type(encoders[0]).__name__} reads texts, and the data has features: set model.encoder to "
                 "lightning_ncmtl.encoders.Identity or MLP"
             )
+        scale = getattr(data, "value_scale", None)
+        if stage == "fit" and not self._started and scale is not None and self.regression_tasks:
+            for buffer, values in zip((self.value_mean, self.value_scale), scale(), strict=True):
+                buffer.copy_(values)
         vectors = getattr(data, "vectors", None)
         if stage == "fit" and not self._started and vectors is not None and (matrix := vectors()) is not None:
             encoders = self._encoders_of_words()
@@ -106,7 +128,7 @@ class MultiTaskModule(LightningModule):
             fitting = [encoder for encoder, width in zip(encoders, widths, strict=True) if width == matrix.shape[1]]
             for encoder in fitting or encoders:  # where none fits, one says what would
                 encoder.load_vectors(matrix)
-            self._started = True
+        self._started = self._started or stage == "fit"
 
     def on_train_start(self) -> None:
         """Refuse DDP that waits for the gradients of absent tasks."""
@@ -119,7 +141,7 @@ class MultiTaskModule(LightningModule):
             )
 
     def forward(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Classify the entries of a batch.
+        """What is predicted for the entries of a batch.
 
         Args:
             inputs: B documents, as the encoder takes them.
@@ -127,26 +149,44 @@ class MultiTaskModule(LightningModule):
             rows: ``[R]``, the place of each entry's document in ``0 .. B - 1``; ``None`` if these are all, in order.
 
         Returns:
-            Logits ``[R, num_classes]``, minus infinity for classes that a task does not have.
+            Logits ``[R, num_outputs]``, minus infinity for classes that a task does not have. Where tasks predict
+            numbers, these are in the last column, which is minus infinity for the other tasks.
         """
         if task_ids.shape[0] == 0:  # of a rank without documents, see MixedBatchSampler, or documents without entries
             # All parameters are behind it, with gradients of zero: ranks step together.
-            return torch.cat([p.flatten()[:0] for p in self.parameters()]).unsqueeze(1).expand(0, self.num_classes)
+            return torch.cat([p.flatten()[:0] for p in self.parameters()]).unsqueeze(1).expand(0, self.num_outputs)
         return self.masked(self.logits(inputs, task_ids, rows), task_ids)
 
     @abstractmethod
     def logits(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:
-        """As :meth:`forward`, of one entry or more, and for all classes."""
+        """As :meth:`forward`, of one entry or more, and with all columns; numbers are standardised."""
 
     def masked(self, logits: Tensor, task_ids: Tensor) -> Tensor:
-        """Logits ``[R, num_classes]`` with minus infinity for the classes that the tasks ``task_ids [R]`` lack."""
-        if self.class_mask is None:
+        """Of :meth:`logits` of the tasks ``task_ids [R]``, what :meth:`forward` gives."""
+        if self.regression_tasks:
+            numbers = logits[:, -1] * self.value_scale[task_ids] + self.value_mean[task_ids]
+            logits = torch.cat([logits[:, :-1], numbers.unsqueeze(1)], 1)
+        if self.output_mask is None:
             return logits
-        return logits.masked_fill(self.class_mask[task_ids] == 0, -torch.inf)
+        return logits.masked_fill(self.output_mask[task_ids] == 0, -torch.inf)
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """What training minimises, 0-d: the mean cross-entropy of entries with a label."""
-        return cross_entropy(self(batch["inputs"], batch["task_ids"], batch.get("rows")), batch["labels"])
+        """What training minimises, 0-d: the mean loss of entries with a label."""
+        return mean_loss(*self.losses(self(batch["inputs"], batch["task_ids"], batch.get("rows")), batch))
+
+    def losses(self, outputs: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The loss ``[R]`` of each entry times its weight, 0 where the label is unknown; and where it is known ``[R]``.
+
+        It is the cross-entropy of a class, and the squared error of a standardised number.
+
+        Args:
+            outputs: ``[R, num_outputs]``, as :meth:`forward` gives them.
+            batch: The batch.
+        """
+        values = batch.get("values")
+        scale = None if values is None else self.value_scale[batch["task_ids"]]
+        losses, known = entry_losses(outputs, batch["labels"], values, scale)
+        return losses * batch["weights"] if "weights" in batch else losses, known
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         loss = self.loss(batch)
@@ -154,13 +194,26 @@ class MultiTaskModule(LightningModule):
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor | None]:
-        """Of entries with a label: ``index``, ``task_ids``, and whether the right class was found, ``correct``."""
-        labels, task_ids = batch["labels"], batch["task_ids"]
-        logits = self(batch["inputs"], task_ids, batch.get("rows"))
-        self.metrics.update(logits, labels, task_ids, batch.get("clean"))
-        outcome = {"index": batch.get("index"), "task_ids": task_ids, "correct": logits.argmax(1) == labels}
-        known = labels != UNLABELLED
-        return {name: None if values is None else values[known] for name, values in outcome.items()}
+        """As :meth:`evaluate`, of a batch."""
+        return self.evaluate(self(batch["inputs"], batch["task_ids"], batch.get("rows")), batch)
+
+    def evaluate(self, outputs: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor | None]:
+        """Add what was predicted to the metrics.
+
+        Args:
+            outputs: ``[R, num_outputs]``, as :meth:`forward` gives them.
+            batch: The batch; inputs are not needed.
+
+        Returns:
+            Of entries with a label: ``index``, ``task_ids``, and whether the right class was found, ``correct``, which
+            is never so of numbers.
+        """
+        labels, task_ids, values = batch["labels"], batch["task_ids"], batch.get("values")
+        units = None if values is None else (self.value_mean, self.value_scale)
+        self.metrics.update(outputs, labels, task_ids, batch.get("clean"), values, units)
+        outcome = {"index": batch.get("index"), "task_ids": task_ids, "correct": outputs.argmax(1) == labels}
+        known = labels != UNLABELLED if values is None else (labels != UNLABELLED) | ~values.isnan()
+        return {name: None if each is None else each[known] for name, each in outcome.items()}
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor | None]:
         """As :meth:`validation_step`."""
@@ -173,9 +226,19 @@ class MultiTaskModule(LightningModule):
         self._log_metrics("test")
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Class probabilities ``[R, num_classes]`` of the documents numbered ``index [R]``."""
-        logits = self(batch["inputs"], batch["task_ids"], batch.get("rows"))
-        return {"index": batch["index"], "probabilities": logits.softmax(1)}
+        """Class probabilities ``[R, num_classes]`` of the documents numbered ``index [R]``.
+
+        Where tasks predict numbers, these as ``values [R]``; of each entry one of the two is NaN.
+        """
+        outputs = self(batch["inputs"], batch["task_ids"], batch.get("rows"))
+        found = {"index": batch["index"], "probabilities": outputs.softmax(1)}
+        if self.regression_tasks:
+            numbers = torch.zeros(self.num_tasks, dtype=torch.bool, device=outputs.device)
+            numbers[self.regression_tasks] = True
+            numbers = numbers[batch["task_ids"]]
+            found["probabilities"] = found["probabilities"][:, :-1].masked_fill(numbers.unsqueeze(1), torch.nan)
+            found["values"] = outputs[:, -1].masked_fill(~numbers, torch.nan)
+        return found
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
@@ -210,24 +273,22 @@ class MultiTaskModule(LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over labels that are known, 0-d; 0 if none is.
-
-    Args:
-        logits: ``[R, C]``.
-        labels: ``[R]``, -1 if unknown.
-    """
-    total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
-    return total / (labels != UNLABELLED).sum().clamp(min=1)
-
-
-def _class_mask(num_tasks: int, num_classes: int, task_classes: list[list[int]] | None) -> Tensor | None:
+def _output_mask(
+    num_tasks: int, num_classes: int, task_classes: list[list[int]] | None, regression_tasks: list[int]
+) -> Tensor | None:
+    if odd := [task for task in regression_tasks if not 0 <= task < num_tasks]:
+        raise InputError(f"regression_tasks must be some of the tasks 0 .. {num_tasks - 1}, found {odd[0]}")
+    if num_classes < 1 and len(set(regression_tasks)) < num_tasks:
+        raise InputError(f"tasks that do not predict numbers need classes, found num_classes={num_classes}")
     if task_classes is None:
-        return None
+        task_classes = [list(range(num_classes))] * num_tasks
     if len(task_classes) != num_tasks:
         raise InputError(f"task_classes must list those of each of the {num_tasks} tasks, found {len(task_classes)}")
-    mask = torch.zeros(num_tasks, num_classes)
+    mask = torch.zeros(num_tasks, num_classes + bool(regression_tasks))
     for task, classes in enumerate(task_classes):
+        if task in regression_tasks:
+            mask[task, -1] = 1
+            continue
         if not classes or not all(0 <= each < num_classes for each in classes):
             raise InputError(
                 f"task_classes must list one class or more of 0 .. {num_classes - 1} for each task, found "

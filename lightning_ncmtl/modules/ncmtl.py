@@ -60,7 +60,7 @@ class NCMTL(MultiTaskModule):
             for inside, outside, clusters in zip(widths, widths[1:], numbers, strict=False)
         )
         self.dropout = nn.Dropout(dropout)
-        self.head = make_specific(num_tasks, widths[-1], self.num_classes)
+        self.head = make_specific(num_tasks, widths[-1], self.num_outputs)
 
     def logits(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:
         x = select_entries(self.encoder(inputs), rows)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.losses import mean_loss
 from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, find_rows, word_tables
-from lightning_ncmtl.modules.base import MultiTaskModule, cross_entropy
+from lightning_ncmtl.modules.base import MultiTaskModule
 
 
 class SingleTask(MultiTaskModule):
@@ -18,7 +19,7 @@ class SingleTask(MultiTaskModule):
 
     On one device each network gets, from the documents of its task, exactly the gradient of its own run, clipped by its
     own norm; the network of a task that is absent from a batch is left as it is. So the loss is the sum over tasks of
-    each task's mean cross-entropy, over documents with a label. All networks start equal, as runs with one seed do.
+    each task's mean loss, over documents with a label. All networks start equal, as runs with one seed do.
 
     With several devices a batch is divided among them, and a task's gradient is the mean over the devices, some of
     which may have none of its documents. DDP must look for unused parameters:
@@ -55,7 +56,7 @@ class SingleTask(MultiTaskModule):
             for inside, outside in pairwise(widths)
             for part in (nn.Linear(inside, outside), nn.ReLU(), nn.Dropout(dropout))
         ]
-        head = nn.Linear(widths[-1], self.num_classes)
+        head = nn.Linear(widths[-1], self.num_outputs)
         network = nn.Sequential(OrderedDict(encoder=encoder, layers=nn.Sequential(*layers), head=head))
         common: list[nn.Module | nn.Parameter] = [p for p in encoder.parameters() if not p.requires_grad]
         common += word_tables(encoder) if self._common_words else []
@@ -65,12 +66,12 @@ class SingleTask(MultiTaskModule):
         return apply_per_task(self.networks, inputs, task_ids, rows)
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        task_ids, labels = batch["task_ids"], batch["labels"]
+        task_ids = batch["task_ids"]
         if len(task_ids) == 0:
             return super().loss(batch)
-        logits = self(batch["inputs"], task_ids, batch.get("rows"))
+        losses, known = self.losses(self(batch["inputs"], task_ids, batch.get("rows")), batch)
         places = find_rows(task_ids, self.num_tasks).values()
-        return torch.stack([cross_entropy(logits[mine], labels[mine]) for mine in places]).sum()
+        return torch.stack([mean_loss(losses[mine], known[mine]) for mine in places]).sum()
 
     def configure_gradient_clipping(
         self,

@@ -293,7 +293,9 @@ def test_state_carries_the_vocabulary(datamodule: MultiDomainDataModule, source:
     assert other.tokenizer is not None
     assert datamodule.tokenizer is not None
     assert other.tokenizer.get_vocab() == datamodule.tokenizer.get_vocab()
-    with pytest.raises(InputError, match=r"was trained on the domains domain00, .*; the data has domain01: set"):
+    with pytest.raises(
+        InputError, match=r"was trained on the domains \['domain00', .*; the data has \['domain01'\]: set"
+    ):
         make_data(source, domains=["domain01"]).load_state_dict(datamodule.state_dict())
 
 

@@ -357,7 +357,7 @@ def test_classes_of_tasks_are_kept(tmp_path: Path) -> None:
     model.cluster_layers[0].assignment = torch.tensor([0, 1, 1, 0])
     small = compact(model)
     save(small, tmp_path / "it")
-    assert not any("class_mask" in name for name in load_file(tmp_path / "it/model.safetensors"))
+    assert not any("output_mask" in name for name in load_file(tmp_path / "it/model.safetensors"))
     loaded = load(tmp_path / "it", module=make())
     rows = Dim("rows")
     x, task_ids = torch.randn(9, 3), torch.arange(9) % 4

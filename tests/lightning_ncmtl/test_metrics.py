@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +9,12 @@ from ranks import on_ranks
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
+    explained_variance_score,
     f1_score,
     log_loss,
     matthews_corrcoef,
+    mean_absolute_error,
+    r2_score,
     roc_auc_score,
 )
 
@@ -254,9 +258,11 @@ def test_metrics_of_the_classes_that_a_task_has() -> None:
     assert float(result["skipped"]) == 1
 
 
-@pytest.mark.parametrize("name", ["Auc", "auroc", "ConfusionMatrix", "ROC", "FBetaScore", "Fairness", "R2Score"])
+@pytest.mark.parametrize(
+    "name", ["Auc", "auroc", "ConfusionMatrix", "ROC", "FBetaScore", "Fairness", "KLDivergence", "MinkowskiDistance"]
+)
 def test_metrics_that_are_not_there(name: str) -> None:
-    with pytest.raises(InputError, match=f"model.metrics has '{name}': take those of torchmetrics.classification that"):
+    with pytest.raises(InputError, match=f"model.metrics has '{name}': take those of torchmetrics.classification or "):
         TaskMetrics(["a"], [name])
 
 
@@ -329,3 +335,64 @@ def test_ranks_agree_though_one_saw_nothing(tmp_path: Path) -> None:
     assert float(first["accuracy_clean"]) == 0.75
     assert all(other.keys() == first.keys() for other in others)
     assert all(torch.equal(other[name], first[name]) for other in others for name in first)
+
+
+NUMBERS = {"R2Score": r2_score, "MeanAbsoluteError": mean_absolute_error, "ExplainedVariance": explained_variance_score}
+
+
+@pytest.mark.parametrize("tasks", [5, 60])
+def test_metrics_of_numbers_equal_scikit_learn(tasks: int) -> None:
+    """Even tasks predict numbers around 10 and more; task 2 has equal ones, task 4 none."""
+    rng = np.random.default_rng(6)
+    numbers = list(range(0, tasks, 2))
+    mean, scale = 10.0 * (1 + np.arange(tasks)), 1.0 + np.arange(tasks)
+    task_ids = rng.permutation(
+        np.concatenate([np.repeat(np.arange(min(tasks, 4)), 50), np.repeat(np.arange(5, tasks), 30)])
+    )
+    values = mean[task_ids] + scale[task_ids] * rng.standard_normal(len(task_ids))
+    values[rng.random(len(values)) < 0.1] = np.nan
+    values[np.isin(task_ids, numbers, invert=True)] = np.nan
+    values[task_ids == 2] = 7.0
+    guesses = np.nan_to_num(values) + rng.standard_normal(len(values))
+    labels = np.where(np.isin(task_ids, numbers), -1, rng.integers(-1, 2, len(values)))
+    outputs = np.column_stack([rng.standard_normal((len(values), 2)), guesses])
+    outputs[np.isin(task_ids, numbers), :2] = -np.inf
+    outputs[np.isin(task_ids, numbers, invert=True), 2] = -np.inf
+    batch = [torch.from_numpy(each) for each in (outputs, labels, task_ids, values)]
+    batch[0], batch[3] = batch[0].float(), batch[3].float()
+    metrics = TaskMetrics([f"t{task}" for task in range(tasks)], [*NUMBERS, "AUROC"], numbers)
+    units = torch.from_numpy(mean), torch.from_numpy(scale)
+    for part in torch.arange(len(values)).split(37):
+        metrics.update(*(each[part] for each in batch[:3]), values=batch[3][part], units=units)
+    result = {name: float(value) for name, value in metrics.compute().items()}
+    known = ~np.isnan(values)
+    for name, score in NUMBERS.items():
+        expected = np.full(tasks, np.nan)
+        for task in {*numbers} - {2, 4}:
+            mine = (task_ids == task) & known
+            expected[task] = score(values[mine], guesses[mine])
+        np.testing.assert_allclose(metrics.per_task[name], expected, rtol=1e-3, err_msg=name)
+        assert result[name] == pytest.approx(np.nanmean(expected), rel=1e-3)
+        standard = (np.stack([values, guesses]) - mean[task_ids]) / scale[task_ids]
+        assert result[f"{name}_pooled"] == pytest.approx(score(*standard[:, known]), rel=1e-3)
+        if tasks == 60:
+            worst = np.sort(expected) if name != "MeanAbsoluteError" else None
+            assert worst is None or result[f"{name}_worst_10"] == pytest.approx(worst[:10].mean(), rel=1e-3)
+            assert f"{name}/t0" not in result
+    squares = [np.nanmean((guesses - values)[task_ids == task] ** 2) for task in numbers if (task_ids == task).any()]
+    assert result["rmse"] == pytest.approx(np.mean(np.sqrt(squares)), rel=1e-3)
+    assert metrics.per_task["AUROC"].isnan().tolist() == [task % 2 == 0 for task in range(tasks)]
+    assert result["skipped"] == 2
+    assert metrics.per_task["accuracy"][numbers].isnan().all()
+
+
+def test_a_correlation_with_equal_predictions_is_skipped() -> None:
+    metrics = TaskMetrics(["a", "b"], ["PearsonCorrCoef"], [0, 1])
+    values, tasks = torch.arange(8.0), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    guesses = torch.where(tasks == 0, 3.0, 2 * values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torchmetrics tells that the variance is small
+        metrics.update(guesses.unsqueeze(1), torch.full((8,), -1), tasks, values=values)
+        result = metrics.compute()
+    assert (float(result["skipped"]), float(result["PearsonCorrCoef"])) == (1, pytest.approx(1))
+    assert metrics.scores["PearsonCorrCoef"].higher_is_better

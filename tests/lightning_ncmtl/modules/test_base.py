@@ -35,7 +35,7 @@ def batch(tasks: list[int], classes: int = 3, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_hyperparameters_are_all_arguments(system: Callable[..., Any]) -> None:
     settings = {"num_tasks": 4, "num_classes": 3, "task_names": list("abcd"), **SMALL[system]}
-    settings |= {"task_classes": [[0, 1], [2, 1], [0], [0, 1, 2]], "metrics": ["AUROC"]}
+    settings |= {"task_classes": [[0, 1], [2, 1], [0], [0, 1, 2]], "metrics": ["AUROC"], "regression_tasks": [2]}
     model = system(nn.Linear(4, 5), **settings)
     systems = [cls for cls in inspect.getmro(system) if issubclass(cls, MultiTaskModule)]  # type: ignore[arg-type]
     arguments = {name: p for cls in systems[::-1] for name, p in inspect.signature(cls).parameters.items()}

@@ -198,7 +198,7 @@ def test_classes_that_a_task_does_not_have_are_not_predicted(system: Any) -> Non
 def test_where_tasks_have_all_classes_nothing_is_masked(system: Any) -> None:
     for classes in (None, [[4, 3, 2, 1, 0]] * 4):
         model = make(system, task_classes=classes)
-        assert model.class_mask is None
+        assert model.output_mask is None
         logits = torch.zeros(1, 5)
         assert model.masked(logits, torch.tensor([0])) is logits
     masked = make(system, task_classes=CLASSES)
