@@ -124,7 +124,7 @@ def test_new_rows_are_predicted_from_the_checkpoint_alone(
     columns = ["--data.source.task", "task", "--data.source.id", "id"]
     main(["predict", "--ckpt_path", "best.ckpt", "--data.predict_path", "new.csv", "--run_dir", "out", *columns])
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
-    assert [(line["domain"], line["text"]) for line in lines] == [(str(row["task"]), row["id"]) for row in table[::-1]]
+    assert [(line["domain"], line["id"]) for line in lines] == [(str(row["task"]), row["id"]) for row in table[::-1]]
     positive = [line["probabilities"]["1"] for line in lines]
     assert roc_auc_score([row["y"] for row in table[::-1]], positive) > 0.85
     assert [line["prediction"] for line in lines] == [int(value > 0.5) for value in positive]

@@ -39,7 +39,13 @@ class Problem(NamedTuple):
 
 
 class Source(ABC):
-    """A corpus of documents in several domains."""
+    """A corpus of documents in several domains.
+
+    Attributes:
+        id: Name of the column of ids, where documents have features and the texts are ids; predictions keep it.
+    """
+
+    id: str | None = None
 
     @property
     def planted_groups(self) -> dict[str, int] | None:
