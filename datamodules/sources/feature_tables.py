@@ -128,6 +128,10 @@ class FeatureTables(Source):
                 item = item._replace(labels=dict.fromkeys(domains))
             yield item
 
+    def settings_of_new(self) -> dict[str, Any]:
+        own = {"path": [], "label": self.label, "task": self.task, "id": self.id}
+        return {**super().settings_of_new(), "init_args": own}
+
     def fingerprint(self) -> str:
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         files = [file for split in self.files for file in self._find(split)]
