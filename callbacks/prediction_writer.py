@@ -1,22 +1,29 @@
 """Predictions to a file."""
 
 import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer, attributes
 
 
 class PredictionWriter(Callback):
-    """Writes what ``predict`` found as JSON lines: ``domain``, ``text``, ``prediction`` and ``probabilities``.
+    """Writes what ``predict`` found as JSON lines, a line for each row of what was predicted, in the same order.
+
+    A line begins with what tells the row, such as its ``id`` or ``text``, as the data module's ``predict_rows()`` has
+    it. Then come ``domain``, ``prediction`` and ``probabilities``; or, of a row that is predicted in several domains,
+    ``predictions``: ``prediction`` and ``probabilities`` by domain.
 
     The prediction is the name of a class if the data module has ``class_names``, in the order of their numbers, else
     the number. Probabilities are those of the domain's classes by name, if it has ``domain_classes``, the names by
-    domain; else a list of all.
+    domain; else a list of all. Of a task that predicts numbers, the prediction is one, without probabilities.
 
-    Lines are in the order of the data module's ``predict_texts()``, on any number of devices.
+    All this is the same on any number of devices.
 
     Args:
         path: The file; ``predictions.jsonl`` in the run directory by default.
@@ -24,41 +31,65 @@ class PredictionWriter(Callback):
 
     def __init__(self, path: str | None = None) -> None:
         self.path = path
-        self._probabilities: dict[int, list[float]] = {}
+        self._outputs: list[dict[str, Tensor]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._probabilities = {}
+        self._outputs = []
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        indices, rows = outputs["index"].tolist(), outputs["probabilities"].tolist()
-        self._probabilities.update(zip(indices, rows, strict=True))
+        self._outputs.append({name: values.cpu() for name, values in outputs.items()})
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        probabilities = self._probabilities
+        parts = [self._outputs]
         if trainer.world_size > 1:
-            parts: list[dict[int, list[float]]] = [{} for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(parts, probabilities)
-            probabilities = {index: row for part in parts for index, row in part.items()}
+            parts *= trainer.world_size
+            torch.distributed.all_gather_object(parts, self._outputs)
         path = Path(self.path or Path(trainer.log_dir or trainer.default_root_dir) / "predictions.jsonl")
         if not trainer.is_global_zero:
             return
         data = attributes(trainer).datamodule
-        names = getattr(data, "class_names", None)
-        classes = getattr(data, "domain_classes", None)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
-            for index, (domain, text) in enumerate(data.predict_texts()):
-                if index not in probabilities:  # limit_predict_batches
-                    continue
-                row = probabilities[index]
-                named = dict(zip(range(len(row)) if names is None else names, row, strict=True))
-                line = {
-                    "domain": domain,
-                    "text": text,
-                    "prediction": max(named, key=named.__getitem__),
-                    "probabilities": row if classes is None else {str(name): named[name] for name in classes[domain]},
-                }
+            for line in _lines(data, _sort([outputs for part in parts for outputs in part])):
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         print(f"Predictions: {path}")
+
+
+def _sort(outputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The entries of all batches by ``index``; those of a row keep their order."""
+    columns = {name: torch.cat([batch[name] for batch in outputs]) for name in outputs[0]}
+    order = columns["index"].argsort(stable=True)
+    return {name: values[order] for name, values in columns.items()}
+
+
+def _lines(data: Any, entries: Mapping[str, Tensor]) -> Iterator[dict[str, Any]]:
+    """What is written of each row."""
+    names, classes = getattr(data, "class_names", None), getattr(data, "domain_classes", None)
+    indices = entries["index"].tolist()
+    start = 0
+    for index, (line, domains) in enumerate(data.predict_rows()):
+        if start == len(indices) or indices[start] != index:  # limit_predict_batches
+            continue
+        several = [domains] if isinstance(domains, str) else domains
+        mine = slice(start, start + len(several))
+        start += len(several)
+        rows = entries["probabilities"][mine].tolist()
+        values = entries["values"][mine].tolist() if "values" in entries else [math.nan] * len(several)
+        found = {
+            domain: _entry(row, names, None if classes is None else classes[domain])
+            if math.isnan(value)
+            else {"prediction": value}
+            for domain, row, value in zip(several, rows, values, strict=True)
+        }
+        yield line | ({"domain": domains, **found[domains]} if isinstance(domains, str) else {"predictions": found})
+
+
+def _entry(probabilities: list[float], names: list[Any] | None, classes: list[Any] | None) -> dict[str, Any]:
+    """What is written of a row in a domain that has these classes."""
+    named = dict(zip(range(len(probabilities)) if names is None else names, probabilities, strict=True))
+    return {
+        "prediction": max(named, key=named.__getitem__),
+        "probabilities": probabilities if classes is None else {str(name): named[name] for name in classes},
+    }

@@ -19,7 +19,7 @@ from lightning_ncmtl.datamodules.corpus import Corpus
 from lightning_ncmtl.datamodules.division import Division
 from lightning_ncmtl.datamodules.features import Scaling
 from lightning_ncmtl.datamodules.labels import learn_scale, weigh_classes
-from lightning_ncmtl.datamodules.predict_file import predict_table
+from lightning_ncmtl.datamodules.predict_file import Domains, name_rows, predict_table
 from lightning_ncmtl.datamodules.sampling import FixedBatchSampler, MixedBatchLoader, MixedBatchSampler
 from lightning_ncmtl.datamodules.settings import BatchSettings, LabelSettings, SplitSettings, TextSettings, check_least
 from lightning_ncmtl.datamodules.sources import Label, Source
@@ -180,7 +180,8 @@ class MultiDomainDataModule(LightningDataModule):
         elif stage == "test":
             self._set_test_documents()
         elif stage == "predict":
-            self._set("predict", Documents(predict_table(self.predict_path, self.corpus, self.cache)))
+            table = predict_table(self.predict_path, self.corpus, self.cache)
+            self._set("predict", Documents(table, multi_label=self.source.multi_label))
         if stage == "fit":
             self._learn()
         if stage != "predict":
@@ -222,11 +223,9 @@ class MultiDomainDataModule(LightningDataModule):
         table = part.table.with_format(None).add_column("index", np.arange(len(part.table)))
         return (table if part.clean is None else table.add_column("clean", part.clean)).select(part.places)
 
-    def predict_texts(self) -> Iterator[tuple[str, str]]:
-        """Domain and text of what ``predict`` reads, in the order of ``index``."""
-        for rows in self._parts["predict"].table.with_format(None).iter(1000):
-            for (task,), text in zip(rows["task_ids"], rows["text"], strict=True):
-                yield self.domains[task], text
+    def predict_rows(self) -> Iterator[tuple[dict[str, str | int | None], Domains]]:
+        """What tells each row that ``predict`` reads, and its domain or domains, in the order of ``index``."""
+        return name_rows(str(self.predict_path), self._parts["predict"].table, self.corpus)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to read raw data: vocabulary or features, the domains and their classes."""

@@ -24,7 +24,7 @@ from lightning_ncmtl.callbacks import (
     ResumableCheckpoint,
     StepSeed,
 )
-from lightning_ncmtl.compaction import compact, count_bytes, count_parameters, save
+from lightning_ncmtl.compaction import compact, count_bytes, count_parameters
 from lightning_ncmtl.compatibility import (
     ArgsType,
     Callback,
@@ -42,6 +42,7 @@ from lightning_ncmtl.compatibility import (
 )
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.exported import config_of, find_folder, restore, short_classes, write
 from lightning_ncmtl.layers import cluster_layers
 
 # In a checkout it is at the root, in an installed package within
@@ -64,7 +65,7 @@ class NCMTLTrainer(Trainer):
 
         Args:
             model: The model.
-            datamodule: The data, of which the vocabulary is saved.
+            datamodule: The data, of which the vocabulary or the scaling is saved.
             ckpt_path: The checkpoint.
             output: A new folder; ``compact`` in a run directory by default.
         """
@@ -81,12 +82,7 @@ class NCMTLTrainer(Trainer):
             clustering.load_state_dict(state)
         small = compact(model, clustering.assignments)
         folder = Path(output or Path(self.default_root_dir) / "compact")
-        data = {"domains": datamodule.domains, "classes": datamodule.domain_classes}
-        scaling = datamodule.scaling
-        reading = datamodule.text.limits if scaling is None else {"features": datamodule.features, **scaling.plain()}
-        save(small, folder, {**data, **reading})
-        if datamodule.tokenizer is not None:
-            datamodule.tokenizer.save(str(folder / "tokenizer.json"))
+        write(small, datamodule, folder)
         before, after = count_parameters(model), count_parameters(small)
         table = Table("", "before", "after", title="Parameters", title_justify="left")
         for name in before:
@@ -112,9 +108,7 @@ class SaveConfig(SaveConfigCallback):
         # What the settings left to the data is written down, so that the checkpoint does without the data.
         data = attributes(trainer).datamodule
         config["data"] |= {"domains": data.domains, "features": data.features}
-        # A list where it says as much: jsonargparse's time for a dict grows with the square of its size.
-        first, *others = data.domain_classes.values()
-        config["data"]["classes"] = (data.domain_classes if any(names != first for names in others) else first) or None
+        config["data"]["classes"] = short_classes(data.domain_classes)
         for key in ("config", "ckpt_path", "run_dir"):
             config.pop(key, None)
         return _dump(config)
@@ -124,8 +118,11 @@ class NCMTLCLI(LightningCLI):
     """LightningCLI with the clustering, the checkpoints and a run directory at the top level of the configuration.
 
     Settings come from, each over the one before: the packaged ``lightning_cli.yaml``; the checkpoint, where
-    ``--ckpt_path`` names a file; each ``--config``; the other arguments.
+    ``--ckpt_path`` names a file, or the exported model, where ``predict`` has a ``--model``; each ``--config``; the
+    other arguments.
     """
+
+    exported: str | None = None
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -154,18 +151,28 @@ class NCMTLCLI(LightningCLI):
             parser.link_arguments(f"data.{source}", f"model.init_args.{target}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse a list of arguments, under which lies the configuration of the checkpoint that they name."""
+        """Parse a list of arguments, under which lies the configuration of the checkpoint or folder that they name."""
         arguments = sys.argv[1:] if args is None else list(args)
         checkpoint = find_option("--ckpt_path", arguments)
         place, subcommand = next(((i, a) for i, a in enumerate(arguments) if a in self.subcommands()), (-1, ""))
+        model, others = _take_option("--model", arguments)
+        if not {"-h", "--help"}.intersection(arguments):
+            self.exported = find_folder(subcommand, model, checkpoint)
         if checkpoint is not None and subcommand:
             arguments[place + 1 : place + 1] = ["--config", _config_of(checkpoint, subcommand)]
+        elif self.exported is not None:
+            place = others.index(subcommand)
+            arguments = [*others[: place + 1], "--config", _dump(config_of(self.exported)), *others[place + 1 :]]
         self.config = parser.parse_args(arguments)
         if checkpoint is None and self.config[self.config.subcommand].get("ckpt_path") is not None:
             raise InputError("ckpt_path stands in a configuration file: give --ckpt_path on the command line instead")
 
     def _parse_ckpt_path(self) -> None:
         """Replaced by :meth:`parse_arguments`: Lightning's lets the checkpoint override the command line."""
+
+    def before_predict(self) -> None:
+        if self.exported is not None:
+            restore(self.exported, self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         assert self.subcommand is not None
@@ -227,10 +234,15 @@ def make_cli(args: list[str], cli_class: type[NCMTLCLI] = NCMTLCLI, save_last: b
 
 def find_option(option: str, arguments: Sequence[str]) -> str | None:
     """The value of an option, before all arguments can be parsed; ``None`` without it."""
+    return _take_option(option, arguments)[0]
+
+
+def _take_option(option: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of an option, and the other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(option, dest="value", nargs="?")
-    value: str | None = parser.parse_known_args(arguments)[0].value
-    return value
+    found, others = parser.parse_known_args(arguments)
+    return found.value, others
 
 
 def _config_of(checkpoint: str, subcommand: str) -> str:

@@ -10,7 +10,7 @@ SUBCOMMANDS = {
     "fit": "Train a model; what comes of it goes to a run directory.",
     "validate": "Evaluate a checkpoint on validation data.",
     "test": "Evaluate a checkpoint on test data.",
-    "predict": "Write the predictions of a checkpoint to a file.",
+    "predict": "Write the predictions of a checkpoint, or of an exported model, to a file.",
     "export": "Save a trained model with one set of weights per cluster.",
     "compare": "Train systems x seeds x folds and report tables, tests and figures.",
 }

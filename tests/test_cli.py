@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from ranks import on_ranks
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import lightning_ncmtl
 from lightning_ncmtl import NCMTL, load
@@ -199,7 +199,9 @@ def test_export(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
     data = json.loads((tmp_path / "small/settings.json").read_text())["data"]
     tokenizer = Tokenizer.from_file(str(tmp_path / "small/tokenizer.json"))
-    columns = Encoder(tokenizer, data["max_words"], data["max_sentences"])([line["text"] for line in lines])
+    columns = Encoder(tokenizer, data["text"]["max_words"], data["text"]["max_sentences"])(
+        [line["text"] for line in lines]
+    )
     tasks = [data["domains"].index(line["domain"]) for line in lines]
     for name, values in {"task_ids": [[task] for task in tasks], "labels": [[-1], [-1]], "index": [0, 1]}.items():
         columns = columns.append_column(name, pa.array(values))
@@ -207,6 +209,18 @@ def test_export(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with torch.no_grad():
         probabilities = model(batch["inputs"], batch["task_ids"]).softmax(1)
     assert probabilities.tolist() == [pytest.approx(list(line["probabilities"].values()), abs=1e-6) for line in lines]
+
+    # And so does the command line, on a machine that has nothing but the folder
+    shutil.move(tmp_path / "small", tmp_path / "elsewhere/small")
+    shutil.copy(tmp_path / "in.csv", tmp_path / "elsewhere")
+    arguments = ["--data.predict_path", "in.csv", "--predictions.path", "out.jsonl"]
+    ncmtl(tmp_path / "elsewhere", "predict", "--model", "small", *arguments)
+    again = [json.loads(line) for line in (tmp_path / "elsewhere/out.jsonl").read_text().splitlines()]
+    assert_same_predictions(again, lines)
+
+
+def assert_same_predictions(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    assert ours == [{**line, "probabilities": pytest.approx(line["probabilities"], rel=0, abs=1e-6)} for line in theirs]
 
 
 def test_export_of_named_targets(folder: Path, tmp_path: Path) -> None:
@@ -219,6 +233,48 @@ def test_export_of_named_targets(folder: Path, tmp_path: Path) -> None:
     assert sum(p.numel() for p in model.head.parameters()) == 2 * (6 * 2 + 2)
     settings = json.loads((tmp_path / "small/settings.json").read_text())
     assert settings["clusters"].keys() == {"cluster_layers.0", "head"}
+    (tmp_path / "in.jsonl").write_text('{"text": "w1", "domain": "domain01", "id": 7}\n')
+    predict = ["predict", "--data.predict_path", str(tmp_path / "in.jsonl"), "--predictions.path"]
+    ncmtl(tmp_path, *predict, "one.jsonl", f"--model={tmp_path / 'small'}")
+    ncmtl(tmp_path, *predict, "two.jsonl", "--ckpt_path", path)
+    one, two = (json.loads((tmp_path / f"{name}.jsonl").read_text()) for name in ("one", "two"))
+    assert list(one) == ["id", "text", "domain", "prediction", "probabilities"]
+    assert_same_predictions([one], [two])
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "ready"])
+def test_an_exported_model_keeps_its_vocabulary(folder: Path, tmp_path: Path, tokenizer: str) -> None:
+    """Whatever it came from; and texts with labels in several domains are predicted in all."""
+    rows = ["text,a,b,c", *(f"word{n % 2} and {n} more .,{n % 2},{n // 2 % 2},{n % 3}" for n in range(60))]
+    (tmp_path / "all.csv").write_text("\n".join(rows))
+    (tmp_path / "labels.yaml").write_text("data: {source: {init_args: {label: {a: a, b: b, c: c}}}}")
+    if tokenizer == "ready":
+        ready = Tokenizer(models.WordLevel({"[UNK]": 0, "word0": 1, "word1": 9}, unk_token="[UNK]"))
+        ready.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        ready.save(str(tmp_path / "tokenizer.json"))
+    name = "bpe" if tokenizer == "bpe" else str(tmp_path / "tokenizer.json")
+    settings = ["--data.source", "Tables", "--data.source.train", str(tmp_path / "all.csv"), "--config"]
+    settings += [str(tmp_path / "labels.yaml"), "--data.text.tokenizer", name, "--data.text.keep", "end"]
+    settings += ["--data.text.max_tokens", "4", "--model.num_clusters", "[2,2]", "--report.pictures", "false"]
+    ncmtl(folder, "fit", "--config", "small.yaml", *settings, "--run_dir", str(tmp_path / "run"))
+    path = str(tmp_path / "run/checkpoints/last.ckpt")
+    ncmtl(tmp_path, "export", "--ckpt_path", path, "--output", "small")
+    (tmp_path / "in.csv").write_text("text\nword1 and more .\nmore of word0 .\n")
+    predict = ["predict", "--data.predict_path", "in.csv", "--predictions.path"]
+    ncmtl(tmp_path, *predict, "two.jsonl", "--ckpt_path", path)
+    for file in ("all.csv", "tokenizer.json"):
+        (tmp_path / file).unlink(missing_ok=True)
+    ncmtl(tmp_path, *predict, "one.jsonl", "--model", "small")
+    one, two = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()] for name in ("one", "two")
+    )
+    assert [(line["text"], list(line["predictions"])) for line in one] == [
+        ("word1 and more .", ["a", "b", "c"]),
+        ("more of word0 .", ["a", "b", "c"]),
+    ]
+    for ours, theirs in zip(one, two, strict=True):
+        assert_same_predictions(list(ours["predictions"].values()), list(theirs["predictions"].values()))
+    assert str(tmp_path) not in (tmp_path / "small/settings.json").read_text()
 
 
 SYSTEMS = {
@@ -348,6 +404,22 @@ BAD = [
     (["export", "--ckpt_path", "nothing.ckpt"], "'nothing.ckpt' does not exist"),
     (["export", "--ckpt_path", "whole/checkpoints/best.ckpt", "--output", "."], "is not empty: choose another one"),
     (["export", "--ckpt_path", "untrained.ckpt"], "NCMTL has no clusters to compact"),
+    (["predict"], "predict needs a trained model: set --ckpt_path to a checkpoint, or --model to a folder that 'ncmtl"),
+    (
+        ["predict", "--model", "nowhere"],
+        "--model 'nowhere' is no exported model, with a settings.json: set --ckpt_path",
+    ),
+    (["predict", "--model", "whole"], "--model 'whole' is no exported model, with a settings.json: set --ckpt_path"),
+    (["predict", "--model", "plain"], "'plain/settings.json' does not say how to read data: take a folder that 'ncmtl"),
+    (
+        ["predict", "--model", "broken"],
+        "'broken/settings.json' cannot be read (JSONDecodeError): export the model anew",
+    ),
+    (
+        ["predict", "--model", "plain", "--ckpt_path", "whole/checkpoints/best.ckpt"],
+        "and --ckpt_path 'whole/checkpoints",
+    ),
+    (["test", "--model", "plain"], "only predict takes an exported model, found --model 'plain': set --ckpt_path"),
     (["export", "--ckpt_path", "foreign.ckpt"], "'foreign.ckpt' was not written by 'ncmtl fit'"),
 ]
 
@@ -360,6 +432,9 @@ def test_bad_input_is_refused_in_one_line(
         (folder / name).mkdir(exist_ok=True)
         for domain in "abcd":
             (folder / name / f"{domain}.task.train").write_text(line)
+    for name, content in (("plain", '{"class": "A", "hyper_parameters": {}, "data": {}}'), ("broken", "{")):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "settings.json").write_text(content)
     (folder / "ckpt.yaml").write_text("ckpt_path: whole/checkpoints/best.ckpt\n")
     torch.save(torch.zeros(2), folder / "tensor.pt")
     untrained = checkpoint(folder / "whole/checkpoints/best.ckpt")
@@ -370,7 +445,7 @@ def test_bad_input_is_refused_in_one_line(
     del untrained["MultiDomainDataModule"]
     torch.save(untrained, folder / "foreign.ckpt")
     (folder / "wide.txt").write_text("w1 1 2 3\nw2 4 5 6\n")
-    config = [] if "--ckpt_path" in arguments else ["--config", "small.yaml"]
+    config = [] if {"--ckpt_path", "predict"}.intersection(arguments) else ["--config", "small.yaml"]
     with pytest.raises(SystemExit, match="2"):
         ncmtl(folder, arguments[0], *config, *arguments[1:])
     error = capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def test_new_rows_are_predicted_from_the_checkpoint_alone(
     columns = ["--data.source.task", "task", "--data.source.id", "id"]
     main(["predict", "--ckpt_path", "best.ckpt", "--data.predict_path", "new.csv", "--run_dir", "out", *columns])
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
-    assert [(line["domain"], line["text"]) for line in lines] == [(str(row["task"]), row["id"]) for row in table[::-1]]
+    assert [(line["domain"], line["id"]) for line in lines] == [(str(row["task"]), row["id"]) for row in table[::-1]]
     positive = [line["probabilities"]["1"] for line in lines]
     assert roc_auc_score([row["y"] for row in table[::-1]], positive) > 0.85
     assert [line["prediction"] for line in lines] == [int(value > 0.5) for value in positive]
@@ -142,10 +143,49 @@ def test_new_rows_are_predicted_from_the_checkpoint_alone(
     compact = load("small")
     settings = json.loads((tmp_path / "small/settings.json").read_text())["data"]
     values = torch.tensor([[row[name] for name in settings["features"]] for row in table[::-1]], dtype=torch.float64)
-    inputs = (values - torch.tensor(settings["mean"])) / torch.tensor(settings["deviation"])
+    inputs = (values - torch.tensor(settings["scaling"]["mean"])) / torch.tensor(settings["scaling"]["deviation"])
     tasks = torch.tensor([settings["domains"].index(str(row["task"])) for row in table[::-1]])
     with torch.no_grad():
         assert compact(inputs.float(), tasks).softmax(1)[:, 1].tolist() == pytest.approx(positive, abs=1e-5)
+    main(["predict", "--model", "small", "--data.predict_path", "new.csv", "--run_dir", "again", *columns])
+    again = [json.loads(line) for line in (tmp_path / "again/predictions.jsonl").read_text().splitlines()]
+    assert [line["probabilities"]["1"] for line in again] == pytest.approx(positive, rel=0, abs=1e-6)
+    rest = {"id", "domain", "prediction"}
+    assert [{key: line[key] for key in rest} for line in again] == [{key: line[key] for key in rest} for line in lines]
+
+
+def test_a_wide_table_is_predicted_from_an_exported_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 3))
+    table: list[Row] = [
+        {"mol": f"m{n}", **{f"x{i}": x[n, i] for i in range(3)}, **{f"y{t}": int(x[n, t % 2] > 0) for t in range(4)}}
+        for n in range(200)
+    ]
+    write_csv(tmp_path / "all.csv", table)
+    source = {"path": "all.csv", "features": "x*", "label": ["y*"], "id": "mol"}
+    split = {"validation_size": 0.2}
+    (tmp_path / "wide.yaml").write_text(yaml.safe_dump({"data": {"source": {"init_args": source}, "split": split}}))
+    shutil.copy(folder / "small.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    main(["fit", *configs()[:-2], "--config", "wide.yaml", "--run_dir", "run"])
+    main(["export", "--ckpt_path", "run/checkpoints/last.ckpt", "--output", "small"])
+    write_csv(tmp_path / "new.csv", [{name: row[name] for name in ("x2", "mol", "x1", "x0")} for row in table[:9]])
+    (tmp_path / "all.csv").unlink()
+    found = []
+    for name, model in (("one", ["--model", "small"]), ("two", ["--ckpt_path", "run/checkpoints/last.ckpt"])):
+        main(["predict", *model, "--data.predict_path", "new.csv", "--run_dir", name])
+        found.append([json.loads(line) for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()])
+    for ours, theirs, row in zip(*found, table, strict=False):
+        assert ours["mol"] == theirs["mol"] == row["mol"]
+        assert list(ours["predictions"]) == list(theirs["predictions"]) == ["y0", "y1", "y2", "y3"]
+        for task, entry in ours["predictions"].items():
+            expected = theirs["predictions"][task]
+            assert entry["prediction"] == expected["prediction"]
+            assert entry["probabilities"] == pytest.approx(expected["probabilities"], rel=0, abs=1e-6)
+    assert [len(lines) for lines in found] == [9, 9]
+    assert "all.csv" not in (tmp_path / "small/settings.json").read_text()
 
 
 def _test(rank: int, folder: Path, *arguments: str) -> None:

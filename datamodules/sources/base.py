@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from lightning_ncmtl.errors import InputError
 
@@ -40,7 +40,13 @@ class Problem(NamedTuple):
 
 
 class Source(ABC):
-    """A corpus of documents in several domains."""
+    """A corpus of documents in several domains.
+
+    Attributes:
+        id: Name of the column of ids, where documents have features and the texts are ids; predictions keep it.
+    """
+
+    id: str | None = None
 
     @property
     def planted_groups(self) -> dict[str, int] | None:
@@ -69,6 +75,14 @@ class Source(ABC):
             domains: The known domains.
         """
         raise InputError(f"{type(self).__name__} cannot read new rows to predict, found {str(file)!r}")
+
+    def settings_of_new(self) -> dict[str, Any]:
+        """A source that can :meth:`read_new` and no more, without files of its own: what an exported model knows of it.
+
+        Returns:
+            Plain values: ``class_path``, and the ``init_args`` that reading needs; by default none.
+        """
+        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": {}}
 
     @abstractmethod
     def domains(self) -> list[str]:

@@ -119,15 +119,18 @@ class FeatureTables(Source):
             yield from self._read(file, layout, columns.features)
 
     def read_new(self, file: Path, features: Sequence[str], domains: Collection[str]) -> Iterator[Document | Problem]:
-        """As :meth:`Source.read_new`; of a wide table, each row once for every task."""
+        """As :meth:`Source.read_new`; of a wide table, each row is in every task."""
         names = _names(file)
         _need([*features, *self._others()], names, file, "predict needs the columns that the model was trained on")
         layout = Layout((), {} if self.multi_label else None, self._task_column(file, names))
         for item in self._read(file, layout, features):
             if self.multi_label and isinstance(item, Document):
-                yield from (item._replace(labels={task: None}) for task in domains)
-            else:
-                yield item
+                item = item._replace(labels=dict.fromkeys(domains))
+            yield item
+
+    def settings_of_new(self) -> dict[str, Any]:
+        own = {"path": [], "label": self.label, "task": self.task, "id": self.id}
+        return {**super().settings_of_new(), "init_args": own}
 
     def fingerprint(self) -> str:
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}

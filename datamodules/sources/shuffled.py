@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -23,6 +23,7 @@ class ShuffledDomains(Source):
 
     def __init__(self, source: Source, seed: int = 0) -> None:
         self.source = source
+        self.id = source.id
         self.seed = seed
         self._dealt: dict[Split, tuple[list[Problem], dict[str, list[Document]]]] = {}
 
@@ -37,6 +38,9 @@ class ShuffledDomains(Source):
 
     def read_new(self, file: Path, features: Sequence[str], domains: Collection[str]) -> Iterator[Document | Problem]:
         return self.source.read_new(file, features, domains)
+
+    def settings_of_new(self) -> dict[str, Any]:
+        return self.source.settings_of_new()
 
     def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
         if split not in self._dealt:

@@ -56,8 +56,8 @@ class Named(LightningDataModule):
         for name, value in attributes.items():
             setattr(self, name, value)
 
-    def predict_texts(self) -> list[tuple[str, str]]:
-        return [("a", "first"), ("b", "second"), ("b", "third"), ("a", "fourth")]
+    def predict_rows(self) -> list[tuple[dict[str, str], str]]:
+        return [({"text": text}, domain) for text, domain in zip(["1st", "2nd", "3rd", "4th"], "abba", strict=True)]
 
     def predict_dataloader(self) -> Any:
         task_ids, index = torch.tensor([1, 0, 1, 0]), torch.tensor([2, 0, 1, 3])
@@ -81,10 +81,46 @@ def test_classes_have_the_names_of_the_data(
     (batch,) = trainer.predict(model, datamodule=Named(**attributes))  # type: ignore[misc]
     rows = batch["probabilities"][batch["index"].argsort()].tolist()
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-    assert [(line["domain"], line["text"]) for line in lines] == Named().predict_texts()
+    assert [({"text": line["text"]}, line["domain"]) for line in lines] == Named().predict_rows()
+    assert [list(line) for line in lines] == [["text", "domain", "prediction", "probabilities"]] * 4
     for line, row, mine in zip(lines, rows, [classes[task] for task in (0, 1, 1, 0)], strict=True):
         assert line["prediction"] == called[row.index(max(row))]
         assert line["prediction"] in [called[place] for place in mine]
         expected = {str(called[place]): row[place] for place in mine}
         assert line["probabilities"] == (expected if own else row)
         assert sum(row[place] for place in mine) == pytest.approx(1)
+
+
+class Wide(LightningDataModule):
+    """Rows that are predicted in several tasks each, in batches in another order."""
+
+    rows = (("b", "a"), ("a", "b"), ("a",), ("b",))
+
+    def predict_rows(self) -> list[tuple[dict[str, Any], list[str]]]:
+        return [({"name": f"n{index}"}, list(tasks)) for index, tasks in enumerate(self.rows)]
+
+    def predict_dataloader(self) -> Any:
+        batches = []
+        for chosen in ([2, 0], [3, 1]):
+            entries = [(place, index, "ab".index(t)) for place, index in enumerate(chosen) for t in self.rows[index]]
+            rows, index, task_ids = torch.tensor(entries).T
+            inputs = torch.eye(4, 3)[chosen]
+            batches.append({"inputs": inputs, "task_ids": task_ids, "index": index, "rows": rows})
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limit", [2, 1])
+def test_a_row_of_several_tasks_is_one_line(make_trainer: Callable[..., Trainer], tmp_path: Path, limit: int) -> None:
+    model = SingleTask(nn.Linear(3, 3), 2, features=()).eval()
+    make_trainer(callbacks=[PredictionWriter()], limit_predict_batches=limit).predict(model, datamodule=Wide())
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == {2: ["n0", "n1", "n2", "n3"], 1: ["n0", "n2"]}[limit]
+    for line in lines:
+        index = int(line["name"][1])
+        assert list(line) == ["name", "predictions"]
+        assert list(line["predictions"]) == list(Wide.rows[index])
+        for task, found in line["predictions"].items():
+            with torch.no_grad():
+                row = model(torch.eye(4, 3)[[index]], torch.tensor(["ab".index(task)])).softmax(1)[0]
+            assert found["probabilities"] == pytest.approx(row.tolist())
+            assert found["prediction"] == row.argmax()

@@ -178,7 +178,7 @@ def test_a_checkpoint_does_without_the_files(tmp_path: Path) -> None:
     again.setup("predict")
     batches = list(again.predict_dataloader())
     torch.testing.assert_close(torch.cat([batch["inputs"] for batch in batches]), torch.cat(expected))
-    assert list(again.predict_texts()) == [(row["kind"], row["name"]) for row in table]
+    assert list(again.predict_rows()) == [({"name": row["name"]}, row["kind"]) for row in table]
     other = MultiDomainDataModule(source, **{**settings, "features": ["age", "size"]})
     with pytest.raises(InputError, match="was trained on the features .*; the data has .*'size'.*: set data.features"):
         other.load_state_dict(state)
@@ -204,7 +204,28 @@ def test_wide_rows_are_predicted_in_every_task(tmp_path: Path) -> None:
     path = write(tmp_path, table)
     data = make_data(FeatureTables(path, label=["b", "a"], id="id"), predict_path=path, **SHARES)
     data.setup("predict")
-    assert list(data.predict_texts()) == [(task, f"n{n}") for n in range(20) for task in ("a", "b")]
+    assert list(data.predict_rows()) == [({"id": f"n{n}"}, ["a", "b"]) for n in range(20)]
+    batches = list(data.predict_dataloader())
+    assert sum(len(batch["inputs"]) for batch in batches) == 20  # each row once
+    entries = [pair for batch in batches for pair in zip(batch["index"], batch["task_ids"], strict=True)]
+    assert sorted((int(index), int(task)) for index, task in entries) == [(n, t) for n in range(20) for t in (0, 1)]
+
+
+def test_rows_without_an_id_have_a_number(tmp_path: Path) -> None:
+    table = rows()
+    path = write(tmp_path, table)
+    data = make_data(FeatureTables(path, task="kind", features=["age", "size"]), predict_path=path, **SHARES)
+    data.setup("predict")
+    assert list(data.predict_rows()) == [({"row": number}, row["kind"]) for number, row in enumerate(table)]
+
+
+def test_an_id_cannot_be_called_as_what_is_written(tmp_path: Path) -> None:
+    path = write(tmp_path, [{"domain": row["name"], **row} for row in rows()])
+    data = make_data(
+        FeatureTables(path, features=["age", "size"], task="kind", id="domain"), predict_path=path, **SHARES
+    )
+    with pytest.raises(InputError, match="predictions have a 'domain' of their own beside that of data.source.id: "):
+        data.setup("predict")
 
 
 def told(folder: Path, caplog: pytest.LogCaptureFixture, table: list[Row], **settings: Any) -> list[str]:

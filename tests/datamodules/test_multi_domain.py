@@ -9,6 +9,7 @@ import torch
 from corpora import Fixed
 from data import make_data
 from pytorch_lightning import Trainer
+from table_files import WRITERS, Row, write_csv, write_jsonl
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lightning_ncmtl import NCMTL
@@ -309,9 +310,51 @@ def test_predictions_read_texts(datamodule: MultiDomainDataModule, tmp_path: Pat
     datamodule.predict_path = str(path)
     datamodule.setup("fit")
     datamodule.setup("predict")
-    assert list(datamodule.predict_texts()) == [("domain02", "w1, w2"), ("domain00", "")]
+    assert list(datamodule.predict_rows()) == [({"text": "w1, w2"}, "domain02"), ({"text": ""}, "domain00")]
     batch = next(iter(datamodule.predict_dataloader()))
     assert sorted(zip(batch["index"].tolist(), batch["task_ids"].tolist(), strict=True)) == [(0, 2), (1, 0)]
+
+
+@pytest.mark.parametrize("suffix", list(WRITERS))
+def test_predictions_keep_the_id_of_texts(datamodule: MultiDomainDataModule, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"texts.{suffix}"
+    rows: list[Row] = [{"text": "w1", "domain": "domain02", "id": 17}, {"text": "w1", "domain": "domain00", "id": 4}]
+    WRITERS[suffix](path, rows)
+    datamodule.predict_path = str(path)
+    datamodule.setup("predict")
+    expected = [({"id": str(row["id"]), "text": "w1"}, row["domain"]) for row in rows]
+    assert list(datamodule.predict_rows()) == expected
+    assert [list(row) for row, _ in datamodule.predict_rows()] == [["id", "text"]] * 2
+
+
+def test_some_texts_to_predict_have_no_id(datamodule: MultiDomainDataModule, tmp_path: Path) -> None:
+    rows: list[Row] = [{"text": "w1", "domain": "domain02", "id": "half \ud83d"}, {"text": "w2", "domain": "domain00"}]
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    datamodule.predict_path = str(tmp_path / "in.jsonl")
+    datamodule.setup("predict")
+    assert [row["id"] for row, _ in datamodule.predict_rows()] == ["half ?", None]
+
+
+@pytest.mark.parametrize("suffix", list(WRITERS))
+def test_texts_with_several_labels_are_predicted_in_all_domains(tmp_path: Path, suffix: str) -> None:
+    write_csv(tmp_path / "all.csv", [{"text": f"{n} text", "a": n % 2, "b": n // 2 % 2} for n in range(16)])
+    source = Tables(str(tmp_path / "all.csv"), label={"b": "b", "a": "a"})
+    data = make_data(source, validation_size=2, min_frequency=1, predict_path=str(tmp_path / f"in.{suffix}"))
+    data.setup("fit")
+    WRITERS[suffix](tmp_path / f"in.{suffix}", [{"text": "1 text"}, {"text": "2 text"}])
+    data.setup("predict")
+    assert list(data.predict_rows()) == [({"text": text}, ["a", "b"]) for text in ("1 text", "2 text")]
+    (batch,) = data.predict_dataloader()
+    assert len(batch["inputs"]["document_lengths"]) == 2
+    assert sorted(zip(batch["index"].tolist(), batch["task_ids"].tolist(), strict=True)) == [
+        (index, task) for index in (0, 1) for task in (0, 1)
+    ]
+    WRITERS[suffix](tmp_path / f"in.{suffix}", [{"text": "1 text", "domain": "b"}])  # in one of them, if it says so
+    data.setup("predict")
+    assert list(data.predict_rows()) == [({"text": "1 text"}, "b")]
+    WRITERS[suffix](tmp_path / f"in.{suffix}", [{"body": "1 text"}])
+    with pytest.raises(InputError, match="no column 'text' among 'body'.*; predict needs a 'text' in every row"):
+        data.setup("predict")
 
 
 def test_another_file_to_predict_replaces_the_first(datamodule: MultiDomainDataModule, tmp_path: Path) -> None:
@@ -321,7 +364,7 @@ def test_another_file_to_predict_replaces_the_first(datamodule: MultiDomainDataM
         path.write_text("\n".join(json.dumps({"text": text, "domain": "domain00"}) for text in texts_of_one))
         datamodule.predict_path = str(path)
         datamodule.setup("predict")
-        assert [text for _, text in datamodule.predict_texts()] == texts_of_one
+        assert [row["text"] for row, _ in datamodule.predict_rows()] == texts_of_one
         assert sum(len(batch["index"]) for batch in datamodule.predict_dataloader()) == len(texts_of_one)
 
 
@@ -479,7 +522,7 @@ def test_domains_are_named_alike_in_training_and_prediction(tmp_path: Path) -> N
     data.setup("fit")
     data.setup("predict")
     assert data.domains == ["0", "1"]
-    assert [domain for domain, _ in data.predict_texts()] == [str(row["domain"]) for row in rows]
+    assert [domain for _, domain in data.predict_rows()] == [str(row["domain"]) for row in rows]
 
 
 def test_words_from_unlabelled_documents(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

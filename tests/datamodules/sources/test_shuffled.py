@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from lightning_ncmtl.datamodules.sources import (
     FDUMTL,
     Document,
+    FeatureTables,
     Label,
     Problem,
     ShuffledDomains,
@@ -135,3 +136,11 @@ def test_domains_of_one_split_alone(tmp_path: Path) -> None:
     assert [document.text for document in source.read("test") if isinstance(document, Document)] == ["bad"]
     (tmp_path / "toys.task.test").write_text("")
     assert list(ShuffledDomains(FDUMTL(str(tmp_path))).read("test")) == []
+
+
+def test_new_rows_are_read_as_the_source_does() -> None:
+    inner = FeatureTables("all.csv", label="y", task="kind", id="name")
+    source = ShuffledDomains(inner)
+    assert source.id == "name"
+    assert source.settings_of_new() == inner.settings_of_new()
+    assert source.settings_of_new()["init_args"] == {"path": [], "label": "y", "task": "kind", "id": "name"}
