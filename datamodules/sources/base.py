@@ -19,13 +19,15 @@ class Document(NamedTuple):
 
     A label is ``None`` where it is unknown. ``where`` says where the document stands (``file:line``), for messages.
     Where a source has numbers in the place of texts, these are the ``features``, and the text is the id of the row,
-    perhaps empty. Rows with the same id are copies of each other.
+    perhaps empty. Rows with the same id are copies of each other. Documents of the same ``group``, which is not empty,
+    are no copies, but never fall into different parts of a split either.
     """
 
     text: str
     labels: Mapping[str, Label | None]
     where: str = ""
     features: Sequence[float] | None = None
+    group: str = ""
 
 
 class Problem(NamedTuple):
