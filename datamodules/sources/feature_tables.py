@@ -50,6 +50,8 @@ class FeatureTables(Source):
         InputError: If the settings contradict each other.
     """
 
+    columns_setting = "data.source.features"  # which tells the columns that features come from
+
     def __init__(
         self,
         path: str | list[str],
@@ -135,7 +137,7 @@ class FeatureTables(Source):
     def fingerprint(self) -> str:
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         files = [file for split in self.files for file in self._find(split)]
-        return fingerprint_files({"class": "FeatureTables", **settings}, files)
+        return fingerprint_files({"class": type(self).__name__, **settings}, files)
 
     def _find(self, split: Split) -> list[Path]:
         if split not in self.files:
@@ -181,11 +183,11 @@ class FeatureTables(Source):
         if self.columns is None:
             features = [name for name in names if name not in others]
         else:
-            features = _match(self.columns, names, file, "set data.source.features")
+            features = _match(self.columns, names, file, f"set {self.columns_setting}")
         if not features:
-            raise InputError(f"{file} has no columns but those of label, task and id: set data.source.features")
+            raise InputError(f"{file} has no columns but those of label, task and id: set {self.columns_setting}")
         if twice := sorted(others.intersection(features)):
-            raise InputError(f"the column {twice[0]!r} of {file} cannot be a feature, too: set data.source.features")
+            raise InputError(f"the column {twice[0]!r} of {file} cannot be a feature, too: set {self.columns_setting}")
         return _Columns(features, labels if isinstance(labels, dict) else {})
 
     def _scan(self) -> list[str]:
@@ -215,7 +217,11 @@ class FeatureTables(Source):
         if document is None:
             return None
         name = "" if self.id is None or row[self.id] is None else clean(str(row[self.id])).strip()
-        return document._replace(text=name, features=_numbers(row, features))
+        return self._complete(document._replace(text=name), row, features)
+
+    def _complete(self, document: Document, row: dict[str, Any], features: Sequence[str]) -> Document:
+        """A document with its features."""
+        return document._replace(features=_numbers(row, features))
 
 
 def _rows(file: Path, columns: Collection[str] = (), optional: Collection[str] = ()) -> Rows:
