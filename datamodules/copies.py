@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from heapq import heapify, heapreplace
 from typing import Any
 
 import numpy as np
@@ -80,9 +81,10 @@ def repeats(groups: Integers) -> Flags:
 
 
 def deal_folds(groups: Integers, strata: Integers, folds: int, seed: int) -> Integers:
-    """Divide documents into folds that keep copies together.
+    """Divide documents into folds that keep groups together.
 
-    The groups are dealt round the folds in random order, stratum by stratum (that of their first document).
+    Stratum by stratum (that of a group's first document), each group goes to the fold that has fewest documents of the
+    stratum, and of these to that with fewest in all: large groups first, equal ones in random order.
 
     Args:
         groups: ``[n]``, as :func:`find_copies` gives them.
@@ -93,14 +95,24 @@ def deal_folds(groups: Integers, strata: Integers, folds: int, seed: int) -> Int
     Returns:
         The fold ``[n]`` of each document.
     """
-    order = np.concatenate([np.empty(0, dtype=np.int64), *_shuffle(groups, strata, seed)])
-    fold_of_groups = np.empty_like(order)
-    fold_of_groups[order] = np.arange(len(order)) % folds
+    fold_of_groups = np.zeros(len(np.unique(groups)), dtype=np.int64)
+    totals = [0] * folds
+    for members, sizes in _shuffle(groups, strata, seed):
+        waiting = [(0, total, fold) for fold, total in enumerate(totals)]  # documents of the stratum, and in all
+        heapify(waiting)
+        for place in np.argsort(-sizes, kind="stable"):
+            inside, total, fold = waiting[0]
+            heapreplace(waiting, (inside + int(sizes[place]), total + int(sizes[place]), fold))
+            fold_of_groups[members[place]] = fold
+        for _, total, fold in waiting:
+            totals[fold] = total
     return fold_of_groups[groups]
 
 
 def deal_share(groups: Integers, strata: Integers, share: float, seed: Sequence[int]) -> Flags:
-    """Choose a share of all documents, and of each stratum, so that copies stay together.
+    """Choose a share of all documents, and of each stratum, so that groups stay together.
+
+    In random order, each group is taken that fits into the share; then one more, if one brings the share nearer.
 
     Args:
         groups: As for :func:`deal_folds`.
@@ -113,20 +125,28 @@ def deal_share(groups: Integers, strata: Integers, share: float, seed: Sequence[
     """
     chosen = np.zeros(len(np.unique(groups)), dtype=bool)
     dealt = 0
-    for members in _shuffle(groups, strata, seed):
+    for members, sizes in _shuffle(groups, strata, seed):
         # What rounding takes from one stratum it gives to the next.
-        count = round(share * (dealt + len(members))) - round(share * dealt)
-        chosen[members[:count]] = True
-        dealt += len(members)
+        missing = round(share * (dealt + int(sizes.sum()))) - round(share * dealt)
+        dealt += int(sizes.sum())
+        for group, size in zip(members.tolist(), sizes.tolist(), strict=True):
+            if size <= missing:
+                chosen[group] = True
+                missing -= size
+        left = np.flatnonzero(~chosen[members])
+        if missing and len(left):
+            nearest = left[abs(sizes[left] - missing).argmin()]
+            chosen[members[nearest]] = abs(sizes[nearest] - missing) <= missing
     return chosen[groups]
 
 
-def _shuffle(groups: Integers, strata: Integers, seed: int | Sequence[int]) -> Iterator[Integers]:
-    """The groups of each stratum (that of their first document), in random order."""
+def _shuffle(groups: Integers, strata: Integers, seed: int | Sequence[int]) -> Iterator[tuple[Integers, Integers]]:
+    """The groups of each stratum (that of their first document), in random order, and their sizes."""
     rng = np.random.default_rng(seed)
-    strata_of_groups = strata[~repeats(groups)]
+    strata_of_groups, sizes = strata[np.unique(groups, return_index=True)[1]], np.bincount(groups)
     for stratum in np.unique(strata):
-        yield rng.permutation(np.flatnonzero(strata_of_groups == stratum))
+        members = rng.permutation(np.flatnonzero(strata_of_groups == stratum))
+        yield members, sizes[members]
 
 
 def _find_same_starts(texts: Iterable[str]) -> Integers:

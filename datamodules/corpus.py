@@ -145,9 +145,9 @@ class Corpus:
         """The table of a split.
 
         Returns:
-            Columns ``text``, and the lists ``task_ids`` and ``labels``: an entry for each task of a document, which is
-            one, with the label -1 where it is unknown; if documents may have several labels, all that are known. Where
-            labels may be numbers, these are in lists of ``values``, and NaN is no number.
+            Columns ``text``, ``group``, and the lists ``task_ids`` and ``labels``: an entry for each task of a
+            document, which is one, with the label -1 where it is unknown; if documents may have several labels, all
+            that are known. Where labels may be numbers, these are in lists of ``values``, and NaN is no number.
 
         Raises:
             InputError: If there is no such split, or nothing in it that can be used.

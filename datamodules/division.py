@@ -19,7 +19,7 @@ from lightning_ncmtl.datamodules.copies import (
     group_copies,
 )
 from lightning_ncmtl.datamodules.corpus import Corpus
-from lightning_ncmtl.datamodules.document_table import find_labelled, first_entries, read_texts
+from lightning_ncmtl.datamodules.document_table import find_labelled, first_entries, read_column
 from lightning_ncmtl.datamodules.settings import SplitSettings
 from lightning_ncmtl.datamodules.sources import Split
 from lightning_ncmtl.errors import InputError
@@ -38,6 +38,7 @@ class Division:
     Attributes:
         train: Places in the training split, ascending.
         validation: Places in the training split, ascending.
+        groups: Number of the copies of each document of the training split, alike.
         test: Places in the training split, ascending, if ``test_size`` set documents aside.
 
     Raises:
@@ -50,24 +51,34 @@ class Division:
         documents = corpus.read("train")
         self.tasks, labels = first_entries(documents)
         self.labelled = find_labelled(documents)
-        # Every domain and label, those without one included
-        self.strata = self.tasks * (len(corpus.class_names) + 1) + labels + 1
         splits: list[Split] = ["train"]
         if "test" in corpus.source.splits() and (split.deduplicate or test):
             splits.append("test")
         self._pairs = self._find_pairs(*splits)
         # Only of the training split, so that the folds do not depend on the test split
         self.groups = group_copies(self._pairs, len(documents))
+        together = find_repeats(chain.from_iterable(read_column("group", documents)))
+        if len(together):  # perhaps few and large groups, of which labels cannot be shared out
+            self.strata = self.tasks * (not corpus.source.multi_label)
+        else:  # every domain and label, those without one included
+            self.strata = self.tasks * (len(corpus.class_names) + 1) + labels + 1
+        self._inseparable = group_copies(np.concatenate([self._pairs, together]), len(documents))
         aside = np.zeros(len(documents), dtype=bool)
         if split.test_size is not None:
             if "test" in corpus.source.splits():
                 raise InputError(f"the source has a test split: unset data.split.test_size, found {split.test_size}")
             aside = self._share(split.test_size, ~aside, TEST, "test_size")
         if split.folds is not None:
-            held_out = ~aside & (deal_folds(self.groups, self.strata, split.folds, split.seed) == split.fold)
+            held_out = ~aside & (deal_folds(self._inseparable, self.strata, split.folds, split.seed) == split.fold)
             self._check(held_out, ~aside, f"the fold {split.fold} of {split.folds}", "choose fewer folds")
         elif isinstance(split.validation_size, float):
             held_out = self._share(split.validation_size, ~aside, VALIDATION, "validation_size")
+        elif len(together):
+            raise InputError(
+                "the source divides documents by groups (data.source.split_by), and the last documents of a domain may "
+                f"be any part of these: set data.split.validation_size to a share such as 0.2, found "
+                f"{split.validation_size}, or data.split.folds"
+            )
         else:
             held_out = self._last(split.validation_size, ~aside)
         used = ~held_out & ~aside
@@ -78,11 +89,11 @@ class Division:
         self.test = None if split.test_size is None else np.flatnonzero(aside)
 
     def halve(self) -> Integers:
-        """Deal those that train into halves, 0 and 1, alike in their domains; copies stay together.
+        """Deal those that train into halves, 0 and 1, alike in their domains; copies and groups stay together.
 
         Not alike in their labels: what chance did to these in one half must not come back in the other.
         """
-        _, groups = np.unique(self.groups[self.train], return_inverse=True)
+        _, groups = np.unique(self._inseparable[self.train], return_inverse=True)
         return deal_folds(groups, self.tasks[self.train], 2, self.seed)
 
     def clean(self) -> Flags:
@@ -98,7 +109,7 @@ class Division:
     def _share(self, share: float, pool: Flags, number: int, name: str) -> Flags:
         if not 0 < share < 1:
             raise InputError(f"data.split.{name} must be a share between 0 and 1, found {share}")
-        _, groups = np.unique(self.groups[pool], return_inverse=True)
+        _, groups = np.unique(self._inseparable[pool], return_inverse=True)
         chosen = np.zeros_like(pool)
         chosen[pool] = deal_share(groups, self.strata[pool], share, [self.seed, number])
         self._check(chosen, pool, f"data.split.{name} {share}", "choose another share")
@@ -112,8 +123,8 @@ class Division:
                 )
             if (count := (chosen & members).sum()) in (0, members.sum()):
                 raise InputError(
-                    f"{what} holds {count} of the {members.sum()} documents of {domain}, whose copies stay together: "
-                    f"{way_out}"
+                    f"{what} holds {count} of the {members.sum()} documents of {domain}, of which copies and groups "
+                    f"stay together: {way_out}"
                 )
 
     def _members(self, pool: Flags) -> Iterator[tuple[str, Flags]]:
@@ -158,14 +169,14 @@ class Division:
         """The pairs of copies among the documents of some splits, in this order."""
         parts = [self.corpus.read(split) for split in splits]
         if self.corpus.features is not None:  # ids stand in the place of texts
-            return find_repeats(chain.from_iterable(read_texts(*parts)))
+            return find_repeats(chain.from_iterable(read_column("text", *parts)))
         near = len(parts[0]) <= MANY  # only of training, whatever else is read
 
         def make(path: Path) -> None:
             if not near:
                 rank_zero_info("too many documents to compare all words: copies are those with the same start")
             with path.open("wb") as file:
-                np.save(file, find_pairs(chain.from_iterable(read_texts(*parts)), near))
+                np.save(file, find_pairs(chain.from_iterable(read_column("text", *parts)), near))
 
         # The tables tell all that they were made of.
         key = key_of(splits, *[part.cache_files for part in parts])

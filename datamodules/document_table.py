@@ -17,7 +17,9 @@ from lightning_ncmtl.datamodules.sources import Document, Label, Problem
 from lightning_ncmtl.datamodules.sources.base import Given, plain_label
 from lightning_ncmtl.errors import InputError
 
-SCHEMA = pa.schema({"text": pa.string(), "task_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
+SCHEMA = pa.schema(
+    {"text": pa.string(), "group": pa.string(), "task_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
+)
 _SHOWN = 5  # problems of a split that are told one by one
 _ROWS, _CHARACTERS = 1000, 1 << 24  # of documents that are written at a time
 
@@ -152,7 +154,7 @@ class _Writer:
             if self.multi_label:
                 pairs = [pair for pair in pairs if pair[1] >= 0 or not math.isnan(pair[2])]
             tasks, labels, values = zip(*pairs, strict=True) if pairs else ((), (), ())
-            rows.append({"text": item.text, "task_ids": tasks, "labels": labels})
+            rows.append({"text": item.text, "group": item.group, "task_ids": tasks, "labels": labels})
             if self.regression:
                 rows[-1]["values"] = values
             if self.features is not None:
@@ -230,11 +232,11 @@ def _first(documents: Dataset, column: str, otherwise: float) -> NDArray[Any]:
     return np.asarray(pc.fill_null(pc.list_flatten(lists), otherwise).to_numpy())
 
 
-def read_texts(*tables: Dataset) -> Iterator[list[str]]:
-    """The texts of tables, some at a time."""
+def read_column(name: str, *tables: Dataset) -> Iterator[list[str]]:
+    """The texts of tables, or another column, some at a time."""
     for table in tables:
-        for rows in table.with_format(None).select_columns("text").iter(1000):
-            yield rows["text"]
+        for rows in table.with_format(None).select_columns(name).iter(1000):
+            yield rows[name]
 
 
 def _places(items: Sequence[Label | None], among: Sequence[Label]) -> NDArray[np.int32]:

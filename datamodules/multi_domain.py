@@ -215,7 +215,7 @@ class MultiDomainDataModule(LightningDataModule):
         return self._loader("predict")
 
     def documents(self, stage: Stage) -> Dataset:
-        """The documents of a stage that was set up: ``text``, ``task_ids``, ``labels``, ``index``, perhaps ``clean``.
+        """The documents of a set-up stage: ``text``, ``group``, ``task_ids``, ``labels``, ``index``, perhaps ``clean``.
 
         Task ids and labels are lists, of one each if documents have one label.
         """

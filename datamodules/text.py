@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from lightning_ncmtl.datamodules.cache import Cache, key_of
 from lightning_ncmtl.datamodules.copies import Integers
-from lightning_ncmtl.datamodules.document_table import read_texts
+from lightning_ncmtl.datamodules.document_table import read_column
 from lightning_ncmtl.errors import InputError
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
@@ -89,7 +89,7 @@ def learn_tokenizer(
     key = key_of(files, hashlib.sha256(places.tobytes()).digest(), kind, vocab_size, min_frequency)
 
     def make(path: Path) -> None:
-        texts = read_texts(table.select(places), *more)
+        texts = read_column("text", table.select(places), *more)
         train_tokenizer(texts, kind, vocab_size, min_frequency).save(str(path))
 
     return Tokenizer.from_file(str(cache.get(f"vocabulary-{key}.json", make)))

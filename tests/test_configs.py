@@ -37,6 +37,9 @@ def test_configurations_instantiate(
             for task in "abc":
                 (tmp_path / f"{task}.csv").write_text("label,depth,size\n0,1,2\n1,3,4\n")
             arguments += ["--data.source.path", str(tmp_path / "*.csv")]
+        elif source.get("class_path", "").endswith("Molecules"):
+            (tmp_path / "a.csv").write_text("smiles,NR-A,SR-B\nCCO,0,1\nCC,1,0\n")
+            arguments += ["--data.source.path", str(tmp_path / "a.csv")]
         elif "path" in source.get("init_args", {}):
             for domain in data.get("domains", [f"domain{number}" for number in range(14)]):
                 (tmp_path / f"{domain}.task.train").write_text("0\tbad\n1\tgood\n")
@@ -52,7 +55,8 @@ def test_configurations_instantiate(
         table = next(module for module in made.model.encoder.modules() if isinstance(module, torch.nn.Embedding))
         assert table.num_embeddings == made.datamodule.vocab_size
     else:
-        assert made.model.encoder.out_features == made.datamodule.num_features
+        features = torch.zeros(1, made.datamodule.num_features)
+        assert made.model.encoder(features).shape == (1, made.model.encoder.out_features)
     clustering = made.config[subcommand].clustering
     if clustering.warmup_steps is None and clustering.warmup_epochs is not None:
         assert made.trainer.max_epochs > clustering.warmup_epochs
@@ -71,7 +75,8 @@ def test_optimizer_and_scheduler_come_from_the_command_line(tmp_path: Path, monk
 
 
 def test_there_are_configurations() -> None:
-    assert {path.stem for path in CONFIGS} == {"fdu_mtl", "landmine", "literal", "mmtl", "paper", "transformer"}
+    names = {"fdu_mtl", "landmine", "literal", "mmtl", "paper", "tox21", "transformer"}
+    assert {path.stem for path in CONFIGS} == names
     assert {path.stem for path in COMPARISONS} == {"ablation", "best", "clusters", "compare", "landmine_compare"}
 
 

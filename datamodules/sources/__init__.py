@@ -5,6 +5,7 @@ from lightning_ncmtl.datamodules.sources.base import Document, Label, Problem, S
 from lightning_ncmtl.datamodules.sources.fdu_mtl import FDUMTL
 from lightning_ncmtl.datamodules.sources.feature_tables import FeatureTables
 from lightning_ncmtl.datamodules.sources.hugging_face import HuggingFace
+from lightning_ncmtl.datamodules.sources.molecules import Molecules
 from lightning_ncmtl.datamodules.sources.sentiment import MultiDomainSentiment
 from lightning_ncmtl.datamodules.sources.shuffled import ShuffledDomains
 from lightning_ncmtl.datamodules.sources.synthetic import Synthetic
@@ -16,6 +17,7 @@ __all__ = [
     "FeatureTables",
     "HuggingFace",
     "Label",
+    "Molecules",
     "MultiDomainSentiment",
     "Problem",
     "ShuffledDomains",

@@ -21,12 +21,15 @@ class Document(NamedTuple):
     A label is ``None`` where it is unknown, a number where the task is to predict one. ``where`` says where the
     document stands (``file:line``), for messages. Where a source has numbers in the place of texts, these are the
     ``features``, and the text is the id of the row, perhaps empty. Rows with the same id are copies of each other.
+    Documents of the same ``group``, which is not empty, are no copies, but never fall into different parts of a split
+    either.
     """
 
     text: str
     labels: Mapping[str, Given | None]
     where: str = ""
     features: Sequence[float] | None = None
+    group: str = ""
 
 
 class Problem(NamedTuple):

@@ -42,12 +42,15 @@ class FeatureTables(Source):
         task: Column of the task.
         id: Column of what tells rows apart: predictions keep it, and rows that have the same, such as one molecule in
             several tasks, never fall into different parts of a split.
+        split_by: Column of groups, such as patients: rows that have the same never fall into different parts either.
         groups: Which tasks are known to be alike, for reports and controls, never for training: the tasks of each
             group, ``{foliated: ["01", "02"], desert: ["03"]}``.
 
     Raises:
         InputError: If the settings contradict each other.
     """
+
+    columns_setting = "data.source.features"  # which tells the columns that features come from
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class FeatureTables(Source):
         label: str | list[str] | dict[str, str] = "label",
         task: str | None = None,
         id: str | None = None,
+        split_by: str | None = None,
         groups: dict[str, list[str]] | None = None,
     ) -> None:
         if not label:
@@ -76,6 +80,7 @@ class FeatureTables(Source):
         self.label = label
         self.task = task
         self.id = id
+        self.split_by = split_by
         self._groups = groups
         self._found: tuple[str, _Columns] | None = None  # and the fingerprint of the files that have them
         self._tasks: tuple[str, list[str]] | None = None  # the same way
@@ -115,7 +120,7 @@ class FeatureTables(Source):
         labels = {task: columns.labels[task] for task in columns.labels if domains is None or task in domains}
         for file in self._find(split):
             task = self._task_column(file, _names(file))
-            layout = Layout((), labels if self.multi_label else str(self.label), task, domains)
+            layout = Layout((), labels if self.multi_label else str(self.label), task, domains, self.split_by)
             yield from self._read(file, layout, columns.features)
 
     def read_new(self, file: Path, features: Sequence[str], domains: Collection[str]) -> Iterator[Document | Problem]:
@@ -135,7 +140,7 @@ class FeatureTables(Source):
     def fingerprint(self) -> str:
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         files = [file for split in self.files for file in self._find(split)]
-        return fingerprint_files({"class": "FeatureTables", **settings}, files)
+        return fingerprint_files({"class": type(self).__name__, **settings}, files)
 
     def _find(self, split: Split) -> list[Path]:
         if split not in self.files:
@@ -143,7 +148,7 @@ class FeatureTables(Source):
         return find_files(self.files[split], "data.source.path" if split == "train" else "data.source.test_path")
 
     def _others(self) -> list[str]:
-        """Columns that every row needs beside features and labels."""
+        """Columns that every row needs beside features and labels, also one to predict."""
         return [column for column in (self.task, self.id) if column is not None]
 
     def _task_column(self, file: Path, names: Collection[str]) -> str | None:
@@ -175,15 +180,17 @@ class FeatureTables(Source):
         if not (self.multi_label and ".jsonl" in file.suffixes):  # in which empty labels may be left out
             _need(used, names, file, "set data.source.label")
         _need(self._others(), names, file, "set data.source.task and data.source.id")
-        others = {*used, *self._others(), *([CELL] if file.suffix.lower() in SUFFIXES else [])}
+        by = [] if self.split_by is None else [self.split_by]
+        _need(by, names, file, "set data.source.split_by")
+        others = {*used, *self._others(), *by, *([CELL] if file.suffix.lower() in SUFFIXES else [])}
         if self.columns is None:
             features = [name for name in names if name not in others]
         else:
-            features = _match(self.columns, names, file, "set data.source.features")
+            features = _match(self.columns, names, file, f"set {self.columns_setting}")
         if not features:
-            raise InputError(f"{file} has no columns but those of label, task and id: set data.source.features")
+            raise InputError(f"{file} has no columns but those of label, task and id: set {self.columns_setting}")
         if twice := sorted(others.intersection(features)):
-            raise InputError(f"the column {twice[0]!r} of {file} cannot be a feature, too: set data.source.features")
+            raise InputError(f"the column {twice[0]!r} of {file} cannot be a feature, too: set {self.columns_setting}")
         return _Columns(features, labels if isinstance(labels, dict) else {})
 
     def _scan(self) -> list[str]:
@@ -213,7 +220,11 @@ class FeatureTables(Source):
         if document is None:
             return None
         name = "" if self.id is None or row[self.id] is None else clean(str(row[self.id])).strip()
-        return document._replace(text=name, features=_numbers(row, features))
+        return self._complete(document._replace(text=name), row, features)
+
+    def _complete(self, document: Document, row: dict[str, Any], features: Sequence[str]) -> Document:
+        """A document with its features."""
+        return document._replace(features=_numbers(row, features))
 
 
 def _rows(file: Path, columns: Collection[str] = (), optional: Collection[str] = ()) -> Rows:

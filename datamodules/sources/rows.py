@@ -19,18 +19,22 @@ class Layout:
         label: Column of the label; or that of each domain's label, where documents may have several; or ``None``.
         domain: Column of the domain, if there is one.
         domains: The domains whose documents are read; all by default.
+        group: Column of the group, if there is one.
     """
 
     text: tuple[str, ...]
     label: str | Mapping[str, str] | None
     domain: str | None = None
     domains: Collection[str] | None = None
+    group: str | None = None
 
     @property
     def columns(self) -> list[str]:
         """The columns needed, each once."""
         labels = list(self.label.values()) if isinstance(self.label, Mapping) else [self.label]
-        return [column for column in dict.fromkeys([*self.text, *labels, self.domain]) if column is not None]
+        return [
+            column for column in dict.fromkeys([*self.text, *labels, self.domain, self.group]) if column is not None
+        ]
 
     @property
     def optional(self) -> list[str]:
@@ -46,12 +50,15 @@ class Layout:
         """
         parts = [column for column in self.text if row[column] is not None] or self.text  # no title, say
         text = "\n".join(_text(row[column], column) for column in parts)
+        group = "" if self.group is None else _group(row[self.group], self.group)
         if isinstance(self.label, Mapping):
             found = {domain: _label(row.get(column), column) for domain, column in self.label.items()}
-            return Document(text, {domain: label for domain, label in found.items() if label is not None}, where)
+            known = {domain: label for domain, label in found.items() if label is not None}
+            return Document(text, known, where, group=group)
         label = None if self.label is None else _label(row[self.label], self.label)
         domain = home if self.domain is None else _domain(row[self.domain], self.domain)
-        return Document(text, {domain: label}, where) if self.domains is None or domain in self.domains else None
+        used = self.domains is None or domain in self.domains
+        return Document(text, {domain: label}, where, group=group) if used else None
 
 
 def check_columns(text: str | list[str], label: object) -> tuple[str, ...]:
@@ -89,6 +96,12 @@ def _domain(value: object, column: str) -> str:
     if name is None:
         raise ValueError(f"expected a domain in {column!r}, found {short(value)}")
     return name
+
+
+def _group(value: object, column: str) -> str:
+    if value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"expected a group in {column!r}, a number or a text, found {short(value)}")
+    return "" if value is None else clean(str(value)).strip()
 
 
 def _label(value: object, column: str) -> Given | None:

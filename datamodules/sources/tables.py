@@ -28,6 +28,7 @@ class Tables(Source):
         label: Column of the label; or the columns of several, by domain: every document is then in all domains, or in
             those that have a label for it.
         domain: Column of the domain.
+        split_by: Column of groups, such as authors: documents of a group never fall into different parts of a split.
 
     Raises:
         InputError: If columns are missing from the settings, or contradict each other.
@@ -41,6 +42,7 @@ class Tables(Source):
         text: str | list[str] = "text",
         label: str | dict[str, str] = "label",
         domain: str | None = None,
+        split_by: str | None = None,
     ) -> None:
         self.text = check_columns(text, label)
         if isinstance(label, dict) and domain is not None:
@@ -51,6 +53,7 @@ class Tables(Source):
         self.files: dict[Split, str | list[str] | None] = {"train": train, "test": test, "unlabel": unlabel}
         self.label = label
         self.domain = domain
+        self.split_by = split_by
         self._domains: tuple[str, list[str]] | None = None  # and the fingerprint of the files that have them
 
     @property
@@ -101,7 +104,7 @@ class Tables(Source):
             label = {name: column for name, column in sorted(label.items()) if domains is None or name in domains}
         if split == "unlabel":
             label = {} if self.multi_label else None
-        return Layout(self.text, label, self.domain, domains)
+        return Layout(self.text, label, self.domain, domains, self.split_by if split == "train" else None)
 
     def _find(self, split: Split) -> list[Path]:
         """The files of a split, sorted."""

@@ -9,7 +9,7 @@ import sklearn.feature_extraction.text as sklearn_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_ncmtl.datamodules.copies import deal_folds, find_copies, find_pairs, group_copies, repeats
+from lightning_ncmtl.datamodules.copies import deal_folds, deal_share, find_copies, find_pairs, group_copies, repeats
 
 
 def expected(texts: Sequence[str]) -> list[int]:
@@ -100,12 +100,51 @@ def test_folds_keep_groups_together_and_share_out_every_stratum() -> None:
     strata = rng.integers(0, 4, 300)
     folds = deal_folds(groups, strata, 5, seed=3)
     assert all(len(set(folds[groups == group])) == 1 for group in groups)
-    first = ~repeats(groups)
+    by_first = strata[np.unique(groups, return_index=True)[1]][groups]
     for stratum in range(4):
-        sizes = np.bincount(folds[first & (strata == stratum)], minlength=5)
-        assert sizes.max() - sizes.min() <= 1
+        sizes = np.bincount(folds[by_first == stratum], minlength=5)
+        assert sizes.max() - sizes.min() <= 1  # small groups come last, and fill up
     assert folds.tolist() == deal_folds(groups, strata, 5, seed=3).tolist()
     assert folds.tolist() != deal_folds(groups, strata, 5, seed=4).tolist()
+
+
+def test_single_documents_are_dealt_round_the_folds() -> None:
+    """Stratum by stratum, each going on where the last one ended."""
+    strata = np.array([0] * 7 + [1] * 4 + [2] * 9)
+    folds = deal_folds(np.arange(20), strata, 3, seed=0)
+    assert [np.bincount(folds[strata == stratum]).tolist() for stratum in range(3)] == [[3, 2, 2], [1, 2, 1], [3, 3, 3]]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    folds=st.integers(2, 6),
+    seed=st.integers(0, 9),
+)
+def test_folds_of_large_groups_differ_by_less_than_a_group(sizes: list[int], folds: int, seed: int) -> None:
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    rows = np.bincount(deal_folds(groups, np.zeros_like(groups), folds, seed), minlength=folds)
+    assert rows.sum() == sum(sizes)
+    assert rows.max() - rows.min() <= max(sizes)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    share=st.floats(0.02, 0.98),
+    seed=st.integers(0, 9),
+)
+def test_a_share_of_large_groups_is_as_near_as_one_of_them(sizes: list[int], share: float, seed: int) -> None:
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    chosen = deal_share(groups, np.zeros_like(groups), share, [seed])
+    wanted = round(share * len(groups))
+    assert all(len(set(chosen[groups == group])) == 1 for group in range(len(sizes)))
+    others = [size for group, size in enumerate(sizes) if not chosen[groups == group][0]]
+    off = abs(int(chosen.sum()) - wanted)
+    assert off <= max(sizes) / 2
+    if chosen.sum() < wanted:  # nothing more would bring it nearer
+        assert all(abs(chosen.sum() + size - wanted) > off for size in others)
+    filled = np.concatenate([groups, groups.max() + 1 + np.arange(len(groups))])  # and as many single ones
+    chosen = deal_share(filled, np.zeros_like(filled), share / 2, [seed])
+    assert chosen.sum() == round(share / 2 * len(filled))
 
 
 @pytest.mark.parametrize("filler", ["", "!", " - " * 500])

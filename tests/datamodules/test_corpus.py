@@ -32,6 +32,7 @@ def test_domains_and_classes_are_found_in_training(tmp_path: Path, caplog: pytes
     assert found.class_names == ["bad", "fast", "good"]
     assert found.read("train")[:] == {
         "text": ["b0", "b1", "b2", "c0", "c1"],
+        "group": [""] * 5,
         "task_ids": [[0], [0], [0], [1], [1]],
         "labels": [[2], [0], [-1], [1], [0]],
     }

@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpora import Fixed, Several
+from corpora import Fixed, Grouped, Several
 
 from lightning_ncmtl.datamodules.cache import Cache
 from lightning_ncmtl.datamodules.copies import deal_share
@@ -92,6 +92,55 @@ def test_copies_stay_together_in_shares() -> None:
     assert not groups[0] & groups[2]
     assert not groups[1] & groups[2]
     assert division.clean()[division.validation].all()
+
+
+def grouped(seed: int, task_of: Any = lambda rng, group: rng.integers(2)) -> Grouped:
+    """Some 600 documents of 60 groups, of which one has a fifth, another a tenth."""
+    rng = np.random.default_rng(seed)
+    sizes = [120, 60, *rng.integers(1, 15, size=58)]
+    groups = rng.permutation(np.repeat(np.arange(60), sizes))
+    return Grouped([(f"{n} text", "ab"[task_of(rng, group)], f"g{group}") for n, group in enumerate(groups)])
+
+
+@pytest.mark.parametrize("settings", [{"folds": 4, "fold": 1}, {"validation_size": 0.25}])
+@pytest.mark.parametrize("within", [False, True], ids=["groups over tasks", "groups of a task"])
+def test_groups_are_never_divided(settings: dict[str, Any], within: bool) -> None:
+    for seed in range(10):
+        source = grouped(seed, (lambda rng, group: group % 2) if within else (lambda rng, group: rng.integers(2)))
+        division = divide(source, **settings, test_size=0.2, seed=seed)
+        assert division.test is not None
+        named = np.array([group for *_, group in source.rows])
+        halves = division.halve()
+        train = [division.train[halves == half] for half in (0, 1)]
+        parts = [*train, division.validation, division.test]
+        groups = [set(named[part]) for part in parts]
+        assert sum(map(len, groups)) == len(set.union(*groups)) == 60
+        count = len(named)
+        assert sum(map(len, parts)) == count
+        # A share is as near as half of a group, in each task; a fold, or a half, as a group
+        assert abs(len(division.test) - 0.2 * count) <= (60 if within else 61)
+        assert abs(len(train[0]) - len(train[1])) <= 120
+        assert {0, 1} == set(division.tasks[division.test]) == set(division.tasks[division.validation])
+        # They are no copies of each other
+        assert division.clean()[division.validation].all()
+        assert division.groups.tolist() == list(range(count))
+        again = divide(source, **settings, test_size=0.2, seed=seed)
+        assert np.array_equal(division.train, again.train)
+
+
+def test_copies_in_different_groups_join_these() -> None:
+    rows = [(f"{n} text", "a", f"g{n % 30}") for n in range(90)]
+    rows += [("same text of many words", "a", f"g{n}") for n in range(10)] + [("alone", "a", ""), ("not", "a", "")]
+    division = divide(Grouped(rows), validation_size=0.4)
+    first = {int(row[2][1:]) if row[2] else -1 for n, row in enumerate(rows) if n in set(division.validation.tolist())}
+    assert set(range(10)) <= first or not first & set(range(10))
+    assert not division.clean()[90:100].any() or {90, 99} <= set(division.validation.tolist())
+    assert abs(len(division.validation) - 0.4 * 102) <= 1
+
+
+def test_groups_have_no_last_documents() -> None:
+    with pytest.raises(InputError, match=r"data.source.split_by\), .* share such as 0.2, found 5, or data.split.folds"):
+        divide(grouped(0), validation_size=5)
 
 
 def test_a_share_of_groups_in_each_stratum() -> None:

@@ -46,3 +46,20 @@ class Several(Source):
     def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
         for text, labels in self.documents:
             yield Document(text, {domain: labels[domain] for domain in labels if domains is None or domain in domains})
+
+
+class Grouped(Source):
+    """Texts, each with its domain and its group; every other one is positive."""
+
+    def __init__(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        self.rows = rows
+
+    def domains(self) -> list[str]:
+        return sorted({domain for _, domain, _ in self.rows})
+
+    def splits(self) -> set[Split]:
+        return {"train"}
+
+    def read(self, split: Split, domains: Collection[str] | None = None) -> Iterator[Document | Problem]:
+        for number, (text, domain, group) in enumerate(self.rows):
+            yield Document(text, {domain: number % 2}, group=group)

@@ -292,3 +292,28 @@ def test_known_groups_are_of_all_tasks(tmp_path: Path, label: Any) -> None:
         FeatureTables(**settings, groups={"dry": ["y", "w", "z"]}).domains()
     with pytest.raises(InputError, match="a task is in one group, found 'y' twice in data.source.groups"):
         FeatureTables(**settings, groups={"dry": ["y"], "wet": ["y", "z"]})
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_groups_of_rows_stand_in_a_column(tmp_path: Path, suffix: str) -> None:
+    rows: list[Row] = [{"x": n, "patient": patient, "y": 1, "z": 0} for n, patient in enumerate([7, 8, None, 7])]
+    WRITERS[suffix](tmp_path / f"a.{suffix}", rows)
+    for label in ("y", ["y", "z"]):
+        settings: dict[str, Any] = {"label": label, "features": "x"}
+        source = FeatureTables(f"{tmp_path}/a.{suffix}", **settings, split_by="patient")
+        assert source.features() == ["x"]
+        assert [row.group for row in documents(source)] == ["7", "8", "", "7"]
+        assert source.fingerprint() != FeatureTables(f"{tmp_path}/a.{suffix}", **settings).fingerprint()
+    assert "patient" not in FeatureTables(f"{tmp_path}/a.{suffix}", label="y", split_by="patient").features()
+    with pytest.raises(InputError, match="no column 'doctor' among 'x', .*: set data.source.split_by"):
+        FeatureTables(f"{tmp_path}/a.{suffix}", label="y", split_by="doctor").features()
+    write_csv(tmp_path / "new.csv", [{"x": 1}])  # without the column
+    new = FeatureTables("gone.csv", split_by="patient").read_new(tmp_path / "new.csv", ["x"], [])
+    assert [row.group for row in new if isinstance(row, Document)] == [""]
+
+
+def test_a_group_is_a_number_or_a_text(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"x": 1, "label": 0, "g": [1]}, {"x": 1, "label": 0, "g": " b "}])
+    source = FeatureTables(f"{tmp_path}/a.jsonl", split_by="g")
+    assert problems(source) == [f"{tmp_path}/a.jsonl:1: expected a group in 'g', a number or a text, found a list"]
+    assert [row.group for row in source.read("train") if isinstance(row, Document)] == ["b"]

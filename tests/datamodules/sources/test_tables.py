@@ -55,6 +55,15 @@ def test_reads_each_format(tmp_path: Path, suffix: str) -> None:
     assert [document.text for document in documents(by_column, domains=["3", "dvd"])] == [texts[0], texts[2]]
 
 
+def test_groups_of_training_documents_stand_in_a_column(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": 1, "author": name} for name in ("Ann", " Bob ", "", "Ann")]
+    write_csv(tmp_path / "books.csv", rows)
+    write_csv(tmp_path / "test.csv", [{"text": "a", "label": 1}])
+    source = Tables(f"{tmp_path}/books.csv", test=f"{tmp_path}/test.csv", split_by="author")
+    assert [document.group for document in documents(source)] == ["Ann", "Bob", "", "Ann"]
+    assert [item.group for item in source.read("test", ["test"]) if isinstance(item, Document)] == [""]
+
+
 def test_a_file_is_a_domain_and_domains_come_in_the_order_asked_for(tmp_path: Path) -> None:
     for name in ("b/dvd.train.jsonl", "a/books.csv.gz", "c.parquet"):
         file = tmp_path / name.removesuffix(".gz")
