@@ -65,32 +65,37 @@ def evidence_line(report: Mapping[str, Any]) -> str:
     return line + ": all tasks share" * (found == 1 and all(layer["num_clusters"] == 1 for layer in layers))
 
 
-def accuracy_table(logged: Mapping[str, Any], metrics: TaskMetrics | None) -> Table:
-    """Accuracy of the last validation, of each task, or of the worst where there are many.
+def score_table(logged: Mapping[str, Any], metrics: TaskMetrics | None) -> Table:
+    """Accuracy or error of the last validation, of each task, or accuracy of the worst where there are many.
 
     Args:
         logged: All values logged.
         metrics: The model's, if it has any.
     """
-    table = Table("task", "accuracy", title="Validation", title_justify="left")
-    prefix = "val/accuracy"
-    values = {name.removeprefix(f"{prefix}/"): logged[name] for name in logged if name.startswith(f"{prefix}/")}
-    averages = [("average", prefix), ("average without copies", f"{prefix}_clean")]
-    if metrics is not None and metrics.many and prefix in logged:
+    names = [name for name in ("accuracy", "rmse") if f"val/{name}" in logged]
+    table = Table("task", *names, title="Validation", title_justify="left")
+    values = {name: _of_tasks(logged, f"val/{name}/") for name in names}
+    averages = {"average": names, "average without copies": ["accuracy_clean"]}
+    if metrics is not None and metrics.many and "accuracy" in names:
         table.title = f"Validation: the worst of {len(metrics.task_names):,} tasks"
         accuracy = dict(zip(metrics.task_names, metrics.per_task["accuracy"].tolist(), strict=True))
         seen = [task for task, value in accuracy.items() if value == value]  # not NaN
-        values = {task: accuracy[task] for task in sorted(seen, key=lambda task: accuracy[task])[:WORST]}
-        averages.insert(0, (f"average of these {len(values)}", f"{prefix}_worst_{WORST}"))
-    else:
-        values = dict(sorted(values.items()))
-    for task, value in values.items():
-        table.add_row(escape(task), f"{float(value):.3f}")
+        values["accuracy"] = {task: accuracy[task] for task in sorted(seen, key=lambda task: accuracy[task])[:WORST]}
+        averages = {f"average of these {len(values['accuracy'])}": [f"accuracy_worst_{WORST}"], **averages}
+    formats = {"rmse": ".4g"}
+    for task in dict.fromkeys(task for of_tasks in values.values() for task in of_tasks):
+        cells = (format(values[name][task], formats.get(name, ".3f")) if task in values[name] else "" for name in names)
+        table.add_row(escape(task), *cells)
     table.add_section()
-    for label, name in averages:
-        if name in logged:
-            table.add_row(label, f"{float(logged[name]):.3f}")
+    for label, columns in averages.items():
+        if columns and f"val/{columns[0]}" in logged:
+            cells = (format(float(logged[f"val/{name}"]), formats.get(name, ".3f")) for name in columns)
+            table.add_row(label, *cells)
     return table
+
+
+def _of_tasks(logged: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): float(logged[name]) for name in sorted(logged) if name.startswith(prefix)}
 
 
 def write_task_table(path: Path, tasks: Sequence[str], columns: Mapping[str, Tensor | Sequence[Any]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from lightning_ncmtl.callbacks._tables import accuracy_table, cluster_table, evidence_line, write_task_table
+from lightning_ncmtl.callbacks._tables import cluster_table, evidence_line, score_table, write_task_table
 from lightning_ncmtl.callbacks.network_clustering import NetworkClusteringCallback
 from lightning_ncmtl.clustering.evidence import Evidence
 from lightning_ncmtl.compatibility import (
@@ -55,8 +55,8 @@ class ClusterReport(Callback):
 
     Where a model of this package has more than 50 tasks, it shows some tasks of each cluster, and the tasks with the
     worst accuracies. All go to ``tasks-val.csv`` after every validation, and to ``tasks-test.csv`` after a test: a row
-    for each task with ``count`` (of labels), ``accuracy``, ``loss``, perhaps ``accuracy_clean`` and ``planted``, and
-    its cluster in each layer. TensorBoard gets a histogram of the accuracies.
+    for each task with ``count`` (of labels), ``accuracy`` or ``rmse``, ``loss``, perhaps ``accuracy_clean`` and
+    ``planted``, and its cluster in each layer. TensorBoard gets a histogram of the accuracies.
 
     Without a :class:`lightning_ncmtl.callbacks.NetworkClusteringCallback` it only shows how well each task does.
 
@@ -123,7 +123,7 @@ class ClusterReport(Callback):
             return
         self._show(trainer)
         console = Console()
-        table = accuracy_table(trainer.callback_metrics, _metrics(pl_module))
+        table = score_table(trainer.callback_metrics, _metrics(pl_module))
         if table.row_count:
             console.print(table)
         console.print(f"Run directory: {escape(str(self._directory))}", soft_wrap=True)
@@ -158,10 +158,10 @@ class ClusterReport(Callback):
                 columns[name] = list(layer["assignment"].values())
         directory.mkdir(parents=True, exist_ok=True)
         write_task_table(directory / f"tasks-{stage}.csv", metrics.task_names, columns)
-        accuracy = metrics.per_task["accuracy"]
-        for experiment in _tensorboards(trainer, "add_histogram"):
-            seen = accuracy[~accuracy.isnan()]
-            experiment.add_histogram(f"{stage}/accuracy_of_tasks", seen, trainer.global_step)
+        for name in {"accuracy", "rmse"} & metrics.per_task.keys():
+            value = metrics.per_task[name]
+            for experiment in _tensorboards(trainer, "add_histogram"):
+                experiment.add_histogram(f"{stage}/{name}_of_tasks", value[~value.isnan()], trainer.global_step)
 
     def _draw(self, trainer: Trainer, report: dict[str, Any], folder: str) -> None:
         # matplotlib is slow to import, and need not be there

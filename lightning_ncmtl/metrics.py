@@ -56,6 +56,7 @@ class TaskMetrics(Metric):
         per_task: What the last :meth:`compute` found of each task, on all devices together: ``count``, ``accuracy``,
             ``rmse``, ``loss``, perhaps ``accuracy_clean``, and each of the metrics, each ``[N]``; NaN where there was
             no document, or the task was skipped. Empty before it. Accuracy and error only where any task has it.
+        overall: What the last :meth:`compute` found beside these and their averages, 0-d: ``skipped``, and pooled ones.
 
     Raises:
         InputError: If there is no such metric, or no task that has it.
@@ -95,6 +96,7 @@ class TaskMetrics(Metric):
                     "no task predicts any"
                 )
         self.per_task: dict[str, Tensor] = {}
+        self.overall: dict[str, Tensor] = {}
         self.units: tuple[Tensor, Tensor] | None = None  # mean and scale of the numbers of each task
         for name in ("correct", "loss", "count", "clean_correct", "clean_count", "squares"):
             kind = torch.float64 if name in ("loss", "squares") else torch.int64
@@ -147,6 +149,18 @@ class TaskMetrics(Metric):
             self.clean_updates += 1
 
     @property
+    def directions(self) -> dict[str, bool]:
+        """Of each value that averages or pools tasks, whether more of it is better."""
+        known = {"loss": False}
+        if self._tasks_of(False) or not self.task_names:
+            known |= {"accuracy": True, "accuracy_clean": True}
+        if self._tasks_of(True) or not self.task_names:
+            known["rmse"] = False
+        for name, score in self.scores.items():
+            known |= dict.fromkeys([name, *([f"{name}_pooled"] if score.number else [])], score.higher_is_better)
+        return known
+
+    @property
     def many(self) -> bool:
         """Whether there are too many tasks to log each of them."""
         return len(self.task_names) > MAX_LOGGED_TASKS
@@ -162,11 +176,12 @@ class TaskMetrics(Metric):
         the lowest. Values are 0-d float32; NaN for a task of which there was no document.
         """
         classes, numbers = self._tasks_of(False), self._tasks_of(True)
-        rates = {"loss": self.loss / self.count}
+        rates: dict[str, Tensor] = {}
         if classes or not numbers:
             rates["accuracy"] = self._only(self.correct.double() / self.count, classes)
         if numbers:
             rates["rmse"] = self._only((self.squares / self.count).sqrt(), numbers)
+        rates["loss"] = self.loss / self.count
         if self.clean_updates > 0 and "accuracy" in rates:
             rates["accuracy_clean"] = self._only(self.clean_correct.double() / self.clean_count, classes)
         values = {name: rate.float() for name, rate in rates.items()}
@@ -174,7 +189,8 @@ class TaskMetrics(Metric):
         if self.scores:
             scored, found, pooled = self._score()
             values |= found
-            result |= {"skipped": (~scored).sum().float(), **pooled}
+            self.overall = {"skipped": (~scored).sum().float(), **pooled}
+            result |= self.overall
         self.per_task = {"count": self.count.clone(), **values}
         for name, value in values.items():
             tasks = self._tasks_of(name == "rmse" or (name in self.scores and self.scores[name].number is not None))

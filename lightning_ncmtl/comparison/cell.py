@@ -138,7 +138,7 @@ def _run(cell: Cell) -> None:
     if model is None:
         result, outcomes = _train(cli, cell, measure)
     else:
-        result, outcomes = _refer(model, cli, cell.test)
+        result, outcomes = _refer(model, cli, cell)
     for stage in outcomes:
         if measure.name not in result[stage]:
             raise InputError(f"no task has {stage} documents of each of its classes, which {measure.name} needs")
@@ -207,7 +207,7 @@ def _train(cli: NCMTLCLI, cell: Cell, measure: Measure) -> _Found:
     return result, outcomes
 
 
-def _refer(model: TFIDF | Reference, cli: NCMTLCLI, test: bool) -> _Found:
+def _refer(model: TFIDF | Reference, cli: NCMTLCLI, cell: Cell) -> _Found:
     """As :func:`_train`, for a reference; of the network there is what all networks have."""
     data, network = cli.datamodule, cli.model
     if (data.features is None) != isinstance(model, TFIDF):
@@ -215,23 +215,39 @@ def _refer(model: TFIDF | Reference, cli: NCMTLCLI, test: bool) -> _Found:
             raise InputError("tfidf reads texts, and the data has features: choose reference")
         raise InputError("reference reads features, and the data has texts: choose tfidf")
     data.setup("fit")
+    regression = isinstance(model, Reference) and model.is_regressor
+    if len(network.regression_tasks) != (data.num_tasks if regression else 0):
+        kind = "numbers" if regression else "classes"
+        raise InputError(
+            f"a reference is one model for tasks of one kind, and {cell.system!r} predicts {kind}, found tasks of "
+            "other kinds: leave it out, or choose another model"
+        )
+    if regression:
+        for buffer, values in zip((network.value_mean, network.value_scale), data.value_scale(), strict=True):
+            buffer.copy_(values)
     documents = _labelled(data, "train")
-    model.fit(_inputs(data, documents), *(documents[name].to_numpy() for name in ("task_ids", "labels")))
-    if test:
+    target = "values" if regression else "labels"
+    model.fit(_inputs(data, documents), *(documents[name].to_numpy() for name in ("task_ids", target)))
+    if cell.test:
         data.setup("test")
     result: dict[str, Any] = {"parameters": model.parameters, "clusters": {}, "ari": None, "curves": {}}
     outcomes = {}
-    for stage, split in (("val", "validation"), ("test", "test"))[: 1 + test]:
+    for stage, split in (("val", "validation"), ("test", "test"))[: 1 + cell.test]:
         documents = _labelled(data, split)
         names = {"domain": "task_ids", "document": "index", "clean": "clean"}
         outcome = {ours: documents[name].to_numpy() for ours, name in names.items() if name in documents}
         tasks, labels = (torch.tensor(documents[name].to_numpy()) for name in ("task_ids", "labels"))
         scores = model.logits(_inputs(data, documents), outcome["domain"], data.num_classes)
-        logits = network.masked(torch.tensor(scores), tasks)
+        batch = {"labels": labels, "task_ids": tasks}
+        outputs = torch.tensor(scores)
+        if isinstance(model, Reference) and model.is_regressor:
+            batch["values"] = torch.tensor(documents["values"].to_numpy())
+        else:
+            outputs = network.masked(outputs, tasks)
         network.metrics.reset()
-        network.metrics.update(logits, labels, tasks)
+        network.evaluate(outputs, batch)
         network.metrics.compute()
-        outcomes[stage] = outcome | {"correct": (logits.argmax(1) == labels).numpy()}
+        outcomes[stage] = outcome | {"correct": (outputs.argmax(1) == labels).numpy()}
         result[stage] = _values(outcomes[stage], data.domains, network.metrics)
     return result | {"last": result["val"]}, outcomes
 
@@ -244,13 +260,19 @@ def _inputs(data: MultiDomainDataModule, documents: pd.DataFrame) -> Any:
 def _labelled(data: MultiDomainDataModule, split: str) -> pd.DataFrame:
     """The documents of a split that have a label, by number; those with several once in each domain."""
     documents: Any = data.documents(split).to_pandas()  # type: ignore[arg-type]
-    known = documents.explode(["task_ids", "labels"]).dropna(subset=["labels"])  # not those without any label
-    rows: pd.DataFrame = known.astype({"task_ids": int, "labels": int})
-    return rows[rows["labels"] != UNLABELLED].sort_values(["index", "task_ids"])
+    kinds = {"labels": int} | ({"values": float} if "values" in documents else {})
+    known = documents.explode(["task_ids", *kinds]).dropna(subset=["labels"])  # not those without any label
+    rows: pd.DataFrame = known.astype({"task_ids": int, **kinds})
+    labelled = rows["labels"] != UNLABELLED
+    labelled |= rows["values"].notna() if "values" in rows else False
+    return rows[labelled].sort_values(["index", "task_ids"])
 
 
 class _Outcomes(Callback):
     """Collects what the last evaluation says: which documents were classified correctly, and metrics."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []  # the tasks that predict these
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.parts: list[_Outcome] = []
@@ -258,6 +280,7 @@ class _Outcomes(Callback):
     on_test_start = on_validation_start
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.numbers = pl_module.regression_tasks  # type: ignore[assignment]
         self.metrics: TaskMetrics = pl_module.metrics  # type: ignore[assignment]
 
     on_test_end = on_validation_end
@@ -267,7 +290,7 @@ class _Outcomes(Callback):
     ) -> None:
         part = {"domain": outputs["task_ids"], "document": outputs["index"], "correct": outputs["correct"]}
         if "clean" in batch:
-            part["clean"] = batch["clean"][batch["labels"] != UNLABELLED]
+            part["clean"] = outputs["clean"]
         self.parts.append({name: values.cpu().numpy() for name, values in part.items()})
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
@@ -276,6 +299,9 @@ class _Outcomes(Callback):
     def arrays(self) -> _Outcome:
         """All documents, by number; those with several labels once in each domain."""
         arrays = {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
+        if self.numbers and len(self.numbers) < len(self.metrics.task_names):  # what is right or wrong
+            classes = ~np.isin(arrays["domain"], self.numbers)
+            arrays = {name: values[classes] for name, values in arrays.items()}
         order = np.lexsort((arrays["domain"], arrays["document"]))
         return {name: values[order] for name, values in arrays.items()}
 
@@ -290,14 +316,14 @@ def _values(outcome: _Outcome, domains: list[str], metrics: TaskMetrics) -> dict
     parts = {"accuracy": table} | ({"accuracy_clean": table[table["clean"]]} if "clean" in table else {})
     # Of accuracies not those of TaskMetrics, which are rounded to float32: differences between cells would be, too
     values = {name: part.groupby("domain")["correct"].mean() for name, part in parts.items()}
-    values |= {name: pd.Series(metrics.per_task[name].tolist()).dropna() for name in metrics.scores}
-    found: dict[str, float] = {}
+    values = values if "accuracy" in metrics.per_task else {}
+    others = [*metrics.scores, *({"rmse"} & metrics.per_task.keys())]
+    values |= {name: pd.Series(metrics.per_task[name].tolist()).dropna() for name in others}
+    found: dict[str, float] = {name: float(value) for name, value in metrics.overall.items()}
     for name, each in values.items():
-        if name in metrics.scores:
-            found["skipped"] = len(domains) - len(each)
         if len(each):
             found |= {name: each.mean(), **{f"{name}/{domains[task]}": value for task, value in each.items()}}
-        if len(domains) > MAX_LOGGED_TASKS and name not in metrics.scores:
+        if len(domains) > MAX_LOGGED_TASKS and name not in others:
             found[f"{name}_worst_{WORST}"] = each.nsmallest(WORST).mean()
     return {name: float(value) for name, value in found.items()}
 

@@ -113,6 +113,8 @@ class MultiTaskModule(LightningModule):
                 f"{type(encoders[0]).__name__} reads texts, and the data has features: set model.encoder to "
                 "lightning_ncmtl.encoders.Identity or MLP"
             )
+        if stage == "fit":
+            self._check_monitors()
         scale = getattr(data, "value_scale", None)
         if stage == "fit" and not self._started and scale is not None and self.regression_tasks:
             for buffer, values in zip((self.value_mean, self.value_scale), scale(), strict=True):
@@ -205,13 +207,14 @@ class MultiTaskModule(LightningModule):
             batch: The batch; inputs are not needed.
 
         Returns:
-            Of entries with a label: ``index``, ``task_ids``, and whether the right class was found, ``correct``, which
-            is never so of numbers.
+            Of entries with a label: ``index``, ``task_ids``, ``clean``, and whether the right class was found,
+            ``correct``, which is never so of numbers. ``None`` in the place of what the batch does not say.
         """
         labels, task_ids, values = batch["labels"], batch["task_ids"], batch.get("values")
         units = None if values is None else (self.value_mean, self.value_scale)
         self.metrics.update(outputs, labels, task_ids, batch.get("clean"), values, units)
-        outcome = {"index": batch.get("index"), "task_ids": task_ids, "correct": outputs.argmax(1) == labels}
+        given = {"index": batch.get("index"), "clean": batch.get("clean")}
+        outcome = given | {"task_ids": task_ids, "correct": outputs.argmax(1) == labels}
         known = labels != UNLABELLED if values is None else (labels != UNLABELLED) | ~values.isnan()
         return {name: None if each is None else each[known] for name, each in outcome.items()}
 
@@ -256,6 +259,20 @@ class MultiTaskModule(LightningModule):
                     f"the checkpoint is of another model: it has {name} of shape {theirs.get(name)}, "
                     f"this model {ours.get(name)}"
                 )
+
+    def _check_monitors(self) -> None:
+        """Refuse callbacks that would take the worst for the best, or that wait for what there is not."""
+        known = self.metrics.directions
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            monitor, mode = getattr(callback, "monitor", None) or "", getattr(callback, "mode", None)
+            name = monitor.removeprefix("val/").split("/")[0] if monitor.startswith("val/") else ""
+            who = f"{type(callback).__name__} monitors {monitor!r}"
+            if name in known and mode in ("min", "max") and known[name] != (mode == "max"):
+                better = "max" if known[name] else "min"
+                raise InputError(f"{who} with the mode {mode!r}, which keeps the worst: set its mode to {better}")
+            if name in ("accuracy", "accuracy_clean", "rmse") and name not in known:
+                kind = "predicts numbers" if name == "rmse" else "has classes"
+                raise InputError(f"{who}, and no task {kind}: set its monitor, such as checkpoint.monitor, to val/loss")
 
     def _encoders_of_words(self) -> list[Any]:
         """One encoder per embedding table: a table that several of them share is filled once."""

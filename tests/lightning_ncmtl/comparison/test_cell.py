@@ -34,11 +34,14 @@ def test_outcomes_are_those_of_the_step() -> None:
     labels = torch.tensor([0, -1, 1])
     batch = {"task_ids": torch.tensor([0, 1, 1]), "labels": labels, "clean": torch.tensor([True, True, False])}
     collected.on_validation_start(None, None)
-    collected.on_validation_batch_end(None, None, {"index": labels, "task_ids": labels, "correct": labels}, batch, 0)
+    clean = batch["clean"][labels >= 0]
+    step = {"index": labels, "task_ids": labels, "correct": labels, "clean": clean}
+    collected.on_validation_batch_end(None, None, step, batch, 0)
     collected.on_test_start(None, None)  # of the last evaluation only
     for index in ([7, 3], [5, 3]):  # the third has two labels
         task_ids = torch.tensor([0, 1]) if index[0] == 7 else torch.tensor([0, 0])
         step = {"index": torch.tensor(index), "task_ids": task_ids, "correct": torch.tensor([True, False])}
+        step["clean"] = clean
         collected.on_test_batch_end(None, None, step, batch, 0)
     arrays = collected.arrays()
     assert {name: values.tolist() for name, values in arrays.items()} == {

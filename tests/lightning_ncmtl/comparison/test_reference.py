@@ -2,8 +2,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from sklearn.linear_model import LogisticRegression, Ridge
 
 from lightning_ncmtl.comparison.reference import Reference
 from lightning_ncmtl.errors import InputError
@@ -58,3 +58,23 @@ def test_what_scikit_learn_does_not_know_is_told() -> None:
         Reference("LogisticRegression", degree=2)
     with pytest.raises(InputError, match="LogisticRegression cannot be fitted: The 'C' parameter"):
         Reference("LogisticRegression", C=-1).fit(FEATURES, TASKS, LABELS)
+
+
+@pytest.mark.parametrize("per_task", [False, True])
+@pytest.mark.parametrize(("name", "kind"), [("Ridge", Ridge), ("RandomForestRegressor", RandomForestRegressor)])
+def test_regressors_as_scikit_learn_by_hand(name: str, kind: Any, per_task: bool) -> None:
+    values = 100 + 5 * FEATURES[:, 1] + RNG.standard_normal(90)
+    model = Reference(name, per_task, seed=5).fit(FEATURES, TASKS, values)
+    assert model.is_regressor
+    found = model.logits(FEATURES, TASKS, 0)
+    assert found.shape == (90, 1)
+    for rows in [task == TASKS for task in range(3)] if per_task else [TASKS >= 0]:
+        expected = kind(random_state=5).fit(FEATURES[rows], values[rows]).predict(FEATURES[rows])
+        np.testing.assert_allclose(found[rows, 0], expected)
+    assert model.parameters >= (3 if per_task else 1) * 5
+
+
+def test_numbers_of_a_task_without_training_rows_are_not_made_up() -> None:
+    model = Reference("Ridge", per_task=True).fit(FEATURES[TASKS < 2], TASKS[TASKS < 2], FEATURES[TASKS < 2, 0])
+    with pytest.raises(InputError, match="Ridge cannot predict task 2, which has no training rows: pool the tasks"):
+        model.logits(FEATURES, TASKS, 0)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -188,3 +189,51 @@ def test_the_scale_is_that_of_the_data_and_stays(make_trainer: Callable[..., Tra
 def test_what_does_not_fit_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         NCMTL(nn.Linear(4, 5), 4, **{**MIXED, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "monitor", "mode", "message"),
+    [
+        (
+            {},
+            "val/rmse",
+            "max",
+            "ModelCheckpoint monitors 'val/rmse' with the mode 'max', which keeps the worst: set its",
+        ),
+        ({}, "val/loss", "max", "which keeps the worst: set its mode to min"),
+        ({}, "val/accuracy/0", "min", "which keeps the worst: set its mode to max"),
+        ({"metrics": ["R2Score"]}, "val/R2Score_pooled", "min", "which keeps the worst: set its mode to max"),
+        (
+            {"num_classes": 0, "task_classes": None, "regression_tasks": [0, 1, 2, 3]},
+            *(
+                "val/accuracy",
+                "max",
+                "and no task has classes: set its monitor, such as checkpoint.monitor, to val/loss",
+            ),
+        ),
+        ({"regression_tasks": None, "task_classes": None}, "val/rmse", "min", "and no task predicts numbers"),
+    ],
+)
+def test_what_would_keep_the_worst_is_refused(
+    make_trainer: Callable[..., Trainer], settings: dict[str, Any], monitor: str, mode: str, message: str
+) -> None:
+    model = NCMTL(nn.Linear(4, 5), 4, **{**MIXED, "num_clusters": [1, 1, 1], **settings})
+    trainer = make_trainer(
+        max_epochs=1, callbacks=[ModelCheckpoint(monitor=monitor, mode=mode)], enable_checkpointing=True
+    )
+    with pytest.raises(InputError, match=message):
+        trainer.fit(model, Given())
+
+
+def test_what_a_user_logs_may_be_monitored(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    class Own(NCMTL):
+        def on_validation_epoch_end(self) -> None:
+            super().on_validation_epoch_end()
+            self.log("val/own", 1.0)
+
+    model = Own(nn.Linear(4, 5), 4, **MIXED, num_clusters=[1, 1, 1])
+    callbacks = [
+        ModelCheckpoint(tmp_path, monitor=name, mode="min") for name in ("val/own", "train/loss", "val/rmse/1")
+    ]
+    make_trainer(max_epochs=1, callbacks=callbacks, enable_checkpointing=True).fit(model, Given())
+    assert all(callback.best_model_path for callback in callbacks)
