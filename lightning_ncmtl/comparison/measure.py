@@ -1,7 +1,7 @@
 """What systems are compared by: accuracy, or another metric of :class:`lightning_ncmtl.metrics.TaskMetrics`."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_ncmtl.metrics import TaskMetrics
@@ -14,10 +14,12 @@ class Measure:
     Args:
         name: As :class:`lightning_ncmtl.metrics.TaskMetrics` has it, such as ``AUROC``.
         higher_is_better: Whether more of it is better.
+        monitored: Whether the best epoch is evaluated, which something chose on validation documents; else the last.
     """
 
     name: str = "accuracy"
     higher_is_better: bool = True
+    monitored: bool = field(default=True, compare=False)  # systems of both kinds may be compared
 
     @property
     def is_accuracy(self) -> bool:
@@ -35,6 +37,11 @@ class Measure:
         return 1 if self.is_accuracy else 3
 
     @property
+    def epoch(self) -> str:
+        """What its values are called."""
+        return "best epoch" if self.monitored else "last epoch"
+
+    @property
     def label(self) -> str:
         """Its name with its unit, for an axis."""
         return "accuracy (%)" if self.is_accuracy else self.name
@@ -47,21 +54,24 @@ def find_measure(monitor: str | None, metrics: Iterable[str]) -> Measure:
     """What systems are compared by whose best epoch is chosen by ``monitor``.
 
     Args:
-        monitor: What chooses the epoch, such as ``val/AUROC``.
+        monitor: What chooses the epoch, such as ``val/AUROC``; ``None`` for the last one.
         metrics: The metrics that a model has beside accuracy and loss.
 
     Returns:
-        The same, if it is one of the metrics; else accuracy.
+        The same, if it is one of the metrics; the first of these, if nothing is monitored; else accuracy.
 
     Raises:
         InputError: If there is no such metric.
 
     >>> find_measure("val/AUROC", ["AUROC"]).name, find_measure("val/loss", ["AUROC"]).name
     ('AUROC', 'accuracy')
+    >>> find_measure(None, ["AUROC"]).name
+    'AUROC'
     """
-    name = (monitor or "").removeprefix("val/")
     scores = TaskMetrics([], list(metrics)).scores
-    return Measure(name, scores[name].higher_is_better) if name in scores else ACCURACY
+    name = next(iter(scores), "accuracy") if monitor is None else monitor.removeprefix("val/")
+    higher_is_better = scores[name].higher_is_better if name in scores else True
+    return Measure(name if name in scores else "accuracy", higher_is_better, monitor is not None)
 
 
 def measure_of(result: Mapping[str, Any]) -> Measure:

@@ -117,10 +117,10 @@ def _summary(table: pd.DataFrame, measure: Measure) -> pd.DataFrame:
     groups = table.groupby("system", sort=False)
     first, last = (_format(epoch, "{:.0f}") for epoch in (groups["best_epoch"].min(), groups["best_epoch"].max()))
     columns = {
-        "best epoch": _spread(groups[measure.name], measure),
+        measure.epoch: _spread(groups[measure.name], measure),
         **({"without copies": _spread(groups["accuracy_clean"], measure)} if measure.is_accuracy else {}),
-        "last epoch": _spread(groups[f"last_epoch_{measure.name}"], measure),
-        "chosen": first.where(first == last, first + " to " + last),
+        **({"last epoch": _spread(groups[f"last_epoch_{measure.name}"], measure)} if measure.monitored else {}),
+        **({"chosen": first.where(first == last, first + " to " + last)} if measure.monitored else {}),
         "parameters": _format(groups["parameters"].first(), "{:,.0f}"),
         "shared": _format(groups["shared_parameters"].mean(), "{:,.0f}"),
         "seconds": _format(groups["seconds"].mean(), "{:,.0f}"),
@@ -343,6 +343,6 @@ def _show(summary: pd.DataFrame, measure: Measure, console: Console) -> None:
     shown = Table("system", title=_title(measure), title_justify="left")
     for title in (measure.name, "parameters", "cells"):
         shown.add_column(title, justify="right", no_wrap=True)
-    for row in summary[["system", "best epoch", "parameters", "cells"]].itertuples(index=False):
+    for row in summary[["system", measure.epoch, "parameters", "cells"]].itertuples(index=False):
         shown.add_row(*(re.sub(r"\*\*(.*)\*\*", r"[bold]\1[/bold]", escape(text)) for text in row))
     console.print(shown)

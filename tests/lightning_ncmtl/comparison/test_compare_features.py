@@ -108,6 +108,24 @@ def test_the_best_epoch_and_what_is_reported_are_those_of_the_metric(folder: Pat
     assert table.loc[table["system"] == "NCMTL", "AUROC"].tolist() == pytest.approx(expected)
 
 
+def test_where_nothing_is_monitored_the_last_epoch_is_evaluated_by_the_first_metric(folder: Path) -> None:
+    model = SETTINGS["common"]["model"]["init_args"]
+    optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1.0}}  # of which later epochs are not better
+    common = {"checkpoint": {"monitor": None}, "model": {"init_args": model | {"optimizer": optimizer}}}
+    compare(output="last", seeds=[1], common=SETTINGS["common"] | common)
+    results = [json.loads(file.read_text()) for file in Path("last/cells").glob("[nh]*/seed-1/result.json")]
+    assert any(np.argmax(result["curves"][""]) < 3 for result in results)
+    for result in results:
+        assert result["best_epoch"] == 4
+        assert result["val"] == result["last"]
+        assert result["val"]["AveragePrecision"] == pytest.approx(result["curves"][""][-1])
+        assert result["measure"] == {"name": "AveragePrecision", "higher_is_better": True, "monitored": False}
+    text = Path("last/report.md").read_text()
+    assert "No epoch was chosen: the last one was evaluated, once." in text
+    assert "| system    | last epoch " in text
+    assert "best epoch" not in text
+
+
 def test_a_reference_has_the_same_rows_and_metrics(folder: Path) -> None:
     """Against scikit-learn by hand, from the rows that the networks have tested."""
     table = pd.read_csv("rows.csv")
