@@ -74,7 +74,18 @@ def check_lightning_package(output: str, folder: Path) -> None:
         assert weight.equal(checkpoint["state_dict"][name])
 
 
+def check_feature_tables(output: str, folder: Path) -> None:
+    (auto,), (all_share,), (nothing,) = (numbers(f"{name} *AUROC (.+)", output) for name in ("auto", "K = 1", "K = N"))
+    assert auto > nothing + 0.02 > all_share + 0.1
+    assert "evidence for 3 clusters" in output
+    clusters = [line.split(": ")[1].split(", ") for line in output.splitlines() if line.startswith("cluster ")]
+    expected = [{f"hospital{number:02d}" for number in range(kind, 24, 3)} for kind in range(3)]
+    assert sorted(map(set, clusters), key=min) == expected
+    assert not list(folder.iterdir())
+
+
 CHECKS = {
+    "feature_tables": check_feature_tables,
     "module_dict": check_module_dict,
     "many_tasks": check_many_tasks,
     "lightning_package": check_lightning_package,
