@@ -78,7 +78,8 @@ def check(cells: Iterable[Cell]) -> None:
             raise InputError(f"the settings of {cell.system!r} cannot be used: {text}") from error
         settings = cli.config.fit
         metrics = settings.model.init_args.get("metrics") or []
-        measures[find_measure(settings.checkpoint.monitor, metrics).name] = cell.system
+        classes = settings.data.labels.regression is not True
+        measures[find_measure(settings.checkpoint.monitor, metrics, classes).name] = cell.system
         split = settings.data.split
         if cell.split is not None and split.folds is None and split.test_size is None and split.validation_size >= 1:
             raise InputError(
@@ -133,7 +134,8 @@ def _run(cell: Cell) -> None:
             shutil.rmtree(file) if file.is_dir() else file.unlink()
     cli = make_cli(_arguments(cell), _Objects, save_last=False)
     data, model = cli.datamodule, reference(cell)
-    measure = find_measure(attributes(cli.trainer).checkpoint_callback.monitor, cli.model.metrics.scores)
+    monitor = attributes(cli.trainer).checkpoint_callback.monitor
+    measure = find_measure(monitor, cli.model.metrics.scores, classes=cli.model.num_classes > 0)
     start = time.monotonic()
     if model is None:
         result, outcomes = _train(cli, cell, measure)
@@ -141,7 +143,8 @@ def _run(cell: Cell) -> None:
         result, outcomes = _refer(model, cli, cell)
     for stage in outcomes:
         if measure.name not in result[stage]:
-            raise InputError(f"no task has {stage} documents of each of its classes, which {measure.name} needs")
+            what = "documents of each of its classes, or two different numbers"
+            raise InputError(f"no task has {stage} {what}, which {measure.name} needs")
     result |= {
         "measure": asdict(measure),
         "seconds": time.monotonic() - start,

@@ -50,28 +50,31 @@ class Measure:
 ACCURACY = Measure()
 
 
-def find_measure(monitor: str | None, metrics: Iterable[str]) -> Measure:
+def find_measure(monitor: str | None, metrics: Iterable[str], classes: bool = True) -> Measure:
     """What systems are compared by whose best epoch is chosen by ``monitor``.
 
     Args:
         monitor: What chooses the epoch, such as ``val/AUROC``; ``None`` for the last one.
-        metrics: The metrics that a model has beside accuracy and loss.
+        metrics: The metrics that a model has beside accuracy or error, and loss.
+        classes: Whether any task has classes; else all predict numbers.
 
     Returns:
-        The same, if it is one of the metrics; the first of these, if nothing is monitored; else accuracy.
+        The same, if it is one of the metrics; the first of these, if nothing is monitored; else accuracy, or ``rmse``
+        where there are only numbers.
 
     Raises:
         InputError: If there is no such metric.
 
     >>> find_measure("val/AUROC", ["AUROC"]).name, find_measure("val/loss", ["AUROC"]).name
     ('AUROC', 'accuracy')
-    >>> find_measure(None, ["AUROC"]).name
-    'AUROC'
+    >>> find_measure(None, ["R2Score"]).name, find_measure("val/R2Score_pooled", ["R2Score"]).name
+    ('R2Score', 'R2Score_pooled')
     """
-    scores = TaskMetrics([], list(metrics)).scores
-    name = next(iter(scores), "accuracy") if monitor is None else monitor.removeprefix("val/")
-    higher_is_better = scores[name].higher_is_better if name in scores else True
-    return Measure(name if name in scores else "accuracy", higher_is_better, monitor is not None)
+    found = TaskMetrics([], list(metrics))
+    otherwise = "accuracy" if classes else "rmse"
+    name = next(iter(found.scores), otherwise) if monitor is None else monitor.removeprefix("val/")
+    name = name if name in found.directions.keys() - {"loss", "accuracy_clean"} else otherwise
+    return Measure(name, found.directions[name], monitor is not None)
 
 
 def measure_of(result: Mapping[str, Any]) -> Measure:
