@@ -275,4 +275,7 @@ def test_a_metric_that_no_task_has_is_told(folder: Path, capsys: pytest.CaptureF
     data = {"source": {"init_args": {"path": "one.csv"}}, "classes": [0, 1]}
     with pytest.raises(SystemExit, match="2"):
         compare(systems={"NCMTL": {"data": data}}, output="one", seeds=[1])
-    assert "no task has val documents of each of its classes, or two different numbers, which AUROC needs" in capsys.readouterr().err
+    assert (
+        "no task has val documents of each of its classes, or two different numbers, which AUROC needs"
+        in capsys.readouterr().err
+    )
