@@ -92,7 +92,7 @@ def test_comparisons_are_understood(path: Path, tmp_path: Path, monkeypatch: pyt
     (cells,) = planned
     content = yaml.safe_load(path.read_text())
     systems = len(content["systems"]) + sum(len(sweep["values"]) for sweep in content.get("sweeps", {}).values())
-    assert len(cells) == systems * (content.get("splits") or len(content["seeds"]))
+    assert len(cells) == systems * len(content.get("splits") or content["seeds"])
     for key in content:
         lines = path.read_text().splitlines()
         above = lines[[line.split(":")[0] for line in lines].index(key) - 1]

@@ -25,8 +25,9 @@ SMALL = {
     "seed_everything": 1,
     "trainer": {"max_epochs": 14, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"},
     "clustering": {"warmup_epochs": 7},
-    "model": {"init_args": {"optimizer": {"init_args": {"lr": 0.01}}}},
-    "data": {"batches": {"size": 32}},
+    "model": {"init_args": {"optimizer": {"init_args": {"lr": 0.01, "weight_decay": 0.0}}}},
+    "data": {"batches": {"size": 32}, "split": {"validation_size": 0.2}},
+    "checkpoint": {"monitor": "val/AUROC"},
     "report": {"pictures": False},
 }
 
