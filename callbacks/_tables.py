@@ -66,31 +66,39 @@ def evidence_line(report: Mapping[str, Any]) -> str:
 
 
 def accuracy_table(logged: Mapping[str, Any], metrics: TaskMetrics | None) -> Table:
-    """Accuracy of the last validation, of each task, or of the worst where there are many.
+    """Accuracy of the last validation, and the metrics, of each task, or of the worst where there are many.
 
     Args:
         logged: All values logged.
         metrics: The model's, if it has any.
     """
-    table = Table("task", "accuracy", title="Validation", title_justify="left")
+    scores = [] if metrics is None else list(metrics.scores)
+    table = Table("task", "accuracy", *scores, title="Validation", title_justify="left")
     prefix = "val/accuracy"
-    values = {name.removeprefix(f"{prefix}/"): logged[name] for name in logged if name.startswith(f"{prefix}/")}
+    tasks = sorted(name.removeprefix(f"{prefix}/") for name in logged if name.startswith(f"{prefix}/"))
+    values: dict[str, dict[str, Any]]
+    values = {name: {task: logged.get(f"val/{name}/{task}") for task in tasks} for name in ("accuracy", *scores)}
     averages = [("average", prefix), ("average without copies", f"{prefix}_clean")]
     if metrics is not None and metrics.many and prefix in logged:
         table.title = f"Validation: the worst of {len(metrics.task_names):,} tasks"
-        accuracy = dict(zip(metrics.task_names, metrics.per_task["accuracy"].tolist(), strict=True))
+        values = {name: dict(zip(metrics.task_names, metrics.per_task[name].tolist(), strict=True)) for name in values}
+        accuracy = values["accuracy"]
         seen = [task for task, value in accuracy.items() if value == value]  # not NaN
-        values = {task: accuracy[task] for task in sorted(seen, key=lambda task: accuracy[task])[:WORST]}
-        averages.insert(0, (f"average of these {len(values)}", f"{prefix}_worst_{WORST}"))
-    else:
-        values = dict(sorted(values.items()))
-    for task, value in values.items():
-        table.add_row(escape(task), f"{float(value):.3f}")
+        tasks = sorted(seen, key=lambda task: accuracy[task])[:WORST]
+        averages.insert(0, (f"average of these {len(tasks)}", f"{prefix}_worst_{WORST}"))
+    for task in tasks:
+        table.add_row(escape(task), *(_cell(of_task[task]) for of_task in values.values()))
     table.add_section()
     for label, name in averages:
         if name in logged:
-            table.add_row(label, f"{float(logged[name]):.3f}")
+            own = [_cell(logged.get(f"val/{score}")) if name == prefix else "" for score in scores]
+            table.add_row(label, _cell(logged[name]), *own)
     return table
+
+
+def _cell(value: Any) -> str:
+    """A number; empty where there is none, or NaN: of a task that a metric skips."""
+    return "" if value is None or value != value else f"{float(value):.3f}"
 
 
 def write_task_table(path: Path, tasks: Sequence[str], columns: Mapping[str, Tensor | Sequence[Any]]) -> None:

@@ -158,7 +158,7 @@ class TaskMetrics(Metric):
             targets = torch.searchsorted(present, targets)
             for name, score in self.scores.items():
                 if len(present) == 2:
-                    values[name][task] = score.binary(probabilities[:, 1], targets)
+                    values[name][task] = score.binary(probabilities[:, 1].contiguous(), targets)
                 else:
                     values[name][task] = score.multiclass(probabilities, targets, num_classes=len(present))
         device = self.count.device

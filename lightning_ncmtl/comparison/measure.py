@@ -41,6 +41,7 @@ class Measure:
 
 
 ACCURACY = Measure()
+CALIBRATION = Measure("CalibrationError", higher_is_better=False)
 
 
 def find_measure(monitor: str | None, metrics: Iterable[str]) -> Measure:
@@ -67,3 +68,8 @@ def find_measure(monitor: str | None, metrics: Iterable[str]) -> Measure:
 def measure_of(result: Mapping[str, Any]) -> Measure:
     """What the result of a cell is compared by."""
     return Measure(**result.get("measure", {}))
+
+
+def calibrated(metrics: TaskMetrics) -> TaskMetrics:
+    """New metrics of the same names, which tell the expected calibration error, too."""
+    return TaskMetrics(metrics.task_names, list(dict.fromkeys([*metrics.scores, CALIBRATION.name])))
