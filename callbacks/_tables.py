@@ -66,36 +66,42 @@ def evidence_line(report: Mapping[str, Any]) -> str:
 
 
 def score_table(logged: Mapping[str, Any], metrics: TaskMetrics | None) -> Table:
-    """Accuracy or error of the last validation, of each task, or accuracy of the worst where there are many.
+    """Accuracy or error of the last validation, and the metrics, of each task, or of the worst where there are many.
 
     Args:
         logged: All values logged.
         metrics: The model's, if it has any.
     """
-    names = [name for name in ("accuracy", "rmse") if f"val/{name}" in logged]
+    names = ["accuracy", "rmse", *([] if metrics is None else metrics.scores)]
+    names = [name for name in names if f"val/{name}" in logged]
     table = Table("task", *names, title="Validation", title_justify="left")
+    values: dict[str, dict[str, Any]]
     values = {name: _of_tasks(logged, f"val/{name}/") for name in names}
+    tasks = sorted({task for of_task in values.values() for task in of_task})
     averages = {"average": names, "average without copies": ["accuracy_clean"]}
     if metrics is not None and metrics.many and "accuracy" in names:
         table.title = f"Validation: the worst of {len(metrics.task_names):,} tasks"
-        accuracy = dict(zip(metrics.task_names, metrics.per_task["accuracy"].tolist(), strict=True))
+        values = {name: dict(zip(metrics.task_names, metrics.per_task[name].tolist(), strict=True)) for name in values}
+        accuracy = values["accuracy"]
         seen = [task for task, value in accuracy.items() if value == value]  # not NaN
-        values["accuracy"] = {task: accuracy[task] for task in sorted(seen, key=lambda task: accuracy[task])[:WORST]}
-        averages = {f"average of these {len(values['accuracy'])}": [f"accuracy_worst_{WORST}"], **averages}
-    formats = {"rmse": ".4g"}
-    for task in dict.fromkeys(task for of_tasks in values.values() for task in of_tasks):
-        cells = (format(values[name][task], formats.get(name, ".3f")) if task in values[name] else "" for name in names)
-        table.add_row(escape(task), *cells)
+        tasks = sorted(seen, key=lambda task: accuracy[task])[:WORST]
+        averages = {f"average of these {len(tasks)}": [f"accuracy_worst_{WORST}"], **averages}
+    for task in tasks:
+        table.add_row(escape(task), *(_cell(name, of_task.get(task)) for name, of_task in values.items()))
     table.add_section()
     for label, columns in averages.items():
         if columns and f"val/{columns[0]}" in logged:
-            cells = (format(float(logged[f"val/{name}"]), formats.get(name, ".3f")) for name in columns)
-            table.add_row(label, *cells)
+            table.add_row(label, *(_cell(name, logged[f"val/{name}"]) for name in columns))
     return table
 
 
-def _of_tasks(logged: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    return {name.removeprefix(prefix): float(logged[name]) for name in sorted(logged) if name.startswith(prefix)}
+def _of_tasks(logged: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): logged[name] for name in logged if name.startswith(prefix)}
+
+
+def _cell(name: str, value: Any) -> str:
+    """A number; empty where there is none, or NaN: of a task that a metric skips."""
+    return "" if value is None or value != value else format(float(value), ".4g" if name == "rmse" else ".3f")
 
 
 def write_task_table(path: Path, tasks: Sequence[str], columns: Mapping[str, Tensor | Sequence[Any]]) -> None:

@@ -261,7 +261,7 @@ def _score_classes(scores: dict[str, _Score], rows: Tensor, labels: Tensor) -> d
         assert score.binary is not None
         assert score.multiclass is not None
         if len(present) == 2:
-            result[name] = score.binary(probabilities[:, 1], targets)
+            result[name] = score.binary(probabilities[:, 1].contiguous(), targets)
         else:
             result[name] = score.multiclass(probabilities, targets, num_classes=len(present))
     return result

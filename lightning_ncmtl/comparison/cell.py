@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
 from lightning_ncmtl.cli import NCMTLCLI, RUN_DIR, make_cli
 from lightning_ncmtl.compaction import compact
-from lightning_ncmtl.comparison.measure import Measure, find_measure
+from lightning_ncmtl.comparison.measure import Measure, calibrated, find_measure
 from lightning_ncmtl.comparison.plan import LOG, OUTCOMES, RESULT, Cell, hash_code
 from lightning_ncmtl.comparison.reference import Reference
 from lightning_ncmtl.comparison.tfidf import TFIDF
@@ -202,6 +202,7 @@ def _train(cli: NCMTLCLI, cell: Cell, measure: Measure) -> _Found:
     # An average of weights is in the checkpoint; the callback would put the last one in its place.
     for averaging in find_callbacks(trainer, WeightAveraging):
         callbacks.remove(averaging)
+    model.metrics = calibrated(model.metrics)
     outcomes = {}
     for stage, evaluate in (("val", trainer.validate), ("test", trainer.test))[: 1 + cell.test]:
         evaluate(model, datamodule=data, ckpt_path=best, verbose=False)
@@ -234,6 +235,8 @@ def _refer(model: TFIDF | Reference, cli: NCMTLCLI, cell: Cell) -> _Found:
     if cell.test:
         data.setup("test")
     result: dict[str, Any] = {"parameters": model.parameters, "clusters": {}, "ari": None, "curves": {}}
+    if isinstance(model, Reference):  # the scores of TFIDF are no probabilities
+        network.metrics = calibrated(network.metrics)
     outcomes = {}
     for stage, split in (("val", "validation"), ("test", "test"))[: 1 + cell.test]:
         documents = _labelled(data, split)

@@ -48,6 +48,7 @@ class Measure:
 
 
 ACCURACY = Measure()
+CALIBRATION = Measure("CalibrationError", higher_is_better=False)
 
 
 def find_measure(monitor: str | None, metrics: Iterable[str], classes: bool = True) -> Measure:
@@ -80,3 +81,10 @@ def find_measure(monitor: str | None, metrics: Iterable[str], classes: bool = Tr
 def measure_of(result: Mapping[str, Any]) -> Measure:
     """What the result of a cell is compared by."""
     return Measure(**result.get("measure", {}))
+
+
+def calibrated(metrics: TaskMetrics) -> TaskMetrics:
+    """New metrics of the same names, which tell the expected calibration error, too, where there are classes."""
+    classes = len(metrics.regression_tasks) < len(metrics.task_names)
+    names = dict.fromkeys([*metrics.scores, *([CALIBRATION.name] if classes else [])])
+    return TaskMetrics(metrics.task_names, list(names), metrics.regression_tasks)

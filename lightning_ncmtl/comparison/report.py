@@ -15,7 +15,7 @@ from rich.table import Table
 
 from lightning_ncmtl.callbacks.cluster_pictures import draw_flow
 from lightning_ncmtl.comparison import figures
-from lightning_ncmtl.comparison.measure import Measure, measure_of
+from lightning_ncmtl.comparison.measure import CALIBRATION, Measure, measure_of
 from lightning_ncmtl.comparison.plan import NAMES, OUTCOMES, Cell, Sweep, folder_of, hash_code
 from lightning_ncmtl.comparison.statistics import CellKey, assignment_stability, compare_pairs, mean_agreement
 from lightning_ncmtl.errors import InputError
@@ -114,12 +114,13 @@ def _row(result: dict[str, Any], stage: str, measure: Measure) -> dict[str, Any]
 
 def _summary(table: pd.DataFrame, measure: Measure) -> pd.DataFrame:
     """One row per system, in the order in which they were given; the best values bold."""
-    groups = table.groupby("system", sort=False)
+    groups, beside = table.groupby("system", sort=False), {*table} - {measure.name}
     first, last = (_format(epoch, "{:.0f}") for epoch in (groups["best_epoch"].min(), groups["best_epoch"].max()))
     columns = {
         measure.epoch: _spread(groups[measure.name], measure),
         **({"without copies": _spread(groups["accuracy_clean"], measure)} if measure.is_accuracy else {}),
         **({"last epoch": _spread(groups[f"last_epoch_{measure.name}"], measure)} if measure.monitored else {}),
+        **({"ECE": _spread(groups[CALIBRATION.name], CALIBRATION)} if CALIBRATION.name in beside else {}),
         **({"chosen": first.where(first == last, first + " to " + last)} if measure.monitored else {}),
         "parameters": _format(groups["parameters"].first(), "{:,.0f}"),
         "shared": _format(groups["shared_parameters"].mean(), "{:,.0f}"),

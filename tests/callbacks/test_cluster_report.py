@@ -317,6 +317,31 @@ def test_values_of_many_tasks_go_to_a_file(
     assert len(events.Tags()["scalars"]) < 20
 
 
+@pytest.mark.parametrize("tasks", [3, 60])
+def test_metrics_stand_beside_accuracies(
+    make_trainer: Callable[..., Trainer], capsys: pytest.CaptureFixture[str], tasks: int
+) -> None:
+    torch.manual_seed(0)
+    model = HardShare(torch.nn.Linear(3, 3), tasks, metrics=["AUROC", "CalibrationError"])
+    rows = [
+        {"inputs": torch.randn(3), "task_ids": task, "labels": number % 2 if task != 1 else 0}  # task 1 is skipped
+        for task in range(tasks)
+        for number in range(4)
+    ]
+    loader = torch.utils.data.DataLoader(rows, batch_size=6)
+    trainer = make_trainer(max_epochs=1, callbacks=[ClusterReport()])
+    trainer.fit(model, loader, loader)
+    shown = [line.strip("│").split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    values = {name.strip(): [cell.strip() for cell in cells] for name, *cells in shown}
+    names = ["accuracy", "AUROC", "CalibrationError"]
+    assert values["average"] == [f"{float(trainer.callback_metrics[f'val/{name}']):.3f}" for name in names]
+    for name, cells in values.items():
+        if name.isdigit():
+            expected = [float(model.metrics.per_task[metric][int(name)]) for metric in names]
+            assert cells == ["" if value != value else f"{value:.3f}" for value in expected]
+    assert len(values) == (3 if tasks == 3 else 10) + (1 if tasks == 3 else 2)
+
+
 def test_of_few_tasks_or_in_a_trial_run_there_is_no_file(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     for tasks, settings in ((50, {}), (51, {"fast_dev_run": True})):
         model, loader = many_tasks(tasks)

@@ -258,6 +258,28 @@ def test_metrics_of_the_classes_that_a_task_has() -> None:
     assert float(result["skipped"]) == 1
 
 
+def test_the_calibration_error_by_hand() -> None:
+    """15 bins of probabilities: how far their mean is from the share of positives, or of those that are right."""
+    generator = torch.Generator().manual_seed(6)
+    logits, tasks = torch.randn(600, 3, generator=generator) * 2, torch.arange(600) % 2
+    labels = torch.randint(3, (600,), generator=generator)
+    labels[tasks == 0] = labels[tasks == 0] % 2
+    logits[tasks == 0, 2] = -torch.inf
+    metrics = TaskMetrics(["two", "three"], ["CalibrationError"])
+    metrics.update(logits, labels, tasks)
+    result = metrics.compute()
+    assert not metrics.scores["CalibrationError"].higher_is_better
+    for task, name in enumerate(["two", "three"]):
+        probabilities, mine = logits[tasks == task].double().softmax(1), labels[tasks == task]
+        sure, right = probabilities.max(1).values, probabilities.argmax(1) == mine
+        if name == "two":
+            sure, right = probabilities[:, 1], mine == 1
+        bins = (sure * 15).long().clamp(max=14)
+        parts = [(sure[bins == each], right[bins == each].double()) for each in bins.unique()]
+        expected = sum(len(part) * float((part.mean() - found.mean()).abs()) for part, found in parts) / len(sure)
+        assert float(result[f"CalibrationError/{name}"]) == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     "name", ["Auc", "auroc", "ConfusionMatrix", "ROC", "FBetaScore", "Fairness", "KLDivergence", "MinkowskiDistance"]
 )

@@ -225,6 +225,25 @@ def test_the_report_is_of_the_metric(folder: Path) -> None:
     assert {"AUROC", "differences", "epochs"} <= {file.stem for file in (folder / "out" / "figures").iterdir()}
 
 
+def test_the_report_says_how_far_probabilities_are_from_frequencies(folder: Path) -> None:
+    """Of networks and references, though no model was asked for it."""
+    table = pd.read_csv(folder / "out" / "results.csv")
+    assert table["CalibrationError"].between(0.01, 0.6).all()
+    each = table[[f"CalibrationError/f{task}" for task in range(TASKS)]]
+    assert table["CalibrationError"].tolist() == pytest.approx(each.mean(axis=1).tolist())
+    text = (folder / "out" / "report.md").read_text()
+    assert "*ECE* is the expected calibration error of the best epoch" in text
+    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    place = header.index("ECE")
+    means = table.groupby("system", sort=False)["CalibrationError"].mean()
+    shown = {row[0]: row[place] for row in rows[: len(means)]}
+    for system, mean in means.items():
+        assert shown[system].strip("*").startswith(f"{mean:.3f} ± ")
+        assert shown[system].startswith("**") == (mean == means.min())  # lower is better
+    result, _ = cells(folder, "ncmtl")[0]
+    assert "CalibrationError" in result["val"].keys() & result["test"].keys()
+
+
 def test_systems_of_different_metrics_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = {"checkpoint": {"monitor": "val/accuracy"}}
     with pytest.raises(SystemExit, match="2"):
