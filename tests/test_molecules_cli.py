@@ -31,6 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = ["--trainer.max_epochs=15", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     small += ["--data.batches.size=16", "--data.source.bits=256", "--report.pictures=false"]
     small += ["--model.optimizer.lr=0.01", "--model.encoder.dropout=0", "--model.dropout=0"]
+    small += ["--clustering.num_clusters=2"]  # from the first step, so that the best epoch has clusters
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         main(["fit", *configs, *small, "--data.source.path=assays.csv", "--run_dir=run"])
@@ -46,11 +47,18 @@ def test_new_molecules_are_predicted_from_the_checkpoint_alone(
     monkeypatch.chdir(tmp_path)
     main(["predict", "--ckpt_path=best.ckpt", "--data.predict_path=new.csv", "--run_dir=out"])
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
-    assert [(line["text"], line["domain"]) for line in lines] == [
-        (text, domain) for text in smiles for domain in ("NR-A", "SR-B")
-    ]
-    right = [line["prediction"] == int(line["text"].startswith("O")) for line in lines if line["domain"] == "NR-A"]
+    assert [(line["smiles"], [*line["predictions"]]) for line in lines] == [(text, ["NR-A", "SR-B"]) for text in smiles]
+    right = [line["predictions"]["NR-A"]["prediction"] == int(line["smiles"].startswith("O")) for line in lines]
     assert sum(right) > 0.9 * len(right)
+    main(["export", "--ckpt_path=best.ckpt", "--output=small"])
+    main(["predict", "--model=small", "--data.predict_path=new.csv", "--run_dir=again"])
+    again = [json.loads(line) for line in (tmp_path / "again/predictions.jsonl").read_text().splitlines()]
+    assert [(one["smiles"], one["predictions"].keys()) for one in again] == [
+        (one["smiles"], one["predictions"].keys()) for one in lines
+    ]
+    for one, other in zip(lines, again, strict=True):
+        for task, found in one["predictions"].items():
+            assert other["predictions"][task]["probabilities"] == pytest.approx(found["probabilities"], abs=1e-5)
 
 
 def test_what_is_no_molecule_cannot_be_predicted(

@@ -56,7 +56,7 @@ class Molecules(FeatureTables):
         if radius < 0 or bits < 1:
             raise InputError(f"fingerprints need a radius of at least 0 and a bit, found {radius=}, {bits=}")
         column = None if split_by == _SCAFFOLD else split_by
-        super().__init__(path, test_path, smiles, label, task, id, column, groups)
+        super().__init__(path, test_path, smiles, label, task, id or smiles, column, groups)
         self.smiles = smiles
         self.scaffold = split_by == _SCAFFOLD
         self.radius = radius
@@ -68,7 +68,7 @@ class Molecules(FeatureTables):
         return self._bits()
 
     def read_new(self, file: Path, features: Sequence[str], domains: Collection[str]) -> Iterator[Document | Problem]:
-        """As :meth:`Source.read_new`; of a wide table, each row once for every task."""
+        """As :meth:`Source.read_new`; of a wide table, each row is in every task."""
         found = {name: place for place, name in enumerate(self._bits())}
         if missing := [name for name in features if name not in found]:
             raise InputError(
@@ -82,6 +82,14 @@ class Molecules(FeatureTables):
                 item = item._replace(features=[item.features[place] for place in places])
             yield item
 
+    def settings_of_new(self) -> dict[str, Any]:
+        settings = super().settings_of_new()
+        own = {"smiles": self.smiles, "radius": self.radius, "bits": self.bits}
+        return {**settings, "init_args": {**settings["init_args"], **own}}
+
+    def _others(self) -> list[str]:
+        return [column for column in super()._others() if column != self.smiles]  # of which the features are made
+
     def _bits(self) -> list[str]:
         return [f"bit{number}" for number in range(self.bits)]
 
@@ -94,7 +102,7 @@ class Molecules(FeatureTables):
             bits = _generator(self.radius, self.bits).GetFingerprintAsNumPy(molecule).tolist()
             scaffold = rdkit.Chem.Scaffolds.MurckoScaffold.MurckoScaffoldSmiles(mol=molecule) or _NO_RING
         group = scaffold if self.scaffold else document.group
-        return document._replace(text=document.text or smiles.strip(), features=bits, group=group)
+        return document._replace(features=bits, group=group)
 
 
 @cache

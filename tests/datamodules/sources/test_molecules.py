@@ -117,9 +117,9 @@ def test_new_molecules_have_the_bits_that_the_model_knows(tmp_path: Path) -> Non
     source = Molecules("gone.csv", **WIDE)
     *found, bad = source.read_new(tmp_path / "new.csv", ["bit7", "bit3", "bit33"], ["NR-A", "SR-B"])
     bits = fingerprint("CCN", bits=64)
-    for row, domain in zip(found, ("NR-A", "SR-B"), strict=True):
-        assert isinstance(row, Document)
-        assert (row.text, row.labels, row.features) == ("CCN", {domain: None}, [bits[7], bits[3], bits[33]])
+    assert [(row.text, row.labels, row.features) for row in found if isinstance(row, Document)] == [
+        ("CCN", {"NR-A": None, "SR-B": None}, [bits[7], bits[3], bits[33]])
+    ]
     assert isinstance(bad, Problem)
     with pytest.raises(InputError, match="trained on the feature 'bit64', which 64 bits do not have: set data.source"):
         list(source.read_new(tmp_path / "new.csv", ["bit64"], []))
