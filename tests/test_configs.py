@@ -35,7 +35,7 @@ def test_configurations_instantiate(
         source = data.get("source", {})
         if source.get("class_path", "").endswith("FeatureTables"):
             for task in "abc":
-                (tmp_path / f"{task}.csv").write_text("label,depth,size\n0,1,2\n1,3,4\n")
+                (tmp_path / f"{task}.csv").write_text(f"{source['init_args']['label']},depth,size\n0,1,2\n1,3,4\n")
             arguments += ["--data.source.path", str(tmp_path / "*.csv")]
         elif source.get("class_path", "").endswith("Molecules"):
             (tmp_path / "a.csv").write_text("smiles,NR-A,SR-B\nCCO,0,1\nCC,1,0\n")
