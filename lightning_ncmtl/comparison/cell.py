@@ -24,7 +24,7 @@ from lightning_ncmtl.cli import NCMTLCLI, RUN_DIR, make_cli
 from lightning_ncmtl.compaction import compact
 from lightning_ncmtl.comparison.measure import Measure, calibrated, find_measure
 from lightning_ncmtl.comparison.plan import LOG, OUTCOMES, RESULT, Cell, hash_code
-from lightning_ncmtl.comparison.reference import Reference
+from lightning_ncmtl.comparison.reference import REFERENCES, Reference, find_reference
 from lightning_ncmtl.comparison.tfidf import TFIDF
 from lightning_ncmtl.compatibility import (
     Callback,
@@ -38,7 +38,6 @@ from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import MAX_LOGGED_TASKS, UNLABELLED, WORST, TaskMetrics
 
-_REFERENCES = ("tfidf", "reference")  # settings in the place of those of a network
 _LOCK = ".lock"  # held by the process that runs a cell
 _Outcome: TypeAlias = dict[str, "np.ndarray[Any, Any]"]  # ``domain``, ``document``, ``correct``: ``[n]`` each
 _Found: TypeAlias = tuple[dict[str, Any], dict[str, _Outcome]]  # what goes into the result, and outcomes by stage
@@ -67,7 +66,6 @@ def check(cells: Iterable[Cell]) -> None:
     cli = make_cli(["fit"], _Settings)  # one for all, as it takes longer to make than to parse
     measures: dict[str, str] = {}
     for cell in cells:
-        reference(cell)
         printed = io.StringIO()
         try:
             with contextlib.redirect_stderr(printed):
@@ -76,6 +74,7 @@ def check(cells: Iterable[Cell]) -> None:
             text = printed.getvalue().split("error: ")[-1].strip()
             raise InputError(f"the settings of {cell.system!r} cannot be used: {text}") from error
         settings = cli.config.fit
+        find_reference(cell, settings.data.source)
         metrics = settings.model.init_args.get("metrics") or []
         measures[find_measure(settings.checkpoint.monitor, metrics).name] = cell.system
         split = settings.data.split
@@ -90,22 +89,6 @@ def check(cells: Iterable[Cell]) -> None:
     if len(measures) > 1:
         found = ", ".join(f"{name} ({system})" for name, system in measures.items())
         raise InputError(f"systems are compared by one metric, found {found}: set checkpoint.monitor in common")
-
-
-def reference(cell: Cell) -> TFIDF | Reference | None:
-    """The model of scikit-learn that a cell consists of, if it is not a network.
-
-    Raises:
-        InputError: If its settings cannot be used.
-    """
-    found = [(kind, settings[kind]) for settings in cell.settings for kind in _REFERENCES if kind in settings]
-    if not found:
-        return None
-    kind, settings = found[-1]
-    try:
-        return TFIDF(**(settings or {})) if kind == "tfidf" else Reference(**{"seed": cell.seed, **(settings or {})})
-    except TypeError as error:
-        raise InputError(f"{cell.system!r} has the {kind} settings {settings}: {error}") from error
 
 
 def run(cell: Cell) -> None:
@@ -131,7 +114,7 @@ def _run(cell: Cell) -> None:
         elif file.name != _LOCK:
             shutil.rmtree(file) if file.is_dir() else file.unlink()
     cli = make_cli(_arguments(cell), _Objects, save_last=False)
-    data, model = cli.datamodule, reference(cell)
+    data, model = cli.datamodule, find_reference(cell, cli.config.fit.data.source)
     measure = find_measure(attributes(cli.trainer).checkpoint_callback.monitor, cli.model.metrics.scores)
     start = time.monotonic()
     if model is None:
@@ -210,10 +193,6 @@ def _train(cli: NCMTLCLI, cell: Cell, measure: Measure) -> _Found:
 def _refer(model: TFIDF | Reference, cli: NCMTLCLI, test: bool) -> _Found:
     """As :func:`_train`, for a reference; of the network there is what all networks have."""
     data, network = cli.datamodule, cli.model
-    if (data.features is None) != isinstance(model, TFIDF):
-        if isinstance(model, TFIDF):
-            raise InputError("tfidf reads texts, and the data has features: choose reference")
-        raise InputError("reference reads features, and the data has texts: choose tfidf")
     data.setup("fit")
     documents = _labelled(data, "train")
     model.fit(_inputs(data, documents), *(documents[name].to_numpy() for name in ("task_ids", "labels")))
@@ -329,7 +308,7 @@ def _arguments(cell: Cell) -> list[str]:
     configs = list(cell.configs)
     for number, settings in enumerate(cell.settings):
         file = cell.directory / f"settings-{number}.yaml"
-        plain = {key: value for key, value in settings.items() if key not in _REFERENCES}
+        plain = {key: value for key, value in settings.items() if key not in REFERENCES}
         file.write_text(yaml.safe_dump(plain), encoding="utf-8")
         configs.append(str(file))
     return [

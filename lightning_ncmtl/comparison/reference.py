@@ -1,5 +1,6 @@
 """References from outside for rows of features: classifiers of scikit-learn, for all tasks together or for each."""
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,12 @@ from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
 from sklearn.utils import all_estimators
 
+from lightning_ncmtl.comparison.plan import Cell
+from lightning_ncmtl.comparison.tfidf import TFIDF
+from lightning_ncmtl.datamodules.sources import Source
 from lightning_ncmtl.errors import InputError
 
+REFERENCES = ("tfidf", "reference")  # settings in the place of those of a network
 _LEAST = 1e-12  # a probability of zero has no logarithm
 
 
@@ -78,6 +83,38 @@ class Reference:
     def _fit_one(self, features: NDArray[Any], labels: NDArray[Any]) -> Any:
         model = clone(self.model) if len(np.unique(labels)) > 1 else DummyClassifier(strategy="prior")
         return model.fit(features, labels)
+
+
+def find_reference(cell: Cell, source: Any) -> TFIDF | Reference | None:
+    """The model of scikit-learn that a cell consists of, if it is not a network.
+
+    Args:
+        cell: The cell.
+        source: The parsed settings of the source of its data (``class_path`` and ``init_args``), whose files are not
+            read.
+
+    Raises:
+        InputError: If its settings cannot be used, or it cannot read what the source has.
+    """
+    found = [(kind, settings[kind]) for settings in cell.settings for kind in REFERENCES if kind in settings]
+    if not found:
+        return None
+    kind, settings = found[-1]
+    if kind == "tfidf" and _has_features(source):
+        raise InputError(f"{cell.system!r}: tfidf reads texts, and the data has features: choose reference")
+    if kind == "reference" and not _has_features(source):
+        raise InputError(f"{cell.system!r}: reference reads features, and the data has texts: choose tfidf")
+    try:
+        return TFIDF(**(settings or {})) if kind == "tfidf" else Reference(**{"seed": cell.seed, **(settings or {})})
+    except TypeError as error:
+        raise InputError(f"{cell.system!r} has the {kind} settings {settings}: {error}") from error
+
+
+def _has_features(source: Any) -> bool:
+    while "source" in (source.init_args or ()):  # as ShuffledDomains, which deals another one
+        source = source.init_args.source
+    module, _, name = source.class_path.rpartition(".")
+    return getattr(import_module(module), name).features is not Source.features
 
 
 def _count(model: Any) -> float:
