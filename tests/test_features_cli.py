@@ -32,6 +32,15 @@ SMALL = {
 }
 
 
+def _run(rank: int, folder: Path, *arguments: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main([*arguments])
+
+
+DDP = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+
 def planted(rows: int = 120) -> dict[str, Any]:
     """Cells of features and labels: tasks of a group agree on what is positive, up to noise."""
     rng = np.random.default_rng(0)
@@ -186,19 +195,21 @@ def test_a_wide_table_is_predicted_from_an_exported_folder(
             assert entry["prediction"] == expected["prediction"]
             assert entry["probabilities"] == pytest.approx(expected["probabilities"], rel=0, abs=1e-6)
     assert [len(lines) for lines in found] == [9, 9]
+    predict = ["predict", "--model", "small", "--data.predict_path", "new.csv", "--data.batches.size", "2"]
+    on_ranks(2, _run, tmp_path, *predict, "--run_dir", "ddp", *DDP)
+    lines = [json.loads(line) for line in (tmp_path / "ddp/predictions.jsonl").read_text().splitlines()]
+    for ours, theirs in zip(lines, found[0], strict=True):
+        assert ours["mol"] == theirs["mol"]
+        for task, entry in ours["predictions"].items():
+            expected = theirs["predictions"][task]["probabilities"]
+            assert entry["probabilities"] == pytest.approx(expected, rel=0, abs=1e-6)
     assert "all.csv" not in (tmp_path / "small/settings.json").read_text()
 
 
-def _test(rank: int, folder: Path, *arguments: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        main(["test", "--ckpt_path", "run/checkpoints/best.ckpt", *arguments])
-
-
 def test_two_processes_agree_with_one(folder: Path) -> None:
-    _test(0, folder, "--run_dir", "test1")
-    ddp = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    on_ranks(2, _test, folder, "--run_dir", "test2", *ddp)
+    test = ["test", "--ckpt_path", "run/checkpoints/best.ckpt", "--run_dir"]
+    _run(0, folder, *test, "test1")
+    on_ranks(2, _run, folder, *test, "test2", *DDP)
     (one,), (two,) = metrics(folder / "test1"), metrics(folder / "test2")
     assert one == two
     assert float(one["test/AUROC"]) > 0.9

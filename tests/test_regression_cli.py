@@ -239,4 +239,31 @@ def test_a_reference_is_for_one_kind(
     common = {"trainer": {"max_epochs": 2}, "clustering": {"warmup_epochs": 1}}
     with pytest.raises(SystemExit, match="2"):
         compare(folder, monkeypatch, "kinds", common=common, systems={"ridge": {"reference": {"model": "Ridge"}}})
-    assert "a reference is one model for tasks of one kind, and 'ridge' predicts numbers" in capsys.readouterr().err
+    assert "a reference is for tasks of one kind: choose data.domains that" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("regression", "model", "message"),
+    [
+        (
+            True,
+            "RandomForestClassifier",
+            "'other': the labels are numbers: choose a regressor, found RandomForestClassifier",
+        ),
+        (False, "Ridge", "'other': the labels are classes: choose a classifier, found Ridge"),
+    ],
+)
+def test_a_reference_of_the_wrong_kind_is_refused_before_anything_trains(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    regression: bool,
+    model: str,
+    message: str,
+) -> None:
+    common = {"data": {"labels": {"regression": regression}}}
+    systems = {"NCMTL": {}, "other": {"reference": {"model": model}}}
+    with pytest.raises(SystemExit, match="2"):
+        compare(folder, monkeypatch, f"wrong-{model}", common=common, systems=systems)
+    assert message in capsys.readouterr().err
+    assert not list(Path(f"wrong-{model}").glob("cells/*/*/result.json"))

@@ -10,11 +10,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 import yaml
 from filelock import FileLock, Timeout
@@ -23,26 +22,19 @@ from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
 from lightning_ncmtl.cli import NCMTLCLI, RUN_DIR, make_cli
 from lightning_ncmtl.compaction import compact
 from lightning_ncmtl.comparison.measure import Measure, calibrated, find_measure
+from lightning_ncmtl.comparison.outcomes import Found, Outcomes
 from lightning_ncmtl.comparison.plan import LOG, OUTCOMES, RESULT, Cell, hash_code
-from lightning_ncmtl.comparison.reference import Reference
-from lightning_ncmtl.comparison.tfidf import TFIDF
+from lightning_ncmtl.comparison.reference import REFERENCES, find_reference, refer
 from lightning_ncmtl.compatibility import (
-    Callback,
     LightningModule,
     Trainer,
     WeightAveraging,
     attributes,
     find_callbacks,
 )
-from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.losses import UNLABELLED
-from lightning_ncmtl.metrics import MAX_LOGGED_TASKS, WORST, TaskMetrics
 
-_REFERENCES = ("tfidf", "reference")  # settings in the place of those of a network
 _LOCK = ".lock"  # held by the process that runs a cell
-_Outcome: TypeAlias = dict[str, "np.ndarray[Any, Any]"]  # ``domain``, ``document``, ``correct``: ``[n]`` each
-_Found: TypeAlias = tuple[dict[str, Any], dict[str, _Outcome]]  # what goes into the result, and outcomes by stage
 
 
 class _Objects(NCMTLCLI):
@@ -68,7 +60,6 @@ def check(cells: Iterable[Cell]) -> None:
     cli = make_cli(["fit"], _Settings)  # one for all, as it takes longer to make than to parse
     measures: dict[str, str] = {}
     for cell in cells:
-        reference(cell)
         printed = io.StringIO()
         try:
             with contextlib.redirect_stderr(printed):
@@ -77,6 +68,7 @@ def check(cells: Iterable[Cell]) -> None:
             text = printed.getvalue().split("error: ")[-1].strip()
             raise InputError(f"the settings of {cell.system!r} cannot be used: {text}") from error
         settings = cli.config.fit
+        find_reference(cell, settings.data)
         metrics = settings.model.init_args.get("metrics") or []
         classes = settings.data.labels.regression is not True
         measures[find_measure(settings.checkpoint.monitor, metrics, classes).name] = cell.system
@@ -92,22 +84,6 @@ def check(cells: Iterable[Cell]) -> None:
     if len(measures) > 1:
         found = ", ".join(f"{name} ({system})" for name, system in measures.items())
         raise InputError(f"systems are compared by one metric, found {found}: set checkpoint.monitor in common")
-
-
-def reference(cell: Cell) -> TFIDF | Reference | None:
-    """The model of scikit-learn that a cell consists of, if it is not a network.
-
-    Raises:
-        InputError: If its settings cannot be used.
-    """
-    found = [(kind, settings[kind]) for settings in cell.settings for kind in _REFERENCES if kind in settings]
-    if not found:
-        return None
-    kind, settings = found[-1]
-    try:
-        return TFIDF(**(settings or {})) if kind == "tfidf" else Reference(**{"seed": cell.seed, **(settings or {})})
-    except TypeError as error:
-        raise InputError(f"{cell.system!r} has the {kind} settings {settings}: {error}") from error
 
 
 def run(cell: Cell) -> None:
@@ -133,14 +109,14 @@ def _run(cell: Cell) -> None:
         elif file.name != _LOCK:
             shutil.rmtree(file) if file.is_dir() else file.unlink()
     cli = make_cli(_arguments(cell), _Objects, save_last=False)
-    data, model = cli.datamodule, reference(cell)
+    data, model = cli.datamodule, find_reference(cell, cli.config.fit.data)
     monitor = attributes(cli.trainer).checkpoint_callback.monitor
     measure = find_measure(monitor, cli.model.metrics.scores, classes=cli.model.num_classes > 0)
     start = time.monotonic()
     if model is None:
         result, outcomes = _train(cli, cell, measure)
     else:
-        result, outcomes = _refer(model, cli, cell)
+        result, outcomes = refer(model, data, cli.model, cell.test)
     for stage in outcomes:
         if measure.name not in result[stage]:
             what = "documents of each of its classes, or two different numbers"
@@ -170,12 +146,12 @@ def _run(cell: Cell) -> None:
     partial.replace(cell.directory / RESULT)  # last, and at once: where it exists, the cell is finished
 
 
-def _train(cli: NCMTLCLI, cell: Cell, measure: Measure) -> _Found:
+def _train(cli: NCMTLCLI, cell: Cell, measure: Measure) -> Found:
     """What is known of the training, and of its best epoch by stage."""
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     if trainer.world_size > 1:
         raise InputError(f"a cell trains on one device, found {trainer.world_size}: set trainer.devices to 1")
-    collector, callbacks = _Outcomes(), attributes(trainer).callbacks
+    collector, callbacks = Outcomes(), attributes(trainer).callbacks
     callbacks.append(collector)
     trainer.fit(model, datamodule=data)
     if not trainer.state.finished:
@@ -211,129 +187,6 @@ def _train(cli: NCMTLCLI, cell: Cell, measure: Measure) -> _Found:
     return result, outcomes
 
 
-def _refer(model: TFIDF | Reference, cli: NCMTLCLI, cell: Cell) -> _Found:
-    """As :func:`_train`, for a reference; of the network there is what all networks have."""
-    data, network = cli.datamodule, cli.model
-    if (data.features is None) != isinstance(model, TFIDF):
-        if isinstance(model, TFIDF):
-            raise InputError("tfidf reads texts, and the data has features: choose reference")
-        raise InputError("reference reads features, and the data has texts: choose tfidf")
-    data.setup("fit")
-    regression = isinstance(model, Reference) and model.is_regressor
-    if len(network.regression_tasks) != (data.num_tasks if regression else 0):
-        kind = "numbers" if regression else "classes"
-        raise InputError(
-            f"a reference is one model for tasks of one kind, and {cell.system!r} predicts {kind}, found tasks of "
-            "other kinds: leave it out, or choose another model"
-        )
-    if regression:
-        for buffer, values in zip((network.value_mean, network.value_scale), data.value_scale(), strict=True):
-            buffer.copy_(values)
-    documents = _labelled(data, "train")
-    target = "values" if regression else "labels"
-    model.fit(_inputs(data, documents), *(documents[name].to_numpy() for name in ("task_ids", target)))
-    if cell.test:
-        data.setup("test")
-    result: dict[str, Any] = {"parameters": model.parameters, "clusters": {}, "ari": None, "curves": {}}
-    if isinstance(model, Reference):  # the scores of TFIDF are no probabilities
-        network.metrics = calibrated(network.metrics)
-    outcomes = {}
-    for stage, split in (("val", "validation"), ("test", "test"))[: 1 + cell.test]:
-        documents = _labelled(data, split)
-        names = {"domain": "task_ids", "document": "index", "clean": "clean"}
-        outcome = {ours: documents[name].to_numpy() for ours, name in names.items() if name in documents}
-        tasks, labels = (torch.tensor(documents[name].to_numpy()) for name in ("task_ids", "labels"))
-        scores = model.logits(_inputs(data, documents), outcome["domain"], data.num_classes)
-        batch = {"labels": labels, "task_ids": tasks}
-        outputs = torch.tensor(scores)
-        if isinstance(model, Reference) and model.is_regressor:
-            batch["values"] = torch.tensor(documents["values"].to_numpy())
-        else:
-            outputs = network.masked(outputs, tasks)
-        network.metrics.reset()
-        network.evaluate(outputs, batch)
-        network.metrics.compute()
-        outcomes[stage] = outcome | {"correct": (outputs.argmax(1) == labels).numpy()}
-        result[stage] = _values(outcomes[stage], data.domains, network.metrics)
-    return result | {"last": result["val"]}, outcomes
-
-
-def _inputs(data: MultiDomainDataModule, documents: pd.DataFrame) -> Any:
-    """What a reference reads of documents: texts, or standardised features ``[n, F]``."""
-    return documents["text"] if data.scaling is None else data.scaling(pa.array(documents["features"])).numpy()
-
-
-def _labelled(data: MultiDomainDataModule, split: str) -> pd.DataFrame:
-    """The documents of a split that have a label, by number; those with several once in each domain."""
-    documents: Any = data.documents(split).to_pandas()  # type: ignore[arg-type]
-    kinds = {"labels": int} | ({"values": float} if "values" in documents else {})
-    known = documents.explode(["task_ids", *kinds]).dropna(subset=["labels"])  # not those without any label
-    rows: pd.DataFrame = known.astype({"task_ids": int, **kinds})
-    labelled = rows["labels"] != UNLABELLED
-    labelled |= rows["values"].notna() if "values" in rows else False
-    return rows[labelled].sort_values(["index", "task_ids"])
-
-
-class _Outcomes(Callback):
-    """Collects what the last evaluation says: which documents were classified correctly, and metrics."""
-
-    def __init__(self) -> None:
-        self.numbers: list[int] = []  # the tasks that predict these
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.parts: list[_Outcome] = []
-
-    on_test_start = on_validation_start
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.numbers = pl_module.regression_tasks  # type: ignore[assignment]
-        self.metrics: TaskMetrics = pl_module.metrics  # type: ignore[assignment]
-
-    on_test_end = on_validation_end
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        part = {"domain": outputs["task_ids"], "document": outputs["index"], "correct": outputs["correct"]}
-        if "clean" in batch:
-            part["clean"] = outputs["clean"]
-        self.parts.append({name: values.cpu().numpy() for name, values in part.items()})
-
-    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.on_validation_batch_end(*args, **kwargs)
-
-    def arrays(self) -> _Outcome:
-        """All documents, by number; those with several labels once in each domain."""
-        arrays = {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
-        if self.numbers and len(self.numbers) < len(self.metrics.task_names):  # what is right or wrong
-            classes = ~np.isin(arrays["domain"], self.numbers)
-            arrays = {name: values[classes] for name, values in arrays.items()}
-        order = np.lexsort((arrays["domain"], arrays["document"]))
-        return {name: values[order] for name, values in arrays.items()}
-
-    def values(self, domains: list[str]) -> dict[str, float]:
-        """As :func:`_values`."""
-        return _values(self.arrays(), domains, self.metrics)
-
-
-def _values(outcome: _Outcome, domains: list[str], metrics: TaskMetrics) -> dict[str, float]:
-    """Of each domain, and averages, as :class:`TaskMetrics` names them; metrics from what it has computed last."""
-    table = pd.DataFrame(outcome)
-    parts = {"accuracy": table} | ({"accuracy_clean": table[table["clean"]]} if "clean" in table else {})
-    # Of accuracies not those of TaskMetrics, which are rounded to float32: differences between cells would be, too
-    values = {name: part.groupby("domain")["correct"].mean() for name, part in parts.items()}
-    values = values if "accuracy" in metrics.per_task else {}
-    others = [*metrics.scores, *({"rmse"} & metrics.per_task.keys())]
-    values |= {name: pd.Series(metrics.per_task[name].tolist()).dropna() for name in others}
-    found: dict[str, float] = {name: float(value) for name, value in metrics.overall.items()}
-    for name, each in values.items():
-        if len(each):
-            found |= {name: each.mean(), **{f"{name}/{domains[task]}": value for task, value in each.items()}}
-        if len(domains) > MAX_LOGGED_TASKS and name not in others:
-            found[f"{name}_worst_{WORST}"] = each.nsmallest(WORST).mean()
-    return {name: float(value) for name, value in found.items()}
-
-
 def _count_trained(model: LightningModule) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -359,7 +212,7 @@ def _arguments(cell: Cell) -> list[str]:
     configs = list(cell.configs)
     for number, settings in enumerate(cell.settings):
         file = cell.directory / f"settings-{number}.yaml"
-        plain = {key: value for key, value in settings.items() if key not in _REFERENCES}
+        plain = {key: value for key, value in settings.items() if key not in REFERENCES}
         file.write_text(yaml.safe_dump(plain), encoding="utf-8")
         configs.append(str(file))
     return [

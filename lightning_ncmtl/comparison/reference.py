@@ -1,15 +1,28 @@
 """References from outside for rows of features: models of scikit-learn, for all tasks together or for each."""
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from sklearn.base import clone, is_regressor
 from sklearn.dummy import DummyClassifier
 from sklearn.utils import all_estimators
 
+from lightning_ncmtl.comparison.measure import calibrated
+from lightning_ncmtl.comparison.outcomes import Found, values_of
+from lightning_ncmtl.comparison.plan import Cell
+from lightning_ncmtl.comparison.tfidf import TFIDF
+from lightning_ncmtl.datamodules import MultiDomainDataModule
+from lightning_ncmtl.datamodules.sources import Source
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.losses import UNLABELLED
+from lightning_ncmtl.modules import MultiTaskModule
 
+REFERENCES = ("tfidf", "reference")  # settings in the place of those of a network
 _LEAST = 1e-12  # a probability of zero has no logarithm
 
 
@@ -94,6 +107,108 @@ class Reference:
         learns = self.is_regressor or len(np.unique(labels)) > 1
         model = clone(self.model) if learns else DummyClassifier(strategy="prior")
         return model.fit(features, labels)
+
+
+def find_reference(cell: Cell, data: Any) -> TFIDF | Reference | None:
+    """The model of scikit-learn that a cell consists of, if it is not a network.
+
+    Args:
+        cell: The cell.
+        data: The parsed settings of its data. Files are not read.
+
+    Raises:
+        InputError: If its settings cannot be used, or it cannot read what the source has, or predict what labels are.
+    """
+    found = [(kind, settings[kind]) for settings in cell.settings for kind in REFERENCES if kind in settings]
+    if not found:
+        return None
+    kind, settings = found[-1]
+    if kind == "tfidf" and _has_features(data.source):
+        raise InputError(f"{cell.system!r}: tfidf reads texts, and the data has features: choose reference")
+    if kind == "reference" and not _has_features(data.source):
+        raise InputError(f"{cell.system!r}: reference reads features, and the data has texts: choose tfidf")
+    try:
+        model = TFIDF(**(settings or {})) if kind == "tfidf" else Reference(**{"seed": cell.seed, **(settings or {})})
+    except TypeError as error:
+        raise InputError(f"{cell.system!r} has the {kind} settings {settings}: {error}") from error
+    regression, regressor = data.labels.regression, isinstance(model, Reference) and model.is_regressor
+    if isinstance(regression, bool) and regression != regressor:
+        wanted = "numbers: choose a regressor" if regression else "classes: choose a classifier"
+        raise InputError(f"{cell.system!r}: the labels are {wanted}, found {type(model.model).__name__}")
+    return model
+
+
+def refer(model: TFIDF | Reference, data: MultiDomainDataModule, network: MultiTaskModule, test: bool) -> Found:
+    """Fit a reference, and evaluate it as a network.
+
+    Args:
+        model: The reference.
+        data: The data.
+        network: A network for these data, whose metrics are used.
+        test: Whether to look at test rows.
+
+    Returns:
+        What goes into the result, and outcomes by stage.
+
+    Raises:
+        InputError: If tasks are of different kinds, or scikit-learn refuses the rows.
+    """
+    data.setup("fit")
+    regression = isinstance(model, Reference) and model.is_regressor
+    if regression and len(network.regression_tasks) == data.num_tasks:
+        for buffer, values in zip((network.value_mean, network.value_scale), data.value_scale(), strict=True):
+            buffer.copy_(values)
+    elif regression or network.regression_tasks:
+        raise InputError(
+            "a reference is for tasks of one kind: choose data.domains that all predict numbers, and a regressor, or "
+            "all have classes, and a classifier"
+        )
+    documents = _labelled(data, "train")
+    target = "values" if regression else "labels"
+    model.fit(_inputs(data, documents), *(documents[name].to_numpy() for name in ("task_ids", target)))
+    if test:
+        data.setup("test")
+    result: dict[str, Any] = {"parameters": model.parameters, "clusters": {}, "ari": None, "curves": {}}
+    if isinstance(model, Reference):  # the scores of TFIDF are no probabilities
+        network.metrics = calibrated(network.metrics)
+    outcomes = {}
+    for stage, split in (("val", "validation"), ("test", "test"))[: 1 + test]:
+        documents = _labelled(data, split)
+        names = {"domain": "task_ids", "document": "index", "clean": "clean"}
+        outcome = {ours: documents[name].to_numpy() for ours, name in names.items() if name in documents}
+        columns = {name: torch.tensor(documents[name].to_numpy()) for name in ("task_ids", "labels", target)}
+        outputs = torch.tensor(model.logits(_inputs(data, documents), outcome["domain"], data.num_classes))
+        if not regression:
+            outputs = network.masked(outputs, columns["task_ids"])
+        network.metrics.reset()
+        network.evaluate(outputs, columns)
+        network.metrics.compute()
+        outcomes[stage] = outcome | {"correct": (outputs.argmax(1) == columns["labels"]).numpy()}
+        result[stage] = values_of(outcomes[stage], data.domains, network.metrics)
+    return result | {"last": result["val"]}, outcomes
+
+
+def _inputs(data: MultiDomainDataModule, documents: pd.DataFrame) -> Any:
+    """What a reference reads of documents: texts, or standardised features ``[n, F]``."""
+    return documents["text"] if data.scaling is None else data.scaling(pa.array(documents["features"])).numpy()
+
+
+def _labelled(data: MultiDomainDataModule, split: str) -> pd.DataFrame:
+    """The documents of a split that have a label, by number; those with several once in each domain."""
+    documents: Any = data.documents(split).to_pandas()  # type: ignore[arg-type]
+    kinds = {"labels": int} | ({"values": float} if "values" in documents else {})
+    known = documents.explode(["task_ids", *kinds]).dropna(subset=["labels"])  # not those without any label
+    rows: pd.DataFrame = known.astype({"task_ids": int, **kinds})
+    labelled = rows["labels"] != UNLABELLED
+    labelled |= rows["values"].notna() if "values" in rows else False
+    return rows[labelled].sort_values(["index", "task_ids"])
+
+
+def _has_features(source: Any) -> bool:
+    while "source" in (source.init_args or ()):  # as ShuffledDomains, which deals another one
+        source = source.init_args.source
+    module, _, name = source.class_path.rpartition(".")
+    return getattr(import_module(module), name).features is not Source.features
 
 
 def _count(model: Any) -> float:

@@ -252,8 +252,10 @@ def test_the_test_split_folds_and_a_cell_that_fails(tmp_path: Path, capsys: pyte
         ({"color": "red"}, "unknown settings in the configuration of the comparison: color"),
         ({"sweeps": {"s": {"off": "NCMTL"}}}, "a sweep needs of, values and perhaps figure"),
         ({"systems": {"T": {"tfidf": {"degree": 3}}}, "sweeps": {}}, "'T' has the tfidf settings {'degree': 3}"),
-        ({"systems": {"T": {"reference": {"model": "SVM"}}}, "sweeps": {}}, "reference.model 'SVM' is no classifier"),
-        ({"systems": {"T": {"reference": {"c": 3}}}, "sweeps": {}}, "'T' has the reference settings {'c': 3}: "),
+        (
+            {"systems": {"NCMTL": {}, "T": {"reference": {"model": "LogisticRegression"}}}, "sweeps": {}},
+            "error: 'T': reference reads features, and the data has texts: choose tfidf",
+        ),
         (
             {"systems": {"N": {"model": {"init_args": {"width": 3}}}}, "sweeps": {}},
             "the settings of 'N' cannot be used: ",

@@ -68,9 +68,9 @@ def write_rows(folder: Path) -> None:
     write_csv(folder / "rows.csv", rows)
 
 
-def compare(**changes: Any) -> None:
+def compare(*more: str, **changes: Any) -> None:
     Path("compare.yaml").write_text(yaml.safe_dump({"output": "out", **SETTINGS, **changes}, sort_keys=False))
-    main(["compare", "--config", "compare.yaml"])
+    main(["compare", "--config", "compare.yaml", *more])
 
 
 @pytest.fixture(scope="module")
@@ -282,10 +282,37 @@ def test_rows_with_labels_for_several_tasks(folder: Path) -> None:
     assert len(pd.read_csv("wide/pairs.csv")) == 3
 
 
-def test_tfidf_is_for_texts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "SVM"}, "reference.model 'SVM' is no classifier of scikit-learn that tells probabilities"),
+        ({"model": "LogisticRegression", "c": 3}, "'T' has the reference settings {'model': 'LogisticRegression', "),
+        ({"c": 3}, "'T' has the reference settings {'c': 3}: "),
+    ],
+)
+def test_bad_references_are_refused_before_training(
+    folder: Path, settings: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
-        compare(systems={"T": {"tfidf": None}}, output="texts", seeds=[1])
-    assert "tfidf reads texts, and the data has features: choose reference" in capsys.readouterr().err
+        compare(systems={"NCMTL": {}, "T": {"reference": settings}}, output="bad", seeds=[1])
+    assert message in capsys.readouterr().err
+    assert not list(Path("bad").rglob("result.json"))
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_tfidf_is_for_texts(folder: Path, capsys: pytest.CaptureFixture[str], shuffled: bool) -> None:
+    """Before anything is trained, and where a cell runs by itself."""
+    inner = {"class_path": SOURCE, "init_args": {"path": "rows.csv", "task": "field", "label": "mine"}}
+    outer = {"class_path": "lightning_ncmtl.datamodules.sources.ShuffledDomains", "init_args": {"source": inner}}
+    common = {**SETTINGS["common"], "data": {**SETTINGS["common"]["data"], "source": outer if shuffled else inner}}
+    output = f"texts-{shuffled}"
+    systems = {"NCMTL": {}, "T": {"tfidf": None}}
+    for more in ([], ["--cell", "t/seed-1"]):
+        with pytest.raises(SystemExit, match="2"):
+            compare(*more, systems=systems, common=common, output=output, seeds=[1])
+        message = "ncmtl: error: 'T': tfidf reads texts, and the data has features: choose reference"
+        assert message in capsys.readouterr().err
+    assert not list(Path(output).rglob("result.json"))
 
 
 def test_a_metric_that_no_task_has_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,13 @@
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from lightning_ncmtl.comparison.reference import Reference
+from lightning_ncmtl.comparison.reference import Reference, _labelled
 from lightning_ncmtl.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -78,3 +80,28 @@ def test_numbers_of_a_task_without_training_rows_are_not_made_up() -> None:
     model = Reference("Ridge", per_task=True).fit(FEATURES[TASKS < 2], TASKS[TASKS < 2], FEATURES[TASKS < 2, 0])
     with pytest.raises(InputError, match="Ridge cannot predict task 2, which has no training rows: pool the tasks"):
         model.logits(FEATURES, TASKS, 0)
+
+
+def data(**columns: Any) -> Any:
+    return SimpleNamespace(documents=lambda split: Dataset.from_dict(columns))
+
+
+def test_references_are_of_documents_with_a_label() -> None:
+    columns = {"text": ["a", "b", "c"], "task_ids": [[0], [0], [1]], "labels": [[1], [-1], [0]], "index": [3, 5, 7]}
+    documents = _labelled(data(**columns), "train")
+    assert documents.to_dict("list") == {"text": ["a", "c"], "task_ids": [0, 1], "labels": [1, 0], "index": [3, 7]}
+
+
+def test_a_document_of_several_labels_is_there_once_for_each() -> None:
+    columns = {"text": ["a", "b", "c"], "task_ids": [[1, 0], [0], []], "labels": [[1, 0], [1], []], "index": [3, 5, 7]}
+    documents = _labelled(data(**columns), "train")
+    expected = {"text": ["a", "a", "b"], "task_ids": [0, 1, 0], "labels": [0, 1, 1], "index": [3, 3, 5]}
+    assert documents.to_dict("list") == expected
+
+
+def test_numbers_are_labels_too() -> None:
+    nan = float("nan")
+    columns = {"text": ["a", "b", "c"], "task_ids": [[0], [0], [1]], "labels": [[-1], [-1], [2]], "index": [3, 5, 7]}
+    documents = _labelled(data(**columns, values=[[0.5], [nan], [nan]]), "train")
+    assert documents["index"].tolist() == [3, 7]
+    assert documents["values"].tolist() == pytest.approx([0.5, nan], nan_ok=True)
