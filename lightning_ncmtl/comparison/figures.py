@@ -43,6 +43,7 @@ def draw_curves(curves: pd.DataFrame, measure: Measure = ACCURACY) -> Figure:
         the lines; bands may be cut off.
     """
     check(curves, "system", "seed", "fold", "epoch", "domain", measure.name)
+    curves = curves.dropna(subset=[measure.name])  # of domains that lack documents of a class
     systems, domains = curves["system"].unique(), curves["domain"].unique()
     panels = len(domains) + 1
     columns = panels if panels <= 3 else ceil(sqrt(panels))

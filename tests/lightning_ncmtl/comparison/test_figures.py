@@ -122,6 +122,13 @@ def test_curves_are_means_and_bands_reach_to_the_ends() -> None:
                 np.testing.assert_allclose([heights.min(), heights.max()], [100 * row.min(), 100 * row.max()])
 
 
+def test_domains_without_values_have_no_panel() -> None:
+    table = curves(2, 3, seeds=2)
+    known = table["domain"] != "a_long_name_of_a_domain1"
+    figure = draw_curves(table.assign(accuracy=table["accuracy"].where(known)))
+    assert [axes.get_title() for axes in figure.axes] == ["average", "books0", "$x_1$2"]
+
+
 def test_curves_of_one_seed_have_no_bands_and_may_lack_systems() -> None:
     table = curves(2, 2, seeds=1)
     table = table[(table["system"] != NAMES[0]) | (table["domain"] == "books0")]
