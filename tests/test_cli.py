@@ -242,6 +242,34 @@ def test_export_of_named_targets(folder: Path, tmp_path: Path) -> None:
     assert_same_predictions([one], [two])
 
 
+def test_a_best_epoch_before_tasks_were_clustered_is_told_and_exported(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, warmup = tmp_path / "run", ["--clustering.warmup_epochs", "2", "--clustering.warmup", "shared"]
+    first = ["--checkpoint.monitor", "epoch", "--checkpoint.mode", "min"]
+    with caplog.at_level("INFO"):
+        ncmtl(folder, "fit", "--config", "small.yaml", "--run_dir", str(run), *warmup, *first)
+    assert "the best epoch, 1, is of a time before tasks were clustered; last.ckpt has the clusters" in caplog.text
+    (tmp_path / "in.csv").write_text("text,domain\nw1 opinion3 w2 .,domain02\nw3 . opinion1,domain00\n")
+    found = {}
+    for name in ("best", "last"):
+        caplog.clear()
+        path = str(run / f"checkpoints/{name}.ckpt")
+        with caplog.at_level("INFO"):
+            ncmtl(folder, "export", "--ckpt_path", path, "--output", str(tmp_path / name))
+        assert ("each keeps its own weights" in caplog.text) == (name == "best")
+        predict = ["predict", "--data.predict_path", str(tmp_path / "in.csv"), "--predictions.path"]
+        ncmtl(tmp_path, *predict, "one.jsonl", "--model", str(tmp_path / name))
+        ncmtl(tmp_path, *predict, "two.jsonl", "--ckpt_path", path)
+        one, two = (
+            [json.loads(line) for line in (tmp_path / f"{each}.jsonl").read_text().splitlines()]
+            for each in ("one", "two")
+        )
+        assert_same_predictions(one, two)
+        found[name] = sum(p.numel() for p in load(tmp_path / name).parameters())
+    assert found["best"] > found["last"]
+
+
 @pytest.mark.parametrize("tokenizer", ["bpe", "ready"])
 def test_an_exported_model_keeps_its_vocabulary(folder: Path, tmp_path: Path, tokenizer: str) -> None:
     """Whatever it came from; and texts with labels in several domains are predicted in all."""
