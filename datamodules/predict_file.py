@@ -15,11 +15,7 @@ from lightning_ncmtl.datamodules.sources.rows import clean, domain_name
 from lightning_ncmtl.errors import InputError
 
 Domains = str | list[str]
-Domains = str | list[str]
 RESERVED = ("domain", "prediction", "predictions", "probabilities")  # keys of what is written of a row
-
-
-RESERVED = ("domain", "prediction", "predictions", "probabilities", "value")  # keys of what is written of a row
 
 
 def predict_table(name: str | None, corpus: Corpus, cache: Cache) -> Dataset:
