@@ -21,7 +21,8 @@ from lightning_ncmtl.datamodules.document_table import (
     write_documents,
 )
 from lightning_ncmtl.datamodules.sources import Label, Source, Split
-from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.datamodules.sources.base import number_of
+from lightning_ncmtl.errors import InputError, remember_left_out
 
 Classes = list[Label] | dict[str, list[Label]]
 
@@ -159,6 +160,7 @@ class Corpus:
             table, facts = self._prepare(split)
             for line in facts["problems"]:
                 rank_zero_info(f"{split}: {line}")
+            remember_left_out(facts["nothing"])
             if not len(table) or not facts["domains"]:
                 what = "labels" if len(table) else "documents"
                 raise InputError("; ".join([f"there are no {what} in the {split} split", *facts["problems"][:1]]))
@@ -178,6 +180,12 @@ class Corpus:
         self.domains = facts["domains"]
         self.classes = facts["classes"] if self.classes is None else self.classes
         for domain, names in self._classes_of(self.domains).items():
+            if fractions := [name for name in names if isinstance(name, str) and number_of(name) is not None]:
+                shown = ", ".join(fractions[:3]) + (", ..." if len(fractions) > 3 else "")
+                rank_zero_info(
+                    f"train: {domain!r} has {len(fractions):,} fractions among its classes ({shown}): set "
+                    "data.labels.regression if numbers are to be predicted"
+                )
             if not (facts["known"][domain] if self._is_number(domain) else names):
                 raise InputError(f"domain {domain!r} has no labels in its train split: leave it out of data.domains")
             if len(names) == 1:
