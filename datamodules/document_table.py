@@ -147,7 +147,10 @@ class _Writer:
             yield f"{first}: {what}" + (f", and in {len(others):,} other files" if others else "")
         if self.gaps:
             words = ", ".join(f"{word!r}" for word, _ in self.gaps.most_common(_SHOWN))
-            yield f"{self.gaps.total():,} labels are missing, as words for gaps ({words}): name classes in data.classes"
+            yield (
+                f"{self.gaps.total():,} labels are words for gaps ({words}) and count as missing: name them in "
+                "data.classes if they are classes"
+            )
 
     def report(self, problem: Problem) -> None:
         if problem.kind == "note":
