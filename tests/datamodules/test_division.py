@@ -208,9 +208,9 @@ def test_domains_with_too_few_documents_train_as_a_whole(
 def test_what_trains_as_a_whole_takes_its_copies_and_groups_along() -> None:
     """The documents of one domain are all in groups of the other's: these are never divided."""
     for seed in range(10):
-        groups = [(f"{n} words {n * n}", "a", f"group{n % 5}") for n in range(20)]
+        groups = [(f"{n} words {n * n}", "a", f"group{n % 10}") for n in range(40)]
         groups += [(f"{n} other {n * n}", "b", "group0") for n in range(3)]
-        division = divide(Grouped(groups), validation_size=0.3, seed=seed)
+        division = divide(Grouped(groups), validation_size=0.4, seed=seed)
         parts = [{groups[place][2] for place in part} for part in (division.train, division.validation)]
         assert parts[0].isdisjoint(parts[1])
         assert "group0" in parts[0]
