@@ -21,10 +21,10 @@ from lightning_ncmtl.datamodules.document_table import (
     write_documents,
 )
 from lightning_ncmtl.datamodules.sources import Label, Source, Split
-from lightning_ncmtl.datamodules.sources.base import number_of
+from lightning_ncmtl.datamodules.sources.base import Given, is_fraction
 from lightning_ncmtl.errors import InputError, remember_left_out
 
-Classes = list[Label] | dict[str, list[Label]]
+Classes = list[Given] | dict[str, list[Given]]
 
 
 class Corpus:
@@ -178,14 +178,18 @@ class Corpus:
         if missing := [domain for domain in self.domains if not facts["counts"].get(domain)]:
             raise InputError(f"domain {missing[0]!r} has no documents in its train split: leave it out of data.domains")
         self.domains = facts["domains"]
-        self.classes = facts["classes"] if self.classes is None else self.classes
-        for domain, names in self._classes_of(self.domains).items():
-            if fractions := [name for name in names if isinstance(name, str) and number_of(name) is not None]:
-                shown = ", ".join(fractions[:3]) + (", ..." if len(fractions) > 3 else "")
+        if self.classes is None:
+            self.classes = {domain: [*names] for domain, names in facts["classes"].items()}
+            fractions = {
+                name: domain for domain, names in facts["classes"].items() for name in filter(is_fraction, names)
+            }
+            if fractions:
+                name, domain = next(iter(fractions.items()))
                 rank_zero_info(
-                    f"train: {domain!r} has {len(fractions):,} fractions among its classes ({shown}): set "
-                    "data.labels.regression if numbers are to be predicted"
+                    f"train: {len(fractions):,} of the classes are fractions, such as {name} of {domain!r}: set "
+                    "data.labels.regression where numbers are to be predicted"
                 )
+        for domain, names in self._classes_of(self.domains).items():
             if not (facts["known"][domain] if self._is_number(domain) else names):
                 raise InputError(f"domain {domain!r} has no labels in its train split: leave it out of data.domains")
             if len(names) == 1:

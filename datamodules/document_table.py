@@ -287,7 +287,7 @@ def _renumber(batch: pa.RecordBatch, tasks: Any, labels: Any) -> pa.RecordBatch:
 
 
 def classes_of(
-    domains: Iterable[str], classes: Mapping[str, Sequence[Label]] | Sequence[Label]
+    domains: Iterable[str], classes: Mapping[str, Sequence[Given]] | Sequence[Given]
 ) -> dict[str, list[Label]]:
     """The classes of each domain, sorted, where they are given for each or for all.
 

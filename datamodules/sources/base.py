@@ -166,6 +166,11 @@ def number_of(label: Label) -> Decimal | None:
     return Decimal(label) if isinstance(label, int) or _NUMBER.fullmatch(label) else None
 
 
+def is_fraction(label: Label) -> bool:
+    """Whether :func:`plain_label` has made a label of a fraction."""
+    return isinstance(label, str) and (number := number_of(label)) is not None and abs(number) < 10**18
+
+
 def fingerprint_files(settings: Mapping[str, object], files: Iterable[Path]) -> str:
     """A fingerprint of settings (plain values), and of files by their names, sizes and times of change."""
     parts = [repr(sorted(settings.items()))]

@@ -32,9 +32,10 @@ def match_columns(columns: Collection[str], found: Sequence[str], optional: Coll
     counts = Counter(found)
     names = list(found)
     if odd := [column for column in columns if counts[column] != 1]:
+        needed = set(columns)
         places: dict[str, list[int]] = {}
         for place, name in enumerate(found):
-            if name not in columns:
+            if name not in needed:
                 places.setdefault(fold(name), []).append(place)
         for column in odd:
             alike = places.get(fold(column), [])

@@ -111,8 +111,8 @@ def test_fractions_among_classes_are_told(tmp_path: Path, caplog: pytest.LogCapt
         data.setup("fit")
     assert data.class_names == [f"{n}.5" for n in range(9)]
     assert (
-        "train: 'a' has 9 fractions among its classes (0.5, 1.5, 2.5, ...): set data.labels.regression if numbers are "
-        "to be predicted"
+        "train: 9 of the classes are fractions, such as 0.5 of 'a': set data.labels.regression where numbers are to be "
+        "predicted"
     ) in caplog.messages
 
 
