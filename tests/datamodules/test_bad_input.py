@@ -12,7 +12,7 @@ from table_files import compress
 
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.sources import Tables
-from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.errors import InputError, find_message, forget_left_out
 
 FEW: dict[str, Any] = {"validation_size": 2, "min_frequency": 1, "batch_size": 4}
 ROWS = [f"word{number} fine,{number % 2}" for number in range(8)]
@@ -106,6 +106,26 @@ def test_a_wrong_column_in_one_of_several_files(tmp_path: Path, log: pytest.LogC
     assert lines(log, "no column") == [f"train: {other}:1: no column 'text' among 'body', 'label'; the file is skipped"]
     assert lines(log, "left out") == ["train: 'other' has no documents: the domain is left out"]
     assert "has no documents in its train split" in refused(lambda: use(module(tmp_path, domains=["good", "other"])))
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "cause"),
+    [
+        (ROWS, "body,label", "1: no column 'text' among 'body', 'label'; the file is skipped"),
+        ([], "text,label", "1: empty: the file has no rows"),
+        ([f"{row},more" for row in ROWS], "text,label", "2: expected 2 fields, found 3"),
+    ],
+)
+@pytest.mark.parametrize("domain", [None, "label"])
+def test_a_later_error_names_the_file_that_gave_nothing(
+    tmp_path: Path, rows: list[str], header: str, cause: str, domain: str | None
+) -> None:
+    forget_left_out()
+    table(tmp_path / "good.csv", *ROWS)
+    other = table(tmp_path / "other.csv", *rows, header=header)
+    use(make_data(Tables(f"{tmp_path}/*.csv", domain=domain), **FEW))
+    assert find_message(InputError("too few tasks")) == f"too few tasks; left out before: {other}:{cause}"
+    forget_left_out()
 
 
 def test_nothing_but_a_wrong_column(tmp_path: Path) -> None:
