@@ -11,6 +11,7 @@ from lightning_ncmtl.datamodules.sources.columns import match_columns
 from lightning_ncmtl.datamodules.sources.text_files import DAMAGE, damaged, open_text
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_DECIMAL = re.compile(r"\s*([+-]?\d+),(\d+)\s*", re.ASCII)  # where commas are for decimals, others separate fields
 _TOLD = re.compile(r"sep=(.)\s*")  # what a spreadsheet may write above the header
 
 csv.field_size_limit(2**31 - 1)  # long documents
@@ -65,11 +66,16 @@ def read_delimited(
                         return
                     if separator != usual and len(header) > 1:
                         between = _SEPARATORS.get(separator, repr(separator))
-                        yield Problem(where, f"fields are separated by {between}", "note")
+                        commas = ", and commas in numbers are decimal points" if separator == ";" else ""
+                        yield Problem(where, f"fields are separated by {between}{commas}", "note")
                 elif len(row) != len(header):
                     over = f", over {len(lines.row)} lines" if len(lines.row) > 1 else ""
                     yield Problem(where, f"expected {len(header)} fields, found {len(row)}{over}")
                 else:
+                    if separator == ";":
+                        row = [
+                            f"{parts[1]}.{parts[2]}" if (parts := _DECIMAL.fullmatch(cell)) else cell for cell in row
+                        ]
                     yield dict(zip(header, row, strict=True)), where
     except DAMAGE as error:
         yield damaged(file, number, error)

@@ -159,7 +159,10 @@ def test_the_file_to_predict_may_have_semicolons(tmp_path: Path, log: Any) -> No
     data = make_data(Tables(f"{tmp_path}/a.csv"), predict_path=f"{tmp_path}/new.csv", **FEW)
     data.setup("predict")
     assert list(data.predict_rows()) == [({"text": "w1, x"}, "a")]
-    assert f"predict: {tmp_path}/new.csv:1: fields are separated by semicolons" in log.messages
+    assert (
+        f"predict: {tmp_path}/new.csv:1: fields are separated by semicolons, and commas in numbers are decimal points"
+        in log.messages
+    )
 
 
 def test_features_to_predict_are_found_by_their_names(tmp_path: Path, log: Any) -> None:

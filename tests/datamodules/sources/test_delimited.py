@@ -23,7 +23,7 @@ def read(file: Path, text: str, *columns: str) -> tuple[list[Any], list[str]]:
 @pytest.mark.parametrize(
     ("name", "mark", "word"),
     [
-        ("a.csv", ";", "semicolons"),
+        ("a.csv", ";", "semicolons, and commas in numbers are decimal points"),
         ("a.csv", "\t", "tabs"),
         ("a.csv", "|", "bars"),
         ("a.tsv", ",", "commas"),
@@ -51,7 +51,7 @@ def test_separators_of_other_things_are_left_alone(tmp_path: Path) -> None:
     assert read(file, "my text; long\nx;1\n", "my text; long") == ([{"my text; long": "x;1"}], [])
     assert read(file, "text\na;b\n") == ([{"text": "a;b"}], [])
     rows, _ = read(file, "price, EUR;label\n0,5;1\n", "label")
-    assert rows == [{"price, EUR": "0,5", "label": "1"}]
+    assert rows == [{"price, EUR": "0.5", "label": "1"}]
     assert read(file, "txt;label\nx;1\n", "text", "label")[1] == [
         "1: no column 'text' among 'txt', 'label' (is 'txt' meant?); the file is skipped"
     ]
@@ -105,12 +105,13 @@ def test_rows_over_several_lines_that_do_not_fit_say_how_many(tmp_path: Path) ->
 
 
 def test_features_are_separated_by_semicolons_too(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("x ;Y;Label\n1;2;0\n3;4;1\n")
+    (tmp_path / "a.csv").write_text("x ;Y;Label\n1,5;2;0,0\n-3,25;4;1,0\n")
     (tmp_path / "b.csv").write_text("X,y,label\n5,6,1\n")
     source = FeatureTables(f"{tmp_path}/*.csv")
     assert source.features() == ["x ", "Y"]
     items = list(source.read("train"))
-    assert [item.features for item in items if isinstance(item, Document)] == [[1, 2], [3, 4], [5, 6]]
+    assert [item.features for item in items if isinstance(item, Document)] == [[1.5, 2], [-3.25, 4], [5, 6]]
+    assert [item.labels for item in items if isinstance(item, Document)] == [{"a": 0}, {"a": 1}, {"b": 1}]
     assert [str(item) for item in items if isinstance(item, Problem)] == [
-        f"{tmp_path}/a.csv:1: fields are separated by semicolons"
+        f"{tmp_path}/a.csv:1: fields are separated by semicolons, and commas in numbers are decimal points"
     ]
