@@ -130,7 +130,7 @@ def test_evaluation_needs_the_checkpoint_alone(folder: Path, stage: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("kind", "labels"), [("FDUMTL", ["0", "1"]), ("Tables", ["-1", "+1"]), ("Tables", ["1e3", "yes"])]
+    ("kind", "labels"), [("FDUMTL", ["0", "1"]), ("Tables", ["-1", "0.5"]), ("Tables", ["1000", "yes"])]
 )
 def test_nothing_but_the_checkpoint_is_read(folder: Path, tmp_path: Path, kind: str, labels: list[str]) -> None:
     """A corpus of files that are gone when predicting, with domains and classes found in them, some like numbers."""

@@ -92,7 +92,9 @@ def test_what_is_no_molecule_is_told_and_left_out(
 
 def test_a_cell_that_is_no_text(tmp_path: Path) -> None:
     WRITERS["jsonl"](tmp_path / "a.jsonl", [{"smiles": 7, "label": 1}, {"smiles": None, "label": 1}])
-    found = [str(item).split(": ")[1] for item in Molecules(f"{tmp_path}/a.jsonl").read("train")]
+    *items, cause = map(str, Molecules(f"{tmp_path}/a.jsonl").read("train"))
+    assert cause == items[0]
+    found = [item.split(": ")[1] for item in items]
     assert found == [f"expected the SMILES of a molecule in 'smiles', found {cell}" for cell in (7, None)]
 
 
