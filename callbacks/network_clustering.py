@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_ncmtl.clustering.layout import NumClusters
 from lightning_ncmtl.clustering.network_clustering import NetworkClustering
+from lightning_ncmtl.clustering.target_spec import TargetLike
 from lightning_ncmtl.compatibility import (
     Callback,
     LightningModule,
@@ -30,8 +31,10 @@ class NetworkClusteringCallback(Callback):
         num_clusters: Number of clusters, one for all targets or one per target. By default that of
             the :class:`lightning_ncmtl.ClusterLinear` layers, and ``"auto"`` for others, which chooses it at the end
             of the warm-up.
-        targets: Names of the per-task parts of the module, one cluster layer each, such as ``"heads"`` or
-            ``"heads.*.fc1"``. By default every ``ClusterLinear``.
+        targets: Names of the per-task parts of the module, one cluster layer each, such as ``"heads"``,
+            ``"heads.*.fc1"`` or ``"*_tower"``; or mappings that say more of one, such as
+            ``{"name": "out", "rows_per_task": 2}``, see :class:`lightning_ncmtl.clustering.NetworkClustering`. By
+            default every ``ClusterLinear``.
         warmup_epochs: Epochs before the first clustering. By default a shared warm-up ends when its clusters, if there
             are any, have not changed in two thirds of it, at the latest at half of the training; one apart lasts 2
             epochs. A number of epochs is the most. (A layer with one cluster has nothing to wait for and shares from
@@ -58,7 +61,7 @@ class NetworkClusteringCallback(Callback):
     def __init__(
         self,
         num_clusters: NumClusters = None,
-        targets: str | list[str] | None = None,
+        targets: TargetLike | list[TargetLike] | None = None,
         warmup_epochs: int | None = None,
         warmup_steps: int | None = None,
         freeze_after_epochs: int | None = 4,

@@ -14,6 +14,7 @@ from lightning_ncmtl.clustering.layer_step import share_layers
 from lightning_ncmtl.clustering.layout import NumClusters, find_layout
 from lightning_ncmtl.clustering.settings import WARMUP_STEPS, check_kmeans, check_settings
 from lightning_ncmtl.clustering.start import check_alike, start_alike, start_apart
+from lightning_ncmtl.clustering.target_spec import TargetLike, plain, read_targets
 from lightning_ncmtl.clustering.targets import reshard
 from lightning_ncmtl.clustering.warmup import SharedWarmup
 from lightning_ncmtl.errors import InputError
@@ -40,8 +41,12 @@ class NetworkClustering:
             of the warm-up: by evidence, from one (there is none) to one per task; after a warm-up apart by the
             silhouette, at least 2 (see :func:`lightning_ncmtl.clustering.choose_num_clusters`).
         targets: Names of the per-task parts of the module, one cluster layer each: a ``ModuleList`` or ``ModuleDict``
-            with one child per task (``"heads"``), a part of each child (``"heads.*.fc1"``), or a parameter or module
-            whose parameters have the task as their first dimension. By default every ``ClusterLinear``.
+            with one child per task (``"heads"``), a part of each child (``"heads.*.fc1"``), modules whose names fit
+            a pattern (``"*_tower"``), or a parameter or module whose parameters have the task as their first dimension.
+            Mappings say more: ``{"name": "out", "rows_per_task": 2}``, with ``"layout": "interleaved"`` where the
+            first rows of all tasks come before the second ones; ``{"name": "table", "dim": 1}``;
+            ``{"ctr": "click_net", "cvr": "buy_net"}``, a part of the module for each task
+            (:class:`lightning_ncmtl.clustering.target_spec.TargetSpec`). By default every ``ClusterLinear``.
         task_names: Names of the tasks; by default the keys of the ``ModuleDict``, or indices.
         warmup_steps: Steps before the first clustering: as many as the shared part of the network needs to become
             useful. Of a shared warm-up that is the most (by default 1000); it ends when its clusters, if there are any,
@@ -94,12 +99,12 @@ class NetworkClustering:
         self,
         module: nn.Module | None = None,
         num_clusters: NumClusters = None,
-        targets: str | list[str] | None = None,
+        targets: TargetLike | list[TargetLike] | None = None,
         *,
         task_names: list[str] | None = None,
         warmup_steps: int | None = None,
         warmup: Literal["shared", "apart"] = "shared",
-        specific: str | list[str] | None = None,
+        specific: TargetLike | list[TargetLike] | None = None,
         every_n_steps: int = 1,
         commitment: float = 0.01,
         restarts: int = 20,
@@ -112,10 +117,9 @@ class NetworkClustering:
     ) -> None:
         if preset == "literal":
             warmup_steps, warmup, commitment, restarts, shared_start = 0, "apart", 1.0, 1, False
-        self.num_clusters = num_clusters
-        self.targets = [targets] if isinstance(targets, str) else targets
-        self.specific = [specific] if isinstance(specific, str) else specific
-        self.task_names = task_names
+        self.num_clusters: NumClusters = plain(num_clusters)
+        self.targets, self.specific = read_targets(targets), read_targets(specific)
+        self.task_names: list[str] | None = plain(task_names)
         self.warmup: Literal["shared", "apart"] = warmup
         self.warmup_steps: float = WARMUP_STEPS.get(warmup, 0) if warmup_steps is None else warmup_steps
         self.every_n_steps, self.commitment, self.metric = every_n_steps, commitment, metric
@@ -191,7 +195,8 @@ class NetworkClustering:
                 self._warmup.load(self._saved_warmup)
         for name, target in targets.items() if not saved else ():
             number = clusters[name] or "as yet unknown"
-            say(f"{name}: {len(tasks)} tasks with {target.size:,} parameters each, {number} clusters")
+            of_each = f"{target.size:,} parameters each, {number} clusters"
+            say(f"{name}: {len(tasks)} tasks with {of_each}: {target.describe(tasks)}")
         if fresh and not saved:
             if self.preset == "literal":
                 start_apart(module, self.seed)

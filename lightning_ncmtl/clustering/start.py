@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_ncmtl.clustering._ranks import say, warn
-from lightning_ncmtl.clustering.targets import Target
+from lightning_ncmtl.clustering.target import Target
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import TaskLinear, TaskModule
 

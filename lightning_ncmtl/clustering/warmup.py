@@ -9,6 +9,7 @@ Shapes: N tasks, D numbers per task in all layers together, of which this rank m
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -20,7 +21,7 @@ from lightning_ncmtl.clustering.decision import fix_clusters
 from lightning_ncmtl.clustering.evidence import Evidence, group_tasks, multiply_halves, weigh_evidence
 from lightning_ncmtl.clustering.kmeans import Backend
 from lightning_ncmtl.clustering.layer_state import LayerState, widen
-from lightning_ncmtl.clustering.targets import Target, check_mesh
+from lightning_ncmtl.clustering.target import Target, check_mesh
 from lightning_ncmtl.errors import InputError
 
 # A task's own step, relative to the weights; what it loses of its own way per step; and what is kept of the running
@@ -48,8 +49,10 @@ class SharedWarmup:
     def __init__(
         self, layers: Mapping[str, Target], deciding: Collection[str], max_clusters: int, restarts: int, seed: int
     ) -> None:
-        kinds = [{name: each for name, each in layers.items() if each.stacked == kind} for kind in (True, False)]
-        self._views = [_Views(of_kind) for of_kind in kinds if of_kind]
+        kinds: dict[Any, dict[str, Target]] = {}
+        for name, each in sorted(layers.items(), key=lambda layer: not layer[1].stacked):
+            kinds.setdefault((each.stacked, each.dim, each.order), {})[name] = each
+        self._views = [_Views(of_kind) for of_kind in kinds.values()]
         self._deciding = set(deciding)
         self._settings = {"max_clusters": max_clusters, "restarts": restarts, "seed": seed}
         self._products: dict[str, Tensor] = {}
@@ -172,7 +175,7 @@ class _Views:
         self._sizes = [target.size for target in targets]
         # As if they were one layer
         parameters = [list(chain(*parts)) for parts in zip(*(target.parameters for target in targets), strict=True)]
-        self._target = Target(", ".join(layers), targets[0].tasks, parameters, targets[0].stacked)
+        self._target = replace(targets[0], name=", ".join(layers), parameters=parameters)
         check_mesh(self._target)
         self.is_sharded = self._target.group is not None
         rows = widen(self._target.read())
