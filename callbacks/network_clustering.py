@@ -98,6 +98,11 @@ class NetworkClusteringCallback(Callback):
         return self.clusters.assignments
 
     @property
+    def targets(self) -> list[TargetLike] | None:
+        """What it was told of the targets."""
+        return self.clusters.targets
+
+    @property
     def tasks(self) -> list[str]:
         """Names of the tasks; empty before training starts or is restored."""
         return list(self.clusters.tasks)

@@ -79,8 +79,9 @@ class NCMTLTrainer(Trainer):
         model.load_state_dict(content["state_dict"])
         clustering = NetworkClusteringCallback()
         if (state := content.get("callbacks", {}).get(clustering.state_key)) is not None:
+            clustering = NetworkClusteringCallback(targets=state.get("targets"), warmup=state["kind"])
             clustering.load_state_dict(state)
-        small = compact(model, clustering.assignments)
+        small = compact(model, clustering.assignments, clustering.targets)
         folder = Path(output or Path(self.default_root_dir) / "compact")
         write(small, datamodule, folder)
         before, after = count_parameters(model), count_parameters(small)
