@@ -12,6 +12,7 @@ from lightning_ncmtl.clustering.kmeans import Backend, Metric
 from lightning_ncmtl.clustering.layer_state import LayerState
 from lightning_ncmtl.clustering.layer_step import share_layers
 from lightning_ncmtl.clustering.layout import NumClusters, find_layout
+from lightning_ncmtl.clustering.places import Places
 from lightning_ncmtl.clustering.settings import WARMUP_STEPS, check_kmeans, check_settings
 from lightning_ncmtl.clustering.start import check_alike, start_alike, start_apart
 from lightning_ncmtl.clustering.target_spec import TargetLike, plain, read_target, read_targets
@@ -137,6 +138,7 @@ class NetworkClustering:
         self.losses: dict[str, tuple[int, Tensor]] = {}
         self.changes: dict[str, Tensor] = {}
         self._module: nn.Module | None = None
+        self._places: Places | None = None
         self._states: dict[str, LayerState] = {}
         self.evidence: Evidence | None = None
         self._warmup: SharedWarmup | None = None  # as long as it lasts
@@ -181,6 +183,7 @@ class NetworkClustering:
         for layer in stacked.values():
             layer.freeze_clusters(None)
         self._module, self.tasks = module, tasks
+        self._places = Places(module, (targets | specific).values())
         self._layers = [stacked[name] for name in targets if name in stacked]
         self._states = self._states or {name: LayerState(k) for name, k in clusters.items()}
         for name, state in self._states.items():
@@ -266,9 +269,12 @@ class NetworkClustering:
             warmup: Whether this step is one of the warm-up; by default the first ``warmup_steps`` are.
 
         Raises:
-            InputError: If there is no module yet, or if weights are not finite: before they spread to their cluster.
+            InputError: If there is no module yet; if the module has other parameters in the place of those of a target
+                by now; or if weights are not finite: before they spread to their cluster.
         """
         shared = self._go_on(warmup)
+        assert self._places is not None  # as there is a module
+        self._places.check()
         self._just_started = []
         if shared is not None:
             if self._has_learned is None:

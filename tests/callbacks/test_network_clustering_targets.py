@@ -323,6 +323,24 @@ def test_strategies_that_shard_are_refused(package: str, name: str) -> None:
         NetworkClusteringCallback(2, "heads").setup(trainer, Heads(), "fit")  # type: ignore[arg-type]
 
 
+@of_both_kinds
+@pytest.mark.parametrize("when", [1, 3])
+def test_heads_that_are_replaced_during_training_are_refused(make_trainer: MakeTrainer, warmup: Any, when: int) -> None:
+    """As by schedules of fine-tuning: in the warm-up, and later."""
+
+    class Replace(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == when:
+                pl_module.heads["cat"] = Heads().heads["cat"]
+
+    callback = NetworkClusteringCallback(2, "heads", warmup=warmup, warmup_epochs=2)
+    trainer = make_trainer(max_epochs=5, callbacks=[Replace(), callback])
+    with pytest.raises(InputError, match="heads.cat.0.weight is another parameter .* begin a new training with a new"):
+        trainer.fit(Heads())
+    assert trainer.current_epoch == when
+    assert trainer.fit_loop.epoch_loop.batch_idx == 0
+
+
 def test_a_compact_model_is_refused() -> None:
     model = Heads()
     with torch.no_grad():
