@@ -90,7 +90,8 @@ class NetworkClusteringCallback(Callback):
         self.freeze_after_epochs = freeze_after_epochs
         self.groups = groups
         self._last_step = 0
-        self._fresh = True
+        self._fresh = self._began_fresh = True  # as far as is known by now, and was known in on_fit_start
+        self._is_restored = False
 
     @property
     def assignments(self) -> dict[str, Tensor]:
@@ -116,7 +117,7 @@ class NetworkClusteringCallback(Callback):
                 f"NetworkClusteringCallback does not support {sharded.pop()}, in whose shards tasks cannot be told "
                 "apart: use ModelParallelStrategy (FSDP2), the strategy 'ddp', or a single device"
             )
-        self._fresh = trainer.global_step == 0
+        self._fresh, self._is_restored = trainer.global_step == 0, False
         if self._fresh:
             self.clusters.reset()
 
@@ -126,6 +127,7 @@ class NetworkClusteringCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the targets: now all layers exist, and (unless they are sharded) a checkpoint has been restored."""
+        self._began_fresh = self._fresh
         self.clusters.attach(pl_module, self._fresh)
         if self.groups is not None and self._fresh:
             self.clusters.fix(self._find_groups(trainer))
@@ -145,6 +147,10 @@ class NetworkClusteringCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = trainer.global_step
+        if self._began_fresh and not self._fresh and not self._is_restored:
+            # Sharded modules are restored after on_fit_start, here from a checkpoint that knows nothing of clusters.
+            self.clusters.reset()
+            self.clusters.attach(pl_module, fresh=False)
         epochs = trainer.max_epochs
         if self.warmup_epochs is not None and epochs is not None and 0 <= epochs <= self.warmup_epochs:
             rank_zero_warn(f"training stops after {epochs} epochs, within the warm-up: nothing will be clustered")
@@ -202,4 +208,5 @@ class NetworkClusteringCallback(Callback):
         return self.clusters.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._is_restored = True
         self.clusters.load_state_dict(state_dict)

@@ -189,8 +189,8 @@ class NetworkClustering:
         for name, state in self._states.items():
             state.attach(targets[name], stacked.get(name))
         self._warmup = None
-        if self.warmup == "shared" and not fresh and not saved:
-            check_alike(targets)
+        if self.shared_start and not fresh and not saved:
+            check_alike(targets, self.warmup == "shared")
         if self.warmup == "shared" and deciding and not self.assignments:
             sharing = {name: target for name, target in (targets | specific).items() if clusters.get(name) != 1}
             self._warmup = SharedWarmup(sharing, deciding, self.max_clusters, self.restarts, self.seed)
