@@ -17,6 +17,7 @@ from lightning_ncmtl.clustering.settings import WARMUP_STEPS, check_kmeans, chec
 from lightning_ncmtl.clustering.start import check_alike, start_alike, start_apart
 from lightning_ncmtl.clustering.target_spec import TargetLike, plain, read_target, read_targets
 from lightning_ncmtl.clustering.targets import reshard
+from lightning_ncmtl.clustering.undone import warn_if_back
 from lightning_ncmtl.clustering.warmup import SharedWarmup
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import PerTask, cluster_layers, per_task_layers
@@ -146,6 +147,7 @@ class NetworkClustering:
         self._half: int | None = None  # of a step that start_step began
         self._has_learned: bool | None = None  # in this step; None if before_step was not called
         self._layers: list[PerTask] = []  # targets that are layers of this package
+        self._written: dict[str, tuple[Tensor, Tensor]] = {}  # at the first clustering, in the step before
         self._just_started: list[str] = []  # targets whose weights the shared start has overwritten
 
     @property
@@ -301,6 +303,8 @@ class NetworkClustering:
         }
         if not states:
             return
+        warn_if_back({name: self._states[name].target for name in self._written}, self._written)
+        first = {name: state.target.read() for name, state in states.items() if state.assignment is None}
         literal = self.preset == "literal"
         losses, self.changes = share_layers(
             states,
@@ -316,6 +320,7 @@ class NetworkClustering:
             backend=self.backend,
         )
         self.losses |= {name: (self.steps, loss) for name, loss in losses.items()}
+        self._written = {name: (before, states[name].target.read()) for name, before in first.items()}
 
     def freeze(self) -> None:
         """Keep the clusters that there are from the next step on: layers of this package then compute with K sets."""
