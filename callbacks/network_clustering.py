@@ -8,13 +8,14 @@ from torch import Tensor
 
 from lightning_ncmtl.clustering.layout import NumClusters
 from lightning_ncmtl.clustering.network_clustering import NetworkClustering
-from lightning_ncmtl.clustering.target_spec import TargetLike
+from lightning_ncmtl.clustering.target_spec import TargetLike, read_target
 from lightning_ncmtl.compatibility import (
     Callback,
     LightningModule,
     Trainer,
     attributes,
     find_averages,
+    find_callbacks,
     rank_zero_warn,
 )
 from lightning_ncmtl.errors import InputError
@@ -99,6 +100,12 @@ class NetworkClusteringCallback(Callback):
         return self.clusters.assignments
 
     @property
+    def state_key(self) -> str:
+        """With the names of the targets, so that a trainer can have a callback for each of two sets of tasks."""
+        names = [read_target(target).name for target in self.targets or ()]
+        return f"NetworkClusteringCallback({', '.join(names)})" if names else "NetworkClusteringCallback"
+
+    @property
     def targets(self) -> list[TargetLike] | None:
         """What it was told of the targets."""
         return self.clusters.targets
@@ -124,6 +131,13 @@ class NetworkClusteringCallback(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if checkpoint["global_step"] > 0:  # not one that a learning rate finder made to come back to
             self._fresh = False
+        saved = {key for key in checkpoint.get("callbacks", {}) if key.startswith("NetworkClusteringCallback")}
+        others = saved.difference(each.state_key for each in find_callbacks(trainer, NetworkClusteringCallback))
+        if others and self.state_key not in saved:
+            raise InputError(
+                f"the checkpoint was trained with {', '.join(sorted(others))}, found {self.state_key}: name the same "
+                "targets"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the targets: now all layers exist, and (unless they are sharded) a checkpoint has been restored."""

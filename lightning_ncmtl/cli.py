@@ -78,7 +78,8 @@ class NCMTLTrainer(Trainer):
         model.on_load_checkpoint(content)
         model.load_state_dict(content["state_dict"])
         clustering = NetworkClusteringCallback()
-        if (state := content.get("callbacks", {}).get(clustering.state_key)) is not None:
+        states = content.get("callbacks", {}).items()
+        for state in (state for key, state in states if key.startswith(clustering.state_key)):
             clustering = NetworkClusteringCallback(targets=state.get("targets"), warmup=state["kind"])
             clustering.load_state_dict(state)
         small = compact(model, clustering.assignments, clustering.targets)

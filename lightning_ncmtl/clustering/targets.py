@@ -27,7 +27,7 @@ def find_targets(module: nn.Module, names: Sequence[str | Mapping[str, Any]], tr
             (``*_tower``, ``*_tower.fc1``); or the name of a parameter, or of a module all of whose parameters have the
             task as their first dimension. (What an ``Embedding`` has at its ``padding_idx`` is no task.) Or a mapping
             that says more, see :class:`lightning_ncmtl.clustering.target_spec.TargetSpec`.
-        trainable: Refuse frozen parameters.
+        trainable: Refuse what cannot be trained together: frozen parameters, targets of different tasks.
 
     Returns:
         One target per name.
@@ -43,7 +43,7 @@ def find_targets(module: nn.Module, names: Sequence[str | Mapping[str, Any]], tr
     for target in targets:
         check_mesh(target)
     for target in targets:
-        for other in targets:
+        for other in targets if trainable else ():
             if len(target.tasks) != len(other.tasks) or (target.named and other.named and target.tasks != other.tasks):
                 raise InputError(
                     f"targets must have the same tasks in the same order, found {list_some(target.tasks)} in "

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from projects import Heads, data, unshared
+from projects import Heads, data, rows_of, unshared
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_ncmtl import compact, load, save
-from lightning_ncmtl.callbacks import NetworkClusteringCallback
+from lightning_ncmtl.callbacks import ClusterReport, NetworkClusteringCallback
 from lightning_ncmtl.errors import InputError
 
 MakeTrainer = Callable[..., Trainer]
@@ -196,6 +196,59 @@ def test_lists_and_numbers_of_other_libraries() -> None:
     assert callback.targets == ["out", {"name": "table", "dim": 1}]
     assert callback.clusters.task_names == ["a", "b", "c"]
     assert isinstance(NetworkClusteringCallback(np.int32(2)).clusters.num_clusters, int)  # type: ignore[arg-type]
+
+
+class Languages(Heads):
+    """Tasks in languages, of which each has an adapter: two sets of what may share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("de", "en", "fr", "it")})
+
+    def forward(self, x: Tensor, task_ids: Tensor) -> Tensor:
+        x = self.backbone(x).relu()
+        languages = (x.sum(1) * 10).long() % 4
+        x = torch.stack([adapter(x) for adapter in self.adapters.values()], 1)[torch.arange(len(x)), languages]
+        every = torch.cat([head(x) for head in self.heads.values()], 1)
+        return every.gather(1, task_ids.unsqueeze(1)).squeeze(1)
+
+
+@of_both_kinds
+def test_two_sets_of_tasks_in_one_trainer(make_trainer: MakeTrainer, tmp_path: Path, warmup: Any) -> None:
+    def run(epochs: int, path: Path | None = None) -> tuple[Trainer, list[NetworkClusteringCallback], Languages]:
+        torch.manual_seed(0)
+        callbacks = [
+            NetworkClusteringCallback(k, name, warmup=warmup, warmup_steps=9)
+            for k, name in ((3, "heads"), (2, "adapters"))
+        ]
+        trainer, model = make_trainer(max_epochs=epochs, callbacks=list(callbacks)), Languages()
+        trainer.fit(model, ckpt_path=path, weights_only=True)
+        return trainer, callbacks, model
+
+    run(1)[0].save_checkpoint(tmp_path / "half.ckpt")
+    _, whole, expected = run(3)
+    _, resumed, model = run(3, tmp_path / "half.ckpt")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+    for ours, theirs, name, k in zip(resumed, whole, ("heads", "adapters"), (3, 2), strict=True):
+        assert ours.clusters.summarize() == theirs.clusters.summarize()
+        assert unshared(rows_of(model, name), ours.assignments[name]) == 0
+        assert len(ours.assignments[name].unique()) == k
+    assert [each.tasks for each in whole] == [["ant", "bee", "cat", "dog", "eel", "fox"], ["de", "en", "fr", "it"]]
+    save(compact(model.eval(), whole[0].assignments | whole[1].assignments), tmp_path / "small")
+    x, _, task_ids = data(seed=5)[:]
+    assert torch.equal(load(tmp_path / "small", Languages())(x, task_ids), model(x, task_ids))
+
+    other = NetworkClusteringCallback(2, "adapters.*.weight", warmup=warmup)
+    with (
+        pytest.warns(UserWarning, match="Please add the following callbacks"),
+        pytest.raises(
+            InputError, match=r"trained with NetworkClusteringCallback\(adapters\), .*\(adapters.\*.weight\)"
+        ),
+    ):
+        make_trainer(max_epochs=3, callbacks=[other]).fit(Languages(), ckpt_path=tmp_path / "half.ckpt")
+    with pytest.raises(InputError, match="ClusterReport shows one NetworkClusteringCallback, found 2"):
+        make_trainer(max_epochs=3, callbacks=[*whole, ClusterReport()]).fit(Languages())
 
 
 @pytest.mark.parametrize(
