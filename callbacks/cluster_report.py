@@ -77,6 +77,11 @@ class ClusterReport(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.global_step == 0:
             self._losses = {}  # a checkpoint is restored later
+        if (number := len(_clusterings(trainer))) > 1:
+            raise InputError(
+                f"ClusterReport shows one NetworkClusteringCallback, found {number}: leave it out, and read their "
+                "assignments"
+            )
         if stage == "fit" and self.pictures and find_spec("matplotlib") is None:
             rank_zero_warn("ClusterReport draws no pictures, which need matplotlib: pip install matplotlib")
             self.pictures = False
@@ -223,7 +228,7 @@ def _tensorboards(trainer: Trainer, method: str) -> list[Any]:
 
 
 def _clusterings(trainer: Trainer) -> list[NetworkClusteringCallback]:
-    """The clustering, if there is one; Lightning allows no second."""
+    """The clustering, if there is one; of two, the report would not know which it is of."""
     return find_callbacks(trainer, NetworkClusteringCallback)
 
 

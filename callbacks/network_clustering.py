@@ -8,12 +8,14 @@ from torch import Tensor
 
 from lightning_ncmtl.clustering.layout import NumClusters
 from lightning_ncmtl.clustering.network_clustering import NetworkClustering
+from lightning_ncmtl.clustering.target_spec import TargetLike, read_target
 from lightning_ncmtl.compatibility import (
     Callback,
     LightningModule,
     Trainer,
     attributes,
     find_averages,
+    find_callbacks,
     rank_zero_warn,
 )
 from lightning_ncmtl.errors import InputError
@@ -30,8 +32,10 @@ class NetworkClusteringCallback(Callback):
         num_clusters: Number of clusters, one for all targets or one per target. By default that of
             the :class:`lightning_ncmtl.ClusterLinear` layers, and ``"auto"`` for others, which chooses it at the end
             of the warm-up.
-        targets: Names of the per-task parts of the module, one cluster layer each, such as ``"heads"`` or
-            ``"heads.*.fc1"``. By default every ``ClusterLinear``.
+        targets: Names of the per-task parts of the module, one cluster layer each, such as ``"heads"``,
+            ``"heads.*.fc1"`` or ``"*_tower"``; or mappings that say more of one, such as
+            ``{"name": "out", "rows_per_task": 2}``, see :class:`lightning_ncmtl.clustering.NetworkClustering`. By
+            default every ``ClusterLinear``.
         warmup_epochs: Epochs before the first clustering. By default a shared warm-up ends when its clusters, if there
             are any, have not changed in two thirds of it, at the latest at half of the training; one apart lasts 2
             epochs. A number of epochs is the most. (A layer with one cluster has nothing to wait for and shares from
@@ -58,7 +62,7 @@ class NetworkClusteringCallback(Callback):
     def __init__(
         self,
         num_clusters: NumClusters = None,
-        targets: str | list[str] | None = None,
+        targets: TargetLike | list[TargetLike] | None = None,
         warmup_epochs: int | None = None,
         warmup_steps: int | None = None,
         freeze_after_epochs: int | None = 4,
@@ -87,12 +91,24 @@ class NetworkClusteringCallback(Callback):
         self.freeze_after_epochs = freeze_after_epochs
         self.groups = groups
         self._last_step = 0
-        self._fresh = True
+        self._fresh = self._began_fresh = True  # as far as is known by now, and was known in on_fit_start
+        self._is_restored = False
 
     @property
     def assignments(self) -> dict[str, Tensor]:
         """The clusters found, ``{target: [N] int64}``; empty before the first clustering."""
         return self.clusters.assignments
+
+    @property
+    def state_key(self) -> str:
+        """With the names of the targets, so that a trainer can have a callback for each of two sets of tasks."""
+        names = [read_target(target).name for target in self.targets or ()]
+        return f"NetworkClusteringCallback({', '.join(names)})" if names else "NetworkClusteringCallback"
+
+    @property
+    def targets(self) -> list[TargetLike] | None:
+        """What it was told of the targets."""
+        return self.clusters.targets
 
     @property
     def tasks(self) -> list[str]:
@@ -108,16 +124,24 @@ class NetworkClusteringCallback(Callback):
                 f"NetworkClusteringCallback does not support {sharded.pop()}, in whose shards tasks cannot be told "
                 "apart: use ModelParallelStrategy (FSDP2), the strategy 'ddp', or a single device"
             )
-        self._fresh = trainer.global_step == 0
+        self._fresh, self._is_restored = trainer.global_step == 0, False
         if self._fresh:
             self.clusters.reset()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if checkpoint["global_step"] > 0:  # not one that a learning rate finder made to come back to
             self._fresh = False
+        saved = {key for key in checkpoint.get("callbacks", {}) if key.startswith("NetworkClusteringCallback")}
+        others = saved.difference(each.state_key for each in find_callbacks(trainer, NetworkClusteringCallback))
+        if others and self.state_key not in saved:
+            raise InputError(
+                f"the checkpoint was trained with {', '.join(sorted(others))}, found {self.state_key}: name the same "
+                "targets"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the targets: now all layers exist, and (unless they are sharded) a checkpoint has been restored."""
+        self._began_fresh = self._fresh
         self.clusters.attach(pl_module, self._fresh)
         if self.groups is not None and self._fresh:
             self.clusters.fix(self._find_groups(trainer))
@@ -137,6 +161,10 @@ class NetworkClusteringCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = trainer.global_step
+        if self._began_fresh and not self._fresh and not self._is_restored:
+            # Sharded modules are restored after on_fit_start, here from a checkpoint that knows nothing of clusters.
+            self.clusters.reset()
+            self.clusters.attach(pl_module, fresh=False)
         epochs = trainer.max_epochs
         if self.warmup_epochs is not None and epochs is not None and 0 <= epochs <= self.warmup_epochs:
             rank_zero_warn(f"training stops after {epochs} epochs, within the warm-up: nothing will be clustered")
@@ -194,4 +222,5 @@ class NetworkClusteringCallback(Callback):
         return self.clusters.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._is_restored = True
         self.clusters.load_state_dict(state_dict)

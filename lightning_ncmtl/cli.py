@@ -78,7 +78,8 @@ class NCMTLTrainer(Trainer):
         datamodule.load_state_dict(content[type(datamodule).__qualname__])
         model.on_load_checkpoint(content)
         model.load_state_dict(content["state_dict"])
-        found = _assignments(content)
+        clustering = _clustering_of(content)
+        found = clustering.assignments
         layers = {name: layer for name, layer in cluster_layers(model).items() if layer.assignment.min() < 0}
         if not found and layers:
             rank_zero_info(
@@ -86,7 +87,7 @@ class NCMTLTrainer(Trainer):
                 "the training are last.ckpt and, with checkpoint.monitor: null, best.ckpt"
             )
             found = {name: torch.arange(len(layer.assignment)) for name, layer in layers.items()}
-        small = compact(model, found)
+        small = compact(model, found, clustering.targets)
         folder = Path(output or Path(self.default_root_dir) / "compact")
         write(small, datamodule, folder)
         before, after = count_parameters(model), count_parameters(small)
@@ -183,7 +184,7 @@ class NCMTLCLI(LightningCLI):
         clustered = any(each.assignments for each in find_callbacks(self.trainer, NetworkClusteringCallback))
         if clustered and checkpoint.monitor and best.is_file():
             content = torch.load(best, map_location="cpu", weights_only=True, mmap=True)
-            if not _assignments(content):
+            if not _clustering_of(content).assignments:
                 rank_zero_info(
                     f"the best epoch, {content['epoch'] + 1}, is of a time before tasks were clustered; last.ckpt has "
                     "the clusters (checkpoint.monitor: null keeps the last epoch as best.ckpt)"
@@ -264,12 +265,14 @@ def _take_option(option: str, arguments: Sequence[str]) -> tuple[str | None, lis
     return found.value, others
 
 
-def _assignments(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The clusters of each layer that a checkpoint has; none before tasks were clustered."""
+def _clustering_of(checkpoint: dict[str, Any]) -> NetworkClusteringCallback:
+    """The clustering that a checkpoint has; without assignments before tasks were clustered, and where there is none."""
     clustering = NetworkClusteringCallback()
-    if (state := checkpoint.get("callbacks", {}).get(clustering.state_key)) is not None:
+    states = checkpoint.get("callbacks", {}).items()
+    for state in (state for key, state in states if key.startswith(clustering.state_key)):
+        clustering = NetworkClusteringCallback(targets=state.get("targets"), warmup=state["kind"])
         clustering.load_state_dict(state)
-    return clustering.assignments
+    return clustering
 
 
 def _config_of(checkpoint: str, subcommand: str) -> str:

@@ -3,7 +3,7 @@
 import copy
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,8 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_ncmtl.clustering import find_targets
+from lightning_ncmtl.clustering import Target, find_targets
+from lightning_ncmtl.clustering.target_spec import TargetLike, read_target, read_targets
 from lightning_ncmtl.compatibility import instantiate_module, made_by_cli, without_maker
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import CompactLayer, TaskLinear, TaskModule, cluster_layers, uncompiled
@@ -22,14 +23,18 @@ Module = TypeVar("Module", bound=nn.Module)
 _SETTINGS, _WEIGHTS = "settings.json", "model.safetensors"
 
 
-def compact(module: Module, assignments: Mapping[str, Tensor] | None = None) -> Module:
+def compact(
+    module: Module,
+    assignments: Mapping[str, Tensor] | None = None,
+    targets: TargetLike | Sequence[TargetLike] | None = None,
+) -> Module:
     """Copy a trained module so that the tasks of a cluster truly share one set of weights.
 
     - A :class:`lightning_ncmtl.ClusterLinear` becomes a :class:`lightning_ncmtl.layers.CompactLayer`; its outputs are
       the same up to the order in which a product is summed. So does a :class:`lightning_ncmtl.TaskModule`.
     - In a ``ModuleList`` or ``ModuleDict`` the parameters of a cluster's tasks become one object. The modules, and so
       the outputs, stay as they are.
-    - A parameter with the task as its first dimension is kept as K rows, from which the N are read
+    - A parameter that holds all tasks is kept with the rows of K, from which those of N are read
       (``torch.nn.utils.parametrize``).
 
     The copy is not compiled, whatever the module was.
@@ -44,6 +49,7 @@ def compact(module: Module, assignments: Mapping[str, Tensor] | None = None) -> 
         module: The module as training left it.
         assignments: The clusters, ``{target: [N] int64}``: ``callback.assignments``. They are needed for targets that
             were named to the callback; a ``ClusterLinear`` keeps its own.
+        targets: What the callback was told of them, ``callback.targets``, where that is more than their names.
 
     Returns:
         The copy, in which ``parameters()`` are K sets instead of N. Its attribute ``compact_clusters`` says the cluster
@@ -61,10 +67,17 @@ def compact(module: Module, assignments: Mapping[str, Tensor] | None = None) -> 
             f"{type(module).__name__} has no clusters to compact: give the callback's assignments, or train longer "
             "than the warm-up"
         )
-    for target in find_targets(module, list(clusters), trainable=False):
+    told = {read_target(target).name: target for target in read_targets(targets) or ()}
+    specs = [told.get(name, name) for name in clusters]
+    for target in find_targets(module, specs, trainable=False):
         assignment = clusters[target.name]
         if len(assignment) != len(target.tasks):
-            raise InputError(f"{target.name} has {len(target.tasks)} tasks, found an assignment of {len(assignment)}")
+            more = (
+                "" if told else ". If the callback was told more than its name: compact(..., targets=callback.targets)"
+            )
+            raise InputError(
+                f"{target.name} has {len(target.tasks)} tasks, found an assignment of {len(assignment)}{more}"
+            )
         rows = target.read()
         for cluster in assignment.unique():
             members = rows[assignment == cluster]
@@ -75,7 +88,7 @@ def compact(module: Module, assignments: Mapping[str, Tensor] | None = None) -> 
                 )
     result = copy.deepcopy(module)
     _remove_compilation(result)
-    _restructure(result, clusters)
+    _restructure(result, clusters, specs)
     return result
 
 
@@ -115,6 +128,7 @@ def save(module: nn.Module, folder: str | Path, data: Mapping[str, Any] | None =
         "class": f"{cls.__module__}.{cls.__qualname__}",
         "hyper_parameters": hyper_parameters if _is_json(hyper_parameters) else None,
         "clusters": module.compact_clusters,
+        "targets": module.compact_targets,
         "data": dict(data or {}),
     }
     if not _is_json(settings["data"]):
@@ -147,20 +161,21 @@ def load(folder: str | Path, module: nn.Module | None = None) -> nn.Module:
     try:
         settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
         clusters = {str(name): dict(found) for name, found in settings["clusters"].items()}
+        specs = list(settings["targets"])
         weights = load_file(folder / _WEIGHTS)
     except (ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
         raise InputError(f"{str(folder)!r} holds no compact module that can be read: {_line(error)}") from error
     module = _build(settings) if module is None else uncompiled(module)
     _remove_compilation(module)
     assignments = {}
-    for target in find_targets(module, list(clusters), trainable=False):
+    for target in find_targets(module, specs, trainable=False):
         if set(target.tasks) != set(clusters[target.name]):
             raise InputError(
                 f"the module has other tasks in {target.name} than were saved: {', '.join(target.tasks)} instead of "
                 f"{', '.join(clusters[target.name])}"
             )
         assignments[target.name] = torch.tensor([clusters[target.name][task] for task in target.tasks])
-    _restructure(module, assignments)
+    _restructure(module, assignments, specs)
     for name, value in (*module.named_parameters(remove_duplicate=False), *module.named_buffers()):
         if name in weights and value.is_floating_point():
             value.data = value.data.to(weights[name].dtype)
@@ -183,10 +198,10 @@ def _remove_compilation(module: nn.Module) -> None:
                 setattr(parent, name, uncompiled(child))
 
 
-def _restructure(module: nn.Module, clusters: Mapping[str, Tensor]) -> None:
+def _restructure(module: nn.Module, clusters: Mapping[str, Tensor], specs: Sequence[TargetLike]) -> None:
     """Keep the weights of the first task of each cluster, in place."""
     named: dict[str, dict[str, int]] = {}
-    for target in find_targets(module, list(clusters), trainable=False):
+    for target in find_targets(module, specs, trainable=False):
         used, assignment = clusters[target.name].unique(return_inverse=True)
         first = [int((assignment == cluster).nonzero()[0]) for cluster in range(len(used))]
         named[target.name] = dict(zip(target.tasks, clusters[target.name].tolist(), strict=True))
@@ -207,27 +222,41 @@ def _restructure(module: nn.Module, clusters: Mapping[str, Tensor]) -> None:
                     f"{target.name} is a part of the TaskModule {whole}, which can only be made compact as a whole: "
                     f"train with the target {whole!r}"
                 )
-        for name, _ in target.parameters[0]:
+        for name, parameter in target.parameters[0]:
             path, _, attribute = name.rpartition(".")
-            parametrize.register_parametrization(module.get_submodule(path), attribute, _Expand(assignment, first))
-    module.compact_clusters = named  # type: ignore[assignment]
+            expand = _expand(target, parameter, assignment, first)
+            parametrize.register_parametrization(module.get_submodule(path), attribute, expand)
+    module.compact_clusters, module.compact_targets = named, list(specs)  # type: ignore[assignment]
+
+
+def _expand(target: Target, parameter: nn.Parameter, assignment: Tensor, first: list[int]) -> "_Expand":
+    """For a parameter of all tasks, of which only the first of each cluster are kept, and what is no task's."""
+    dim = target.dim % parameter.ndim
+    size = parameter.shape[dim]
+    rows = torch.tensor(target.order or range(size)).view(len(target.tasks), -1)
+    others = sorted(set(range(size)).difference(rows.flatten().tolist()))
+    kept = [*rows[first].flatten().tolist(), *others]
+    places = torch.arange(size)  # of each row among those that are kept
+    places[torch.tensor(kept)] = torch.arange(len(kept))
+    places[rows] = places[rows[first][assignment]]
+    return _Expand(places, kept, dim)
 
 
 class _Expand(nn.Module):
-    """Reads ``[N, ...]`` from ``[K, ...]``."""
+    """Reads all rows along a dimension from those that are kept, of which ``assignment`` says one for each."""
 
     assignment: Tensor
 
-    def __init__(self, assignment: Tensor, first: list[int]) -> None:
+    def __init__(self, assignment: Tensor, kept: list[int], dim: int) -> None:
         super().__init__()
         self.register_buffer("assignment", assignment)
-        self.first = first
+        self.kept, self.dim = kept, dim
 
     def forward(self, rows: Tensor) -> Tensor:
-        return rows[self.assignment]
+        return rows.index_select(self.dim, self.assignment)
 
     def right_inverse(self, rows: Tensor) -> Tensor:
-        return rows[self.first]
+        return rows.index_select(self.dim, torch.tensor(self.kept, device=rows.device))
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,8 @@ from lightning_ncmtl.clustering.evidence import Evidence, group_tasks, multiply_
 from lightning_ncmtl.clustering.kmeans import KMeansResult, check_backend, kmeans
 from lightning_ncmtl.clustering.network_clustering import NetworkClustering
 from lightning_ncmtl.clustering.sharing import align_labels, assign_tasks, share
-from lightning_ncmtl.clustering.targets import Target, find_targets
+from lightning_ncmtl.clustering.target import Target
+from lightning_ncmtl.clustering.targets import find_targets
 
 __all__ = [
     "Evidence",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ncmtl.clustering.targets import Target
+from lightning_ncmtl.clustering.target import Target
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import ClusterLinear, PerTask
 

@@ -5,7 +5,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import nn
 
-from lightning_ncmtl.clustering.targets import Target, find_targets
+from lightning_ncmtl.clustering.target import Target
+from lightning_ncmtl.clustering.target_spec import TargetLike, read_target
+from lightning_ncmtl.clustering.targets import advise, find_targets
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import cluster_layers, per_task_layers, plain_name
 
@@ -30,28 +32,30 @@ class Layout(NamedTuple):
 
 def find_layout(
     module: nn.Module,
-    targets: list[str] | None,
+    targets: Sequence[TargetLike] | None,
     num_clusters: NumClusters,
     task_names: list[str] | None,
-    specific: list[str] | None,
+    specific: Sequence[TargetLike] | None,
 ) -> Layout:
     """Find what there is to cluster.
 
     Args:
         module: The module.
-        targets: Names of the targets; ``None`` for all :class:`lightning_ncmtl.ClusterLinear` layers.
+        targets: The targets, as a user says them; ``None`` for all :class:`lightning_ncmtl.ClusterLinear` layers.
         num_clusters: One number or ``"auto"`` for all targets, one for each, or ``None`` for those of the layers, and
             ``"auto"`` for targets that are none.
         task_names: Names of the tasks; ``None`` for the keys of a ``ModuleDict``, or indices.
-        specific: Names of the layers that share only in a shared warm-up; ``None`` for all others of this package.
+        specific: The layers that share only in a shared warm-up; ``None`` for all others of this package.
 
     Raises:
         InputError: If there is nothing to cluster, a target cannot be clustered, or numbers and names do not fit.
     """
     layers = cluster_layers(module)
-    names = list(layers) if targets is None else targets
-    if len({*names, *(specific or [])}) < len(names) + len(specific or []):
-        raise InputError(f"targets must differ, found {[*names, *(specific or [])]}")
+    wanted_targets: list[TargetLike] = list(layers if targets is None else targets)
+    names = [read_target(target).name for target in wanted_targets]
+    others = [read_target(target).name for target in specific or ()]
+    if len({*names, *others}) < len(names) + len(others):
+        raise InputError(f"targets must differ, found {[*names, *others]}")
     if not names and hasattr(module, "compact_clusters"):
         raise InputError("the model is compact, its tasks share for good: train it without network clustering")
     if not names:
@@ -60,8 +64,8 @@ def find_layout(
             "targets"
         )
     if specific is None:
-        specific = _find_others(module, find_targets(module, names))
-    all_of_them = find_targets(module, [*names, *specific])
+        specific = others = _find_others(module, find_targets(module, wanted_targets))
+    all_of_them = find_targets(module, [*wanted_targets, *specific])
     found = dict(zip(names, all_of_them, strict=False))
     tasks = _name_tasks(list(found.values()), task_names)
     wanted: list[Any]
@@ -69,7 +73,7 @@ def find_layout(
         wanted = [layers[name].num_clusters if name in layers else "auto" for name in names]
     else:
         wanted = num_clusters if isinstance(num_clusters, list) else [num_clusters] * len(names)
-    shared = dict(zip(specific, all_of_them[len(names) :], strict=True))
+    shared = dict(zip(others, all_of_them[len(names) :], strict=True))
     return Layout(found, tasks, _check_numbers(wanted, names, len(tasks)), shared)
 
 
@@ -88,7 +92,8 @@ def _name_tasks(targets: Sequence[Target], task_names: list[str] | None) -> list
     found = next((target.tasks for target in targets if target.named), targets[0].tasks)
     tasks = found if task_names is None else task_names
     if len(tasks) != len(found) or len(set(tasks)) < len(found):
-        raise InputError(f"task_names must be {len(found)} different names, one per task, found {task_names}")
+        advice = next((each for target in targets if (each := advise(target, len(tasks)))), "")
+        raise InputError(f"task_names must be {len(found)} different names, one per task, found {task_names}{advice}")
     return list(tasks)
 
 

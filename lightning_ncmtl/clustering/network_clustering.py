@@ -12,9 +12,12 @@ from lightning_ncmtl.clustering.kmeans import Backend, Metric
 from lightning_ncmtl.clustering.layer_state import LayerState
 from lightning_ncmtl.clustering.layer_step import share_layers
 from lightning_ncmtl.clustering.layout import NumClusters, find_layout
+from lightning_ncmtl.clustering.places import Places
 from lightning_ncmtl.clustering.settings import WARMUP_STEPS, check_kmeans, check_settings
 from lightning_ncmtl.clustering.start import check_alike, start_alike, start_apart
+from lightning_ncmtl.clustering.target_spec import TargetLike, plain, read_target, read_targets
 from lightning_ncmtl.clustering.targets import reshard
+from lightning_ncmtl.clustering.undone import warn_if_back
 from lightning_ncmtl.clustering.warmup import SharedWarmup
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import PerTask, cluster_layers, per_task_layers
@@ -40,8 +43,12 @@ class NetworkClustering:
             of the warm-up: by evidence, from one (there is none) to one per task; after a warm-up apart by the
             silhouette, at least 2 (see :func:`lightning_ncmtl.clustering.choose_num_clusters`).
         targets: Names of the per-task parts of the module, one cluster layer each: a ``ModuleList`` or ``ModuleDict``
-            with one child per task (``"heads"``), a part of each child (``"heads.*.fc1"``), or a parameter or module
-            whose parameters have the task as their first dimension. By default every ``ClusterLinear``.
+            with one child per task (``"heads"``), a part of each child (``"heads.*.fc1"``), modules whose names fit
+            a pattern (``"*_tower"``), or a parameter or module whose parameters have the task as their first dimension.
+            Mappings say more: ``{"name": "out", "rows_per_task": 2}``, with ``"layout": "interleaved"`` where the
+            first rows of all tasks come before the second ones; ``{"name": "table", "dim": 1}``;
+            ``{"ctr": "click_net", "cvr": "buy_net"}``, a part of the module for each task
+            (:class:`lightning_ncmtl.clustering.target_spec.TargetSpec`). By default every ``ClusterLinear``.
         task_names: Names of the tasks; by default the keys of the ``ModuleDict``, or indices.
         warmup_steps: Steps before the first clustering: as many as the shared part of the network needs to become
             useful. Of a shared warm-up that is the most (by default 1000); it ends when its clusters, if there are any,
@@ -94,12 +101,12 @@ class NetworkClustering:
         self,
         module: nn.Module | None = None,
         num_clusters: NumClusters = None,
-        targets: str | list[str] | None = None,
+        targets: TargetLike | list[TargetLike] | None = None,
         *,
         task_names: list[str] | None = None,
         warmup_steps: int | None = None,
         warmup: Literal["shared", "apart"] = "shared",
-        specific: str | list[str] | None = None,
+        specific: TargetLike | list[TargetLike] | None = None,
         every_n_steps: int = 1,
         commitment: float = 0.01,
         restarts: int = 20,
@@ -112,10 +119,9 @@ class NetworkClustering:
     ) -> None:
         if preset == "literal":
             warmup_steps, warmup, commitment, restarts, shared_start = 0, "apart", 1.0, 1, False
-        self.num_clusters = num_clusters
-        self.targets = [targets] if isinstance(targets, str) else targets
-        self.specific = [specific] if isinstance(specific, str) else specific
-        self.task_names = task_names
+        self.num_clusters: NumClusters = plain(num_clusters)
+        self.targets, self.specific = read_targets(targets), read_targets(specific)
+        self.task_names: list[str] | None = plain(task_names)
         self.warmup: Literal["shared", "apart"] = warmup
         self.warmup_steps: float = WARMUP_STEPS.get(warmup, 0) if warmup_steps is None else warmup_steps
         self.every_n_steps, self.commitment, self.metric = every_n_steps, commitment, metric
@@ -133,6 +139,7 @@ class NetworkClustering:
         self.losses: dict[str, tuple[int, Tensor]] = {}
         self.changes: dict[str, Tensor] = {}
         self._module: nn.Module | None = None
+        self._places: Places | None = None
         self._states: dict[str, LayerState] = {}
         self.evidence: Evidence | None = None
         self._warmup: SharedWarmup | None = None  # as long as it lasts
@@ -140,6 +147,7 @@ class NetworkClustering:
         self._half: int | None = None  # of a step that start_step began
         self._has_learned: bool | None = None  # in this step; None if before_step was not called
         self._layers: list[PerTask] = []  # targets that are layers of this package
+        self._written: dict[str, tuple[Tensor, Tensor]] = {}  # at the first clustering, in the step before
         self._just_started: list[str] = []  # targets whose weights the shared start has overwritten
 
     @property
@@ -177,13 +185,14 @@ class NetworkClustering:
         for layer in stacked.values():
             layer.freeze_clusters(None)
         self._module, self.tasks = module, tasks
+        self._places = Places(module, (targets | specific).values())
         self._layers = [stacked[name] for name in targets if name in stacked]
         self._states = self._states or {name: LayerState(k) for name, k in clusters.items()}
         for name, state in self._states.items():
             state.attach(targets[name], stacked.get(name))
         self._warmup = None
-        if self.warmup == "shared" and not fresh and not saved:
-            check_alike(targets)
+        if self.shared_start and not fresh and not saved:
+            check_alike(targets, self.warmup == "shared")
         if self.warmup == "shared" and deciding and not self.assignments:
             sharing = {name: target for name, target in (targets | specific).items() if clusters.get(name) != 1}
             self._warmup = SharedWarmup(sharing, deciding, self.max_clusters, self.restarts, self.seed)
@@ -191,7 +200,8 @@ class NetworkClustering:
                 self._warmup.load(self._saved_warmup)
         for name, target in targets.items() if not saved else ():
             number = clusters[name] or "as yet unknown"
-            say(f"{name}: {len(tasks)} tasks with {target.size:,} parameters each, {number} clusters")
+            of_each = f"{target.size:,} parameters each, {number} clusters"
+            say(f"{name}: {len(tasks)} tasks with {of_each}: {target.describe(tasks)}")
         if fresh and not saved:
             if self.preset == "literal":
                 start_apart(module, self.seed)
@@ -261,9 +271,12 @@ class NetworkClustering:
             warmup: Whether this step is one of the warm-up; by default the first ``warmup_steps`` are.
 
         Raises:
-            InputError: If there is no module yet, or if weights are not finite: before they spread to their cluster.
+            InputError: If there is no module yet; if the module has other parameters in the place of those of a target
+                by now; or if weights are not finite: before they spread to their cluster.
         """
         shared = self._go_on(warmup)
+        assert self._places is not None  # as there is a module
+        self._places.check()
         self._just_started = []
         if shared is not None:
             if self._has_learned is None:
@@ -290,6 +303,8 @@ class NetworkClustering:
         }
         if not states:
             return
+        warn_if_back({name: self._states[name].target for name in self._written}, self._written)
+        first = {name: state.target.read() for name, state in states.items() if state.assignment is None}
         literal = self.preset == "literal"
         losses, self.changes = share_layers(
             states,
@@ -305,6 +320,7 @@ class NetworkClustering:
             backend=self.backend,
         )
         self.losses |= {name: (self.steps, loss) for name, loss in losses.items()}
+        self._written = {name: (before, states[name].target.read()) for name, before in first.items()}
 
     def freeze(self) -> None:
         """Keep the clusters that there are from the next step on: layers of this package then compute with K sets."""
@@ -340,6 +356,7 @@ class NetworkClustering:
         return {
             "layers": {name: state.save() for name, state in self._states.items()},
             "tasks": self.tasks,
+            "targets": self.targets,
             "steps": self.steps,
             "kind": self.warmup,
             "evidence": None if self.evidence is None else self.evidence._asdict(),
@@ -355,9 +372,14 @@ class NetworkClustering:
         """
         if (kind := state_dict["kind"]) != self.warmup:
             raise InputError(f"the checkpoint was trained with warmup={kind!r}, found {self.warmup!r}: choose the same")
-        before = self._states
+        theirs = {read_target(target).name: target for target in state_dict.get("targets") or ()}
+        for ours in self.targets or ():
+            before = theirs.get(read_target(ours).name, ours)
+            if read_target(before) != read_target(ours):  # the same numbers would be other tasks'
+                raise InputError(f"the checkpoint was trained with the target {before!r}, found {ours!r}: say the same")
+        states = self._states
         self._states = {name: LayerState.load(state) for name, state in state_dict["layers"].items()}
-        for name, state in before.items():
+        for name, state in states.items():
             if name in self._states and self._states[name].num_clusters is None:
                 state.forget_choice()
         self.tasks, self.steps = list(state_dict["tasks"]), state_dict["steps"]

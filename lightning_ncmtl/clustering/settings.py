@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any, get_args
 
 from lightning_ncmtl.clustering.kmeans import Backend, Metric, check_backend
-from lightning_ncmtl.clustering.targets import Target
+from lightning_ncmtl.clustering.target import Target
 from lightning_ncmtl.errors import InputError
 
 # Steps of a warm-up; of a shared one, the most

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_ncmtl.clustering._ranks import say, warn
-from lightning_ncmtl.clustering.targets import Target
+from lightning_ncmtl.clustering.target import Target
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import TaskLinear, TaskModule
 
@@ -31,14 +31,24 @@ def start_alike(targets: Mapping[str, Target], first: str) -> list[str]:
     return changed
 
 
-def check_alike(targets: Mapping[str, Target]) -> None:
-    """Raise :class:`InputError` if tasks differ, which cannot begin to share without losing what they learned."""
-    for name, target in targets.items():
-        if not target.is_alike():
-            raise InputError(
-                f"the training began without network clustering, and the tasks of {name} differ by now, which a shared "
-                "warm-up would undo: choose warmup='apart', or begin anew"
-            )
+def check_alike(targets: Mapping[str, Target], shared_warmup: bool) -> None:
+    """Tell if tasks differ in a training that goes on and had no shared start.
+
+    Args:
+        targets: By name.
+        shared_warmup: Whether they are to share at once.
+
+    Raises:
+        InputError: If they are, which they cannot without losing what they learned.
+    """
+    different = [name for name, target in targets.items() if not target.is_alike()]
+    if not different:
+        return
+    began = f"the training began without network clustering, and the tasks of {', '.join(different)} differ by now"
+    anew = "begin anew, or load the weights of the checkpoint into the module and train without ckpt_path"
+    if shared_warmup:
+        raise InputError(f"{began}, which a shared warm-up would undo: {anew}; or choose warmup='apart'")
+    warn(f"{began}, also by their random start, by which clusters may group them: {anew}, for a shared start")
 
 
 def start_apart(module: nn.Module, seed: int) -> None:

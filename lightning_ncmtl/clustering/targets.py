@@ -1,163 +1,33 @@
-"""Which numbers of a module belong to which task: the rows that network clustering works on."""
+"""Finding the targets that a user names in a module, and refusing what cannot be clustered."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, reduce
-from itertools import zip_longest
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, zip_longest
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch import distributed as dist
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from lightning_ncmtl.clustering import _slices
-from lightning_ncmtl.clustering._direct import means
+from lightning_ncmtl.clustering.target import Named, Target, check_mesh, list_some
+from lightning_ncmtl.clustering.target_spec import TargetSpec, read_target
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import PerTask, plain_name, uncompiled
 
-Named = list[tuple[str, nn.Parameter]]
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
-@dataclass(frozen=True)
-class Target:
-    """The parameters that form one cluster layer, one row of numbers per task.
-
-    Where each rank holds a part of the parameters (DTensors, as those of FSDP2), rows are slices ``[N, D of this
-    rank]``, and reading and writing are for all ranks of :attr:`group` at once.
-
-    Attributes:
-        name: As the user named it.
-        tasks: Names of the tasks: the keys of a ``ModuleDict``, else indices.
-        parameters: Per task its named parameters; or, where ``stacked``, one list of parameters ``[N, ...]``.
-        stacked: Whether the parameters hold all tasks, along their first dimension.
-    """
-
-    name: str
-    tasks: list[str]
-    parameters: list[Named]
-    stacked: bool
-
-    def read(self) -> Tensor:
-        """All parameters of each task, flattened: a copy, ``[N, D]``."""
-        if self.stacked:
-            return torch.cat([_slices.read(p, dim=1).flatten(1) for _, p in self.parameters[0]], 1)
-        return torch.stack([torch.cat([_slices.read(p, dim=0).flatten() for _, p in task]) for task in self.parameters])
-
-    def gradients(self) -> "Target":
-        """The gradients of the parameters, to read and to write; zeros where there was none."""
-        for _, parameter in (pair for task in self.parameters for pair in task):
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        named: Any = [[(name, parameter.grad) for name, parameter in task] for task in self.parameters]
-        return Target(self.name, self.tasks, named, self.stacked)
-
-    def add_to(self, rows: Tensor) -> None:
-        """Add all parameters of each task to ``rows`` [N, D], in place."""
-        if not self.stacked:
-            rows += self.read()
-            return
-        for part, (_, p) in zip(rows.split(self._sizes, dim=1), self.parameters[0], strict=True):
-            part.add_(_slices.read(p, dim=1).flatten(1))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the rows: the widest of the parameters."""
-        return reduce(torch.promote_types, (p.dtype for _, p in self.parameters[0]))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.parameters[0][0][1].device
-
-    @property
-    def named(self) -> bool:
-        """Whether the tasks have names rather than indices."""
-        return self.tasks != [str(task) for task in range(len(self.tasks))]
-
-    @torch.no_grad()
-    def write(self, rows: Tensor) -> None:
-        """Write ``[N, D]`` back to the parameters."""
-        sizes = self._sizes
-        for named, values in zip(self.parameters, [rows] if self.stacked else rows, strict=True):
-            for (_, parameter), part in zip(named, values.split(sizes, dim=-1), strict=True):
-                _slices.write(parameter, part, dim=int(self.stacked))
-
-    def share(self, assignment: Tensor) -> None:
-        """Give the tasks of each cluster ``[N]`` the mean of their parameters; equal ones stay as they are."""
-        rows, clusters = self.read(), assignment.to(self.device)
-        self.write(means(rows, clusters, int(clusters.max()) + 1).index_select(0, clusters))
-
-    @property
-    def group(self) -> dist.ProcessGroup | None:
-        """The ranks whose slices are the whole rows; ``None`` where each has all of them."""
-        return _slices.group_of(self.parameters[0][0][1])
-
-    @property
-    def size(self) -> int:
-        """D of the whole rows."""
-        return sum(p.numel() for _, p in self.parameters[0]) // (len(self.tasks) if self.stacked else 1)
-
-    def total(self, values: Tensor) -> Tensor:
-        """The sum, in place, of what the ranks found for their slices."""
-        if (group := self.group) is not None:
-            dist.all_reduce(values, group=group)
-        return values
-
-    def whole(self, rows: Tensor) -> Tensor:
-        """The whole rows ``[..., D]``, on every rank, from the slices."""
-        if self.group is None:
-            return rows
-        whole = rows.new_zeros(*rows.shape[:-1], self.size)
-        whole[..., self._columns(rows.device)] = rows
-        return self.total(whole)
-
-    def cut(self, rows: Tensor) -> Tensor:
-        """This rank's slice of whole rows ``[..., D]``."""
-        return rows if self.group is None else rows[..., self._columns(rows.device)]
-
-    def is_alike(self) -> bool:
-        """Whether all tasks have the same parameters."""
-        rows = self.read()
-        return not self.total(rows.ne(rows[0]).sum())
-
-    def find_broken(self) -> list[int]:
-        """The tasks with parameters that are not finite."""
-        broken = self.total((~self.read().isfinite()).sum(1))
-        return broken.nonzero().flatten().tolist()
-
-    @cached_property
-    def _sizes(self) -> list[int]:
-        """How many numbers of a row this rank has from each parameter."""
-        dim = int(self.stacked)
-        return [_slices.shape(p, dim)[dim:].numel() for _, p in self.parameters[0]]
-
-    def _columns(self, device: torch.device) -> Tensor:
-        """Which numbers of the whole rows this rank has."""
-        dim, columns, end = int(self.stacked), [], 0
-        for _, p in self.parameters[0]:
-            shape = torch.Size([*p.shape[dim:], 1])
-            start, end = end, end + shape.numel()
-            columns.append(torch.arange(start, end, device=device).reshape(shape)[_slices.stretch(p, dim)].flatten())
-        return torch.cat(columns)
-
-    def find_in(self, copy: nn.Module) -> "Target":
-        """The same parameters of a copy of the module."""
-        named = [[(name, copy.get_parameter(name)) for name, _ in task] for task in self.parameters]
-        return Target(self.name, self.tasks, named, self.stacked)
-
-
-def find_targets(module: nn.Module, names: Sequence[str], trainable: bool = True) -> list[Target]:
+def find_targets(module: nn.Module, names: Sequence[str | Mapping[str, Any]], trainable: bool = True) -> list[Target]:
     """Find and check the per-task parameters that the names stand for.
 
     Args:
         module: The module that holds them.
         names: Each the dotted name of a ``ModuleList`` or ``ModuleDict`` whose children are one task each; such a name
-            with a part of every child (``heads.*.fc1``); or the name of a parameter, or of a module all of whose
-            parameters have the task as their first dimension.
-        trainable: Refuse frozen parameters.
+            with a part of every child (``heads.*.fc1``); a pattern that the names of several modules fit
+            (``*_tower``, ``*_tower.fc1``); or the name of a parameter, or of a module all of whose parameters have the
+            task as their first dimension. (What an ``Embedding`` has at its ``padding_idx`` is no task.) Or a mapping
+            that says more, see :class:`lightning_ncmtl.clustering.target_spec.TargetSpec`.
+        trainable: Refuse what cannot be trained together: frozen parameters, targets of different tasks.
 
     Returns:
         One target per name.
@@ -168,16 +38,17 @@ def find_targets(module: nn.Module, names: Sequence[str], trainable: bool = True
             tasks.
     """
     reshard(module)
-    targets = [_find(module, name) for name in names]
+    targets = [_find(module, read_target(name)) for name in names]
     _check_apart(module, targets, trainable)
     for target in targets:
         check_mesh(target)
     for target in targets:
-        for other in targets:
+        for other in targets if trainable else ():
             if len(target.tasks) != len(other.tasks) or (target.named and other.named and target.tasks != other.tasks):
                 raise InputError(
-                    f"targets must have the same tasks in the same order, found {_some(target.tasks)} in "
-                    f"{target.name} and {_some(other.tasks)} in {other.name}"
+                    f"targets must have the same tasks in the same order, found {list_some(target.tasks)} in "
+                    f"{target.name} and {list_some(other.tasks)} in {other.name}"
+                    f"{advise(target, len(other.tasks))}{advise(other, len(target.tasks))}"
                 )
     return targets
 
@@ -189,31 +60,100 @@ def reshard(module: nn.Module) -> None:
             part.reshard()
 
 
-def _find(module: nn.Module, name: str) -> Target:
-    head, star, tail = name.partition(".*")
-    if "*" in head + tail or (tail and not tail.startswith(".")):
-        raise InputError(f"cannot read the target {name!r}: one '*' may stand for the tasks, as in 'heads.*.fc1'")
-    found = _look_up(module, head, name)
-    found = uncompiled(found)
-    if children := _tasks(found):
-        prefixes = [f"{head}.{key}" for key, _ in children]
-        parts = [uncompiled(_look_up(child, tail[1:], name) if tail else child) for _, child in children]
-        parameters = [_named(part, prefix + tail) for part, prefix in zip(parts, prefixes, strict=True)]
-        _check_alike([key for key, _ in children], parts, parameters, prefixes, name)
-        return Target(name, [key for key, _ in children], parameters, stacked=False)
-    if star:
-        raise InputError(
-            f"the target {name!r} needs a ModuleList or ModuleDict at {head!r}, found {type(found).__name__}"
-        )
+def advise(target: Target, number: int) -> str:
+    """How to find so many tasks in a target, if its shapes allow for it; the end of a message."""
+    _, parameter = target.parameters[0][0]
+    if not target.stacked or (target.dim, target.order) != (0, None) or len(target.tasks) == number:
+        return ""
+    name, size = target.name, len(target.tasks)
+    if size % number == 0:
+        way = f"of {size // number} rows for each task: {{'name': {name!r}, 'rows_per_task': {size // number}}}"
+    elif number in parameter.shape:
+        way = f"with the task in another dimension: {{'name': {name!r}, 'dim': {list(parameter.shape).index(number)}}}"
+    else:
+        return ""
+    return f"; {name} {list(parameter.shape)} may be {way}"
+
+
+def _find(module: nn.Module, spec: TargetSpec) -> Target:
+    name = spec.name
+    if paths := _find_tasks(module, spec):
+        if spec != TargetSpec(name, tasks=spec.tasks):
+            raise InputError(
+                f"rows_per_task and dim are for tasks in one parameter, but {name!r} has a part for each task: leave "
+                "them out"
+            )
+        parts = [uncompiled(_look_up(module, path, name)) for path in paths.values()]
+        parameters = [_named(part, path) for part, path in zip(parts, paths.values(), strict=True)]
+        _check_alike(list(paths), parts, parameters, list(paths.values()), name)
+        return Target(name, list(paths), parameters, stacked=False)
+    found = uncompiled(_look_up(module, name, name))
+    if isinstance(found, PerTask) and not spec.is_plain:
+        raise InputError(f"{name} is a {type(found).__name__}, whose tasks are known: name it alone, {name!r}")
     named = _named(found, name)
     _check_one_module(found, name)
-    sizes = {p.shape[0] if p.ndim else 0 for _, p in named}
+    for path, p in named:
+        if not -p.ndim <= spec.dim < max(p.ndim, 1):
+            raise InputError(f"{path} {list(p.shape)} has no dimension {spec.dim}, in which {name!r} shall have tasks")
+    sizes = {p.shape[spec.dim] if p.ndim else 0 for _, p in named}
     if len(sizes) != 1 or 0 in sizes:
+        where = "first dimension" if spec.dim == 0 else f"dimension {spec.dim}"
         raise InputError(
-            f"the target {name!r} is neither a ModuleList or ModuleDict of tasks nor has the task as the first "
-            f"dimension of its parameters, found {_shapes(named)}"
+            f"the target {name!r} is neither a ModuleList or ModuleDict of tasks nor has the task as the {where} of "
+            f"its parameters, found {_list_shapes(named)}"
         )
-    return Target(name, [str(task) for task in range(sizes.pop())], [named], stacked=True)
+    padding = _find_padding(module, named) if spec.dim in (0, -2) else set()
+    rows = [row for row in range(sizes.pop()) if row not in padding]
+    each = spec.rows_per_task
+    if len(rows) % each or not rows:
+        raise InputError(f"{name} has {len(rows)} rows, which cannot be {each} for each task")
+    n = len(rows) // each
+    mine = [rows[task::n] if spec.layout == "interleaved" else rows[task * each :][:each] for task in range(n)]
+    tasks = [str(row) for row in (rows if each == 1 else range(n))]
+    order = tuple(chain.from_iterable(mine)) if each > 1 or padding else None
+    return Target(name, tasks, [named], True, spec.dim, order)
+
+
+def _find_tasks(module: nn.Module, spec: TargetSpec) -> dict[str, str]:
+    """The path of each task that has a part of its own; none if they are in one parameter."""
+    if spec.tasks is not None:
+        return spec.tasks
+    parts = spec.name.split(".")
+    starred = [place for place, part in enumerate(parts) if "*" in part]
+    if spec.name.count("*") > 1:
+        raise InputError(
+            f"cannot read the target {spec.name!r}: one '*' may stand for the tasks, as in 'heads.*.fc1' or '*_tower'"
+        )
+    place = starred[0] if starred else len(parts)
+    head, pattern, tail = parts[:place], "".join(parts[place : place + 1]), parts[place + 1 :]
+    holder = uncompiled(_look_up(module, ".".join(head), spec.name) if head else module)
+    if pattern in ("", "*"):
+        keys = {key: key for key, _ in _tasks(holder)}
+        if pattern and not keys:
+            raise InputError(
+                f"the target {spec.name!r} needs a ModuleList or ModuleDict at {'.'.join(head)!r}, found "
+                f"{type(holder).__name__}"
+            )
+    else:
+        before, _, after = pattern.partition("*")
+        there = [key for key, _ in _members(holder)]
+        long = len(pattern)  # at least one letter for the star
+        fit = [key for key in there if key.startswith(before) and key.endswith(after) and len(key) >= long]
+        keys = {key[len(before) : len(key) - len(after)]: key for key in fit}
+        if len(keys) < 2:
+            raise InputError(
+                f"the target {spec.name!r} must fit the names of two tasks or more in {type(holder).__name__}, which "
+                f"has {list_some(there)}"
+            )
+    return {task: ".".join([*head, key, *tail]) for task, key in keys.items()}
+
+
+def _find_padding(module: nn.Module, named: Named) -> set[int]:
+    """The row that an embedding has for padding, which belongs to nobody and never changes."""
+    holders = {path.split(".parametrizations.")[0].rpartition(".")[0] for path, _ in named}
+    owners = [uncompiled(module.get_submodule(holder)) for holder in holders]
+    found = [getattr(owner, "padding_idx", None) for owner in owners if isinstance(owner, _EMBEDDINGS)]
+    return {row for row in found if row is not None}
 
 
 def _tasks(container: nn.Module | nn.Parameter) -> list[tuple[str, Any]]:
@@ -234,7 +174,7 @@ def _look_up(module: nn.Module | nn.Parameter, path: str, name: str) -> nn.Modul
             there = [key for key, _ in _members(found)] if isinstance(found, nn.Module) else []
             raise InputError(
                 f"the target {name!r} names nothing in the module: no {part!r} in {type(found).__name__}, which has "
-                f"{_some(there)}"
+                f"{list_some(there)}"
             )
         found = following
     assert isinstance(found, (nn.Module, nn.Parameter))
@@ -293,8 +233,8 @@ def _check_one_module(part: nn.Module | nn.Parameter, name: str) -> None:
     }
     if len(holders) > 1 and not all(isinstance(uncompiled(module), PerTask) for module in holders.values()):
         raise InputError(
-            f"the target {name!r} holds several modules, {_some(list(holders))}: name a ModuleList or ModuleDict with "
-            "one child per task, or each module as a target of its own"
+            f"the target {name!r} holds several modules, {list_some(list(holders))}: name a ModuleList or ModuleDict "
+            "with one child per task, or each module as a target of its own"
         )
 
 
@@ -316,25 +256,9 @@ def _check_apart(module: nn.Module, targets: list[Target], trainable: bool) -> N
                 raise InputError(f"{name} belongs to two targets, {where!r} and {target.name!r}")
             tied = owners[id(parameter)] if other == name else [other, name]
             if len(tied) > 1:
-                raise InputError(f"tasks need parameters of their own, but {_some(tied)} are one and the same")
+                raise InputError(f"tasks need parameters of their own, but {list_some(tied)} are one and the same")
             seen[id(parameter)] = (name, target.name)
 
 
-def check_mesh(target: Target) -> None:
-    """Refuse a target of whose parameters some ranks hold a slice, and others not, or slices of another mesh."""
-    named = [pair for task in target.parameters for pair in task]
-    first, mesh = named[0][0], _slices.mesh_of(named[0][1])
-    for name, parameter in named:
-        if (other := _slices.mesh_of(parameter)) != mesh:
-            raise InputError(
-                f"all parameters of the target {target.name!r} must be sharded over the same device mesh: that of "
-                f"{first} is {mesh}, that of {name} is {other}"
-            )
-
-
-def _shapes(named: Named) -> str:
-    return _some([f"{name} {list(parameter.shape)}" for name, parameter in named])
-
-
-def _some(names: Sequence[str], limit: int = 8) -> str:
-    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
+def _list_shapes(named: Named) -> str:
+    return list_some([f"{name} {list(parameter.shape)}" for name, parameter in named])

@@ -9,6 +9,7 @@ Shapes: N tasks, D numbers per task in all layers together, of which this rank m
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -20,7 +21,8 @@ from lightning_ncmtl.clustering.decision import fix_clusters
 from lightning_ncmtl.clustering.evidence import Evidence, group_tasks, multiply_halves, weigh_evidence
 from lightning_ncmtl.clustering.kmeans import Backend
 from lightning_ncmtl.clustering.layer_state import LayerState, widen
-from lightning_ncmtl.clustering.targets import Target, check_mesh
+from lightning_ncmtl.clustering.target import Target, check_mesh
+from lightning_ncmtl.clustering.undone import warn_if_lost
 from lightning_ncmtl.errors import InputError
 
 # A task's own step, relative to the weights; what it loses of its own way per step; and what is kept of the running
@@ -28,6 +30,8 @@ from lightning_ncmtl.errors import InputError
 STEP, FADING, MEMORY = 0.03, 0.01, 0.99
 # Steps between two measurements of the views, which forget in about as many
 EVERY = 100
+# The step, and each :data:`EVERY` steps after it, at which it is looked whether optimizers leave views alone
+LOOK = 20
 # Evidence is weighed at this step, and whenever there are so many times as many
 FIRST, GROWTH = 100, 2**0.5
 # How often in a row the same clusters must be found: in the last two thirds of the warm-up
@@ -48,8 +52,10 @@ class SharedWarmup:
     def __init__(
         self, layers: Mapping[str, Target], deciding: Collection[str], max_clusters: int, restarts: int, seed: int
     ) -> None:
-        kinds = [{name: each for name, each in layers.items() if each.stacked == kind} for kind in (True, False)]
-        self._views = [_Views(of_kind) for of_kind in kinds if of_kind]
+        kinds: dict[Any, dict[str, Target]] = {}
+        for name, each in sorted(layers.items(), key=lambda layer: not layer[1].stacked):
+            kinds.setdefault((each.stacked, each.dim, each.order), {})[name] = each
+        self._views = [_Views(of_kind) for of_kind in kinds.values()]
         self._deciding = set(deciding)
         self._settings = {"max_clusters": max_clusters, "restarts": restarts, "seed": seed}
         self._products: dict[str, Tensor] = {}
@@ -76,7 +82,7 @@ class SharedWarmup:
     def enter(self, half: int) -> None:
         """Let each task compute with what a half of the data has made of it: before the forward pass."""
         for views in self._views:
-            views.enter(half)
+            views.enter(half, keep=self.steps % EVERY == LOOK)
 
     def learn(self, half: int) -> None:
         """Take the tasks' gradients of a batch of a half, and give all tasks the mean of them."""
@@ -172,18 +178,21 @@ class _Views:
         self._sizes = [target.size for target in targets]
         # As if they were one layer
         parameters = [list(chain(*parts)) for parts in zip(*(target.parameters for target in targets), strict=True)]
-        self._target = Target(", ".join(layers), targets[0].tasks, parameters, targets[0].stacked)
+        self._target = replace(targets[0], name=", ".join(layers), parameters=parameters)
         check_mesh(self._target)
         self.is_sharded = self._target.group is not None
         rows = widen(self._target.read())
         self.halves = rows.new_zeros(2, *rows.shape)
         self.squares = torch.full_like(rows[0], torch.nan)
         self._unit = rows[0]  # [D], the length of a task's own step: that of the batch's enter()
+        self._entered: Tensor | None = None  # [N, D], what enter() has made of the tasks, if that is to be looked at
+        self._is_lost = False
 
-    def enter(self, half: int) -> None:
+    def enter(self, half: int, keep: bool) -> None:
         center = widen(self._target.read()).mean(0)
         self.halves = self.halves.to(center.device)
         self._target.write(center + self.halves[half])
+        self._entered = self.halves[half].clone() if keep and not self._is_lost else None
         squares = torch.stack([torch.linalg.vector_norm(part) for part in center.split(self._widths)]).square_()
         lengths = STEP * (self._target.total(squares) / squares.new_tensor(self._sizes)).sqrt_()
         self._unit = torch.cat([each.expand(width) for each, width in zip(lengths, self._widths, strict=True)])
@@ -210,7 +219,12 @@ class _Views:
         self.halves[half].addcmul_(gradients.neg_().add_(mean), step).mul_(1 - FADING)
 
     def leave(self) -> None:
-        self._target.write(widen(self._target.read()).mean(0) + self.halves.mean(0))
+        rows = widen(self._target.read())
+        center = rows.mean(0)
+        if self._entered is not None:
+            self._is_lost = warn_if_lost(self._target, rows - center, self._entered - self._entered.mean(0))
+            self._entered = None
+        self._target.write(center + self.halves.mean(0))
 
     def multiply(self, names: Collection[str]) -> dict[str, Tensor]:
         """Inner products ``[2N, 2N]`` of the views of some layers, on the CPU."""

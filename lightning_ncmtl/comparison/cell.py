@@ -170,7 +170,7 @@ def _train(cli: NCMTLCLI, cell: Cell, measure: Measure) -> Found:
     }
     for clustering in find_callbacks(trainer, NetworkClusteringCallback):
         if clustering.assignments:
-            result["compact_parameters"] = _count_trained(compact(model, clustering.assignments))
+            result["compact_parameters"] = _count_trained(compact(model, clustering.assignments, clustering.targets))
             first = max(layer["trace"][0][0] for layer in report["layers"].values() if layer["trace"])
             result["clustered_from_epoch"] = 1 + (first - 1) * trainer.current_epoch // max(1, trainer.global_step)
     best = attributes(trainer).checkpoint_callback.best_model_path

@@ -455,5 +455,14 @@ def test_a_training_that_began_without_it_is_not_averaged(make_trainer: Callable
         )
     assert torch.equal(rows_of(again), before)
     apart = NetworkClusteringCallback(2, "heads", warmup="apart", warmup_steps=1)
-    make_trainer(max_epochs=2, callbacks=[apart]).fit(again, ckpt_path=tmp_path / "it.ckpt")
+    with pytest.warns(UserWarning, match="began without network clustering, .* random start, .*: begin anew, or load"):
+        make_trainer(max_epochs=2, callbacks=[apart]).fit(again, ckpt_path=tmp_path / "it.ckpt")
     assert apart.assignments
+    # The ways out: the weights alone; and tasks that differ by nothing but their start, where that is wanted.
+    for settings in ({}, {"warmup": "apart"}, {"warmup": "apart", "shared_start": False}):
+        again = Heads()
+        again.load_state_dict(torch.load(tmp_path / "it.ckpt", weights_only=True)["state_dict"])
+        callback = NetworkClusteringCallback(2, "heads", warmup_steps=2, **settings)
+        resume = None if "shared_start" not in settings else tmp_path / "it.ckpt"
+        make_trainer(max_epochs=2, callbacks=[callback]).fit(again, ckpt_path=resume)
+        assert callback.assignments

@@ -117,12 +117,15 @@ def test_what_one_rank_finds_broken_stops_all(tmp_path: Path) -> None:
         "faiss,faiss",
         "mixed,mixed",
         "mixed_layers,mixed_layers",
+        "without,without",
+        "shared,resumed,without",
     )
     for name, message in (
         ("broken", "heads has weights that are not finite (NaN or infinity) after step 2, of the tasks cat:"),
         ("shared_broken", "heads have weights that are not finite (NaN or infinity) in the warm-up, of 6 tasks:"),
         ("faiss", "FAISS needs whole weights, found sharded ones: choose the backend 'gram'"),
         ("mixed", "all parameters of the target 'heads' must be sharded over the same device mesh: that of heads.ant."),
+        ("resumed", "the training began without network clustering, and the tasks of heads differ by now, which a"),
         ("mixed_layers", "all parameters of the target 'experts, binary' must be sharded over the same device mesh"),
     ):
         for rank in range(2):

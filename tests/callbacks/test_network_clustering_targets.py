@@ -3,6 +3,7 @@
 import importlib
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -193,7 +194,7 @@ def test_no_shared_start_when_training_resumes(
 ) -> None:
     """Neither with the callback's state in the checkpoint, nor when it is added to a training that began without.
 
-    (The latter is for a warm-up apart alone.)
+    (The latter is for a warm-up apart alone, and a warning says what it does not do.)
     """
     before = NetworkClusteringCallback(2, "heads", warmup=warmup, warmup_steps=99)
     for number, callbacks in enumerate([[before]] if warmup == "shared" else [[before], []]):
@@ -203,7 +204,8 @@ def test_no_shared_start_when_training_resumes(
         trainer.save_checkpoint(tmp_path / f"{number}.ckpt")
         caplog.clear()
         callback = NetworkClusteringCallback(2, "heads", warmup=warmup, warmup_steps=3)
-        with caplog.at_level(logging.INFO):
+        told = pytest.warns(UserWarning, match="the tasks of heads differ by now") if number else nullcontext()
+        with caplog.at_level(logging.INFO), told:
             make_trainer(max_epochs=2, callbacks=[callback, start]).fit(Heads(), ckpt_path=tmp_path / f"{number}.ckpt")
         assert torch.equal(start.rows, rows_of(model))
         assert len(start.rows.unique(dim=0)) == 6
@@ -321,6 +323,24 @@ def test_strategies_that_shard_are_refused(package: str, name: str) -> None:
     trainer = SimpleNamespace(strategy=strategy.__new__(strategy), global_step=0)  # they need devices that tests lack
     with pytest.raises(InputError, match=f"does not support {name}, .*: use ModelParallelStrategy"):
         NetworkClusteringCallback(2, "heads").setup(trainer, Heads(), "fit")  # type: ignore[arg-type]
+
+
+@of_both_kinds
+@pytest.mark.parametrize("when", [1, 3])
+def test_heads_that_are_replaced_during_training_are_refused(make_trainer: MakeTrainer, warmup: Any, when: int) -> None:
+    """As by schedules of fine-tuning: in the warm-up, and later."""
+
+    class Replace(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == when:
+                pl_module.heads["cat"] = Heads().heads["cat"]
+
+    callback = NetworkClusteringCallback(2, "heads", warmup=warmup, warmup_epochs=2)
+    trainer = make_trainer(max_epochs=5, callbacks=[Replace(), callback])
+    with pytest.raises(InputError, match="heads.cat.0.weight is another parameter .* begin a new training with a new"):
+        trainer.fit(Heads())
+    assert trainer.current_epoch == when
+    assert trainer.fit_loop.epoch_loop.batch_idx == 0
 
 
 def test_a_compact_model_is_refused() -> None:

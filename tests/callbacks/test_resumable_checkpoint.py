@@ -130,7 +130,7 @@ def test_it_comes_last_under_both_packages(first: bool, tmp_path: Path) -> None:
         content = torch.load(file, weights_only=True)
         model = Heads()
         model.load_state_dict(content["state_dict"])
-        assignment = content["callbacks"]["NetworkClusteringCallback"]["layers"]["heads"]["assignment"]
+        assignment = content["callbacks"]["NetworkClusteringCallback(heads)"]["layers"]["heads"]["assignment"]
         assert (assignment is not None) == (step > 2)
         assert assignment is None or unshared(rows_of(model), assignment) == 0
 

@@ -263,7 +263,7 @@ def test_model_checkpoints_hold_shared_weights(model: Heads, train: Train, tmp_p
     assert len(files) == 6 + 2 + 1
     for file in files:
         content = torch.load(file, weights_only=True)
-        layer = content["callbacks"]["NetworkClusteringCallback"]["layers"]["heads"]
+        layer = content["callbacks"]["NetworkClusteringCallback(heads)"]["layers"]["heads"]
         saved = Heads()
         saved.load_state_dict(content["state_dict"])
         assert unshared(rows_of(saved), layer["assignment"]) == 0
@@ -449,5 +449,5 @@ def test_other_callbacks(model: Heads, train: Train, tmp_path: Path) -> None:
     content = torch.load(tmp_path / "on_exception.ckpt", weights_only=True)
     saved = Heads()
     saved.load_state_dict(content["state_dict"])
-    layer = content["callbacks"]["NetworkClusteringCallback"]["layers"]["heads"]
+    layer = content["callbacks"]["NetworkClusteringCallback(heads)"]["layers"]["heads"]
     assert unshared(rows_of(saved), layer["assignment"]) == 0

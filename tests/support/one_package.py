@@ -54,7 +54,7 @@ def run() -> dict[str, Any]:
     content = torch.load("saved/last.ckpt", weights_only=True)
     return {
         "assignment": callback.assignments["heads"].tolist(),
-        "saved": content["callbacks"]["NetworkClusteringCallback"]["layers"]["heads"]["assignment"].tolist(),
+        "saved": content["callbacks"]["NetworkClusteringCallback(heads)"]["layers"]["heads"]["assignment"].tolist(),
         "ours": NCMTL.__mro__[2].__module__,
         "callback": isinstance(callback, pl.Callback),
         "loaded": sorted({name.split(".")[0] for name in sys.modules} & {"pytorch_lightning", "lightning"}),

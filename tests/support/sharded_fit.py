@@ -114,6 +114,7 @@ PROJECTS: dict[str, tuple[type[Sharded], dict[str, Any]]] = {
     "faiss": (Sharded, {"num_clusters": 2, "targets": "heads", "backend": "faiss"}),
     "mixed": (Mixed, {"num_clusters": 2, "targets": "heads"}),
     "mixed_layers": (MixedLayers, {"targets": "experts", "specific": "binary"}),
+    "without": (Sharded, {}),
     "broken": (Broken, {"num_clusters": 1, "targets": "heads", **APART}),
     "shared_broken": (Broken, {"targets": "heads", **SHARED}),
 }
@@ -168,7 +169,7 @@ def fit(project: str, folder: Path, ranks: int, distributed: bool = False, resum
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[clustering, History(clustering, folder)],
+        callbacks=[clustering, History(clustering, folder)][project == "without" :],
     ).fit(cls(), ckpt_path=resume)
 
 

@@ -58,7 +58,7 @@ def test_a_plain_loop_is_the_callback(make_trainer: Callable[..., Trainer], kind
     assert clusters.summarize() == callback.clusters.summarize()
     assert clusters.summarize()["heads"]["trace"][0][0] == 5
     ours, theirs = clusters.state_dict(), callback.state_dict()
-    for name in ("tasks", "kind"):
+    for name in ("tasks", "targets", "kind"):
         assert ours.pop(name) == theirs.pop(name)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     assert clusters.losses["heads"][0] == clusters.steps == 18

@@ -1,5 +1,8 @@
 """Targets whose parameters ranks hold in parts: slices on all ranks are what one has that holds all."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from ranks import on_ranks
 from torch import nn
@@ -32,10 +35,19 @@ class Head(nn.Sequential):
 
 def new() -> nn.Module:
     torch.manual_seed(0)
-    return nn.ModuleDict({"stack": Stack(), "heads": nn.ModuleList(Head() for _ in range(N))})
+    rows = {"out": nn.Linear(4, 2 * N), "table": nn.Linear(N, 5), "words": nn.Embedding(N + 1, 3, padding_idx=1)}
+    return nn.ModuleDict({"stack": Stack(), "heads": nn.ModuleList(Head() for _ in range(N)), **rows})
 
 
-def check(module: nn.Module, names: list[str]) -> None:
+ROWS: list[Any] = [
+    {"name": "out", "rows_per_task": 2},
+    {"name": "table.weight", "dim": 1},
+    "words",
+]
+INTERLEAVED = {"name": "out", "rows_per_task": 2, "layout": "interleaved"}
+
+
+def check(module: nn.Module, names: Sequence[Any]) -> None:
     whole = new()
     for target, expected in zip(find_targets(module, names), find_targets(whole, names), strict=True):
         rows, mine = expected.read(), target.read()
@@ -66,7 +78,8 @@ def distribute(module: nn.Module, mesh: DeviceMesh, placements: list[Placement])
 def on_rank(rank: int) -> None:
     line = init_device_mesh("cpu", (4,))
     for placement in (Shard(0), Shard(1), Shard(2), Replicate()):
-        check(distribute(new(), line, [placement]), ["stack", "heads"])
+        check(distribute(new(), line, [placement]), ["stack", "heads", *ROWS])
+        check(distribute(new(), line, [placement]), [INTERLEAVED])
     grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     for placements in ([Replicate(), Shard(0)], [Shard(0), Replicate()], [Shard(0), Shard(0)], [Shard(1), Shard(0)]):
         check(distribute(new(), grid, placements), ["stack", "heads"])

@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -112,7 +113,8 @@ def test_a_second_path_to_the_same_module_is_no_tie(model: Model) -> None:
         ("heads.cats", "'heads.cats' holds several modules, heads.cats.0, heads.cats.2: name a ModuleList"),
         ("odd", r"neither a ModuleList .* found odd.one \[3, 2\], odd.other \[2\]"),
         ("*.*", "cannot read the target"),
-        ("heads*", "cannot read the target"),
+        ("head*s*", "cannot read the target"),
+        ("heads*", "must fit the names of two tasks or more in Model, which has backbone, heads"),
         ("heads.*.0.*", "cannot read the target"),
     ],
 )
@@ -209,3 +211,149 @@ def test_what_a_module_is_is_not_told_by_an_attribute() -> None:
         find_targets(module, ["theirs"])
     assert find_targets(module, ["ours"])[0].read().shape[0] == 4
     assert TaskModule(module["theirs"], 2).num_tasks == 2
+
+
+class Rows(nn.Module):
+    """Tasks in other places than the first dimension: five of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(3, 10)
+        self.three = nn.Parameter(torch.randn(2, 5, 4))
+        self.last = nn.Linear(10, 5, bias=False)
+        self.last.weight = nn.Parameter(torch.randn(3, 5))
+        self.last.bias = nn.Parameter(torch.randn(5))
+        self.front = nn.Embedding(6, 3, padding_idx=0)
+        self.middle = nn.Embedding(11, 3, padding_idx=4)
+        self.a_net, self.b_net = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.Linear(3, 2))
+        self.a_scale, self.b_scale = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+
+
+def others(size: int, without: int) -> list[int]:
+    return [row for row in range(size) if row != without]
+
+
+ROWS = [
+    ({"name": "out", "rows_per_task": 2}, lambda m: [m.out.weight.view(5, 6), m.out.bias.view(5, 2)]),
+    (
+        {"name": "out", "rows_per_task": 2, "layout": "interleaved"},
+        lambda m: [torch.stack(m.out.weight.chunk(2), 1).flatten(1), torch.stack(m.out.bias.chunk(2), 1)],
+    ),
+    ({"name": "three", "dim": 1}, lambda m: [m.three.transpose(0, 1).flatten(1)]),
+    ({"name": "last", "dim": -1}, lambda m: [m.last.weight.T, m.last.bias.unsqueeze(1)]),
+    ({"name": "last.weight", "dim": 1}, lambda m: [m.last.weight.T]),
+    ("front", lambda m: [m.front.weight[1:]]),
+    ("front.weight", lambda m: [m.front.weight[1:]]),
+    ({"name": "middle", "rows_per_task": 2}, lambda m: [m.middle.weight[others(11, 4)].view(5, 6)]),
+    (
+        {"name": "middle", "rows_per_task": 2, "layout": "interleaved"},
+        lambda m: [torch.stack(m.middle.weight[others(11, 4)].chunk(2), 1).flatten(1)],
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "expected"), ROWS, ids=[str(spec) for spec, _ in ROWS])
+def test_rows_of_tasks(spec: Any, expected: Any) -> None:
+    """Reading, writing, adding, gradients; what belongs to no task never changes."""
+    module = Rows()
+    before = copy.deepcopy(module)
+    (target,) = find_targets(module, [spec])
+    rows = torch.cat(expected(module), 1).detach()
+    assert torch.equal(target.read(), rows)
+    assert len(target.tasks) == 5
+    assert target.size == rows.shape[1]
+    assert torch.equal(target.whole(rows), rows)
+    target.write(target.read())
+    for name, value in before.state_dict().items():
+        assert torch.equal(module.state_dict()[name], value)
+    new = torch.randn_like(rows)
+    target.write(new)
+    assert torch.equal(target.read(), new)
+    assert torch.equal(torch.cat(expected(module), 1), new)
+    target.add_to(new)
+    assert torch.equal(new, 2 * target.read())
+    ours = {name for named in target.parameters for name, _ in named}
+    changed = {name for name, value in before.named_parameters() if not module.get_parameter(name).equal(value)}
+    assert changed == ours
+    for name in ("front", "middle"):
+        layer, old = module.get_submodule(name), before.get_submodule(name)
+        assert torch.equal(layer.weight[layer.padding_idx], old.weight[layer.padding_idx])  # type: ignore
+    target.gradients().write(rows)
+    assert torch.equal(target.gradients().read(), rows)
+    target.share(torch.tensor([0, 1, 0, 2, 1]))
+    assert torch.equal(target.read()[0], target.read()[2])
+    assert len(target.read().unique(dim=0)) == 3
+    assert torch.equal(target.find_in(copy.deepcopy(module)).read(), target.read())
+
+
+def test_tasks_of_rows_have_their_numbers() -> None:
+    module = Rows()
+    (front,) = find_targets(module, ["front"])
+    assert front.tasks == ["1", "2", "3", "4", "5"]
+    assert not front.named
+    (out,) = find_targets(module, [{"name": "out", "rows_per_task": 2, "layout": "interleaved"}])
+    assert out.describe(list("abcde")) == "a (row 0, 5), b (row 1, 6), c (row 2, 7), d (row 3, 8), e (row 4, 9)"
+    compiled = torch.compile(module, backend="eager")
+    assert find_targets(compiled, ["front"])[0].tasks == front.tasks
+
+
+def test_modules_that_are_named_alike_or_one_by_one() -> None:
+    module = Rows()
+    expected = torch.stack([nn.utils.parameters_to_vector(net.parameters()) for net in (module.a_net, module.b_net)])
+    for spec in (
+        "*_net",
+        "*_net.0",
+        {"a": "a_net", "b": "b_net"},
+        {"name": "x", "tasks": {"a": "a_net.0", "b": "b_net.0"}},
+    ):
+        (target,) = find_targets(module, [spec])
+        assert target.tasks == ["a", "b"]
+        assert torch.equal(target.read(), expected)
+    assert [target.name for target in find_targets(module, ["*_scale", {"a": "a_net", "b": "b_net"}])] == [
+        "*_scale",
+        "tasks",
+    ]
+    inner = nn.ModuleDict({"model": module})
+    assert find_targets(inner, ["model.*_net"])[0].tasks == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"name": "out", "rows_per_task": 3}, "out has 10 rows, which cannot be 3 for each task"),
+        ({"name": "out", "rows_per_task": 0}, "rows_per_task of out must be a number from 1, found 0"),
+        ({"name": "out", "rows_per_task": True}, "rows_per_task of out must be a number from 1, found True"),
+        ({"name": "out", "rows_per_task": 2, "layout": "rows"}, "unknown layout 'rows' of out: choose 'blocked'"),
+        ({"name": "out", "dim": 1}, r"out.bias \[10\] has no dimension 1"),
+        ({"name": "out", "dim": "last"}, "dim of out must be a whole number, found 'last'"),
+        ({"name": "last"}, "the task as the first dimension of its parameters, found"),
+        ({"name": "out", "dim": -1}, "the task as the dimension -1 of its parameters, found"),
+        ({"name": "out", "row": 2}, "a target is a name, {task: name} .* or a mapping of name, rows_per_task, layout"),
+        ({"rows_per_task": 2}, "a target is a name"),
+        (3, "a target is a name, .*: found 3"),
+        ({"a": "a_net"}, "must name a part of the module for each of two tasks or more"),
+        ({"a": "a_net", "b": "c_net"}, "no 'c_net' in Rows"),
+        ({"a": "a_net", "b": "b_scale"}, "all tasks of the target 'tasks' need the same modules and parameters"),
+        ({"name": "x", "tasks": {"a": "a_net", "b": "b_net"}, "dim": 1}, "x has either tasks or rows_per_task and dim"),
+        ({"name": "*_net", "rows_per_task": 2}, "are for tasks in one parameter, but '.*_net' has a part for each"),
+    ],
+    ids=str,
+)
+def test_mappings_that_say_nothing(spec: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        find_targets(Rows(), [spec])
+
+
+def test_layers_of_this_package_know_their_tasks(model: Model) -> None:
+    with pytest.raises(InputError, match="cluster is a ClusterLinear, whose tasks are known: name it alone, 'cluster'"):
+        find_targets(model, [{"name": "cluster", "rows_per_task": 3}])
+
+
+def test_another_number_of_tasks_is_refused_with_the_way_out(model: Model) -> None:
+    model.out, model.table = nn.Linear(4, 6), nn.Parameter(torch.zeros(7, 3))
+    for name, way in (
+        ("out", "{'name': 'out', 'rows_per_task': 2}"),
+        ("table", "{'name': 'table', 'dim': 1}"),
+    ):
+        with pytest.raises(InputError, match=f"found cats, dogs, fish in heads and .*may be .*{way}"):
+            find_targets(model, ["heads", name])

@@ -17,7 +17,7 @@ from lightning_ncmtl import ClusterLinear, TaskLinear, TaskModule
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
 from lightning_ncmtl.clustering import NetworkClustering, find_targets, warmup
 from lightning_ncmtl.clustering.evidence import multiply_halves, weigh_evidence
-from lightning_ncmtl.clustering.targets import Target
+from lightning_ncmtl.clustering.target import Target
 from lightning_ncmtl.clustering.warmup import ALIKE, FADING, FIRST, MEMORY, STEP, SharedWarmup
 from lightning_ncmtl.errors import InputError
 

@@ -1,0 +1,218 @@
+"""Which numbers of a module belong to which task: the rows that network clustering works on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from lightning_ncmtl.clustering import _slices
+from lightning_ncmtl.clustering._direct import means
+from lightning_ncmtl.errors import InputError
+
+Named = list[tuple[str, nn.Parameter]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The parameters that form one cluster layer, one row of numbers per task.
+
+    Where each rank holds a part of the parameters (DTensors, as those of FSDP2), rows are slices ``[N, D of this
+    rank]``, and reading and writing are for all ranks of :attr:`group` at once.
+
+    Attributes:
+        name: As the user named it.
+        tasks: Names of the tasks: the keys of a ``ModuleDict``, else indices.
+        parameters: Per task its named parameters; or, where ``stacked``, one list of parameters ``[N, ...]``.
+        stacked: Whether the parameters hold all tasks, along one dimension.
+        dim: That dimension of a stacked parameter.
+        order: Which indices of it belong to the tasks, task by task, as many to each; what is not among them is
+            nobody's and stays as it is. ``None``: one to each.
+    """
+
+    name: str
+    tasks: list[str]
+    parameters: list[Named]
+    stacked: bool
+    dim: int = 0
+    order: tuple[int, ...] | None = None
+
+    def read(self) -> Tensor:
+        """All parameters of each task, flattened: a copy, ``[N, D]``."""
+        if self.stacked:
+            return torch.cat([self._unstack(p) for _, p in self.parameters[0]], 1)
+        return torch.stack([torch.cat([_slices.read(p, dim=0).flatten() for _, p in task]) for task in self.parameters])
+
+    def gradients(self) -> "Target":
+        """The gradients of the parameters, to read and to write; zeros where there was none."""
+        for _, parameter in (pair for task in self.parameters for pair in task):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        named: Any = [[(name, parameter.grad) for name, parameter in task] for task in self.parameters]
+        return replace(self, parameters=named)
+
+    def add_to(self, rows: Tensor) -> None:
+        """Add all parameters of each task to ``rows`` [N, D], in place."""
+        if not self.stacked:
+            rows += self.read()
+            return
+        for part, (_, p) in zip(rows.split(self._sizes, dim=1), self.parameters[0], strict=True):
+            part.add_(self._unstack(p))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the rows: the widest of the parameters."""
+        return reduce(torch.promote_types, (p.dtype for _, p in self.parameters[0]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.parameters[0][0][1].device
+
+    @property
+    def named(self) -> bool:
+        """Whether the tasks have names rather than indices."""
+        return not self.stacked and self.tasks != [str(task) for task in range(len(self.tasks))]
+
+    def describe(self, tasks: Sequence[str]) -> str:
+        """The tasks by their names, and what belongs to them where that is not one row each, for people."""
+        if self.order is None:
+            return list_some(tasks)
+        each = len(self.order) // len(tasks)
+        kind = "row" if self.dim == 0 else "column" if self.dim in (1, -1) else "index"
+        theirs = [", ".join(map(str, self.order[n * each :][:each])) for n in range(len(tasks))]
+        return list_some([f"{task} ({kind} {rows})" for task, rows in zip(tasks, theirs, strict=True)])
+
+    @torch.no_grad()
+    def write(self, rows: Tensor) -> None:
+        """Write ``[N, D]`` back to the parameters."""
+        sizes = self._sizes
+        for named, values in zip(self.parameters, [rows] if self.stacked else rows, strict=True):
+            for (_, parameter), part in zip(named, values.split(sizes, dim=-1), strict=True):
+                if self.stacked:
+                    self._stack(parameter, part)
+                else:
+                    _slices.write(parameter, part, dim=0)
+
+    def share(self, assignment: Tensor) -> None:
+        """Give the tasks of each cluster ``[N]`` the mean of their parameters; equal ones stay as they are."""
+        rows, clusters = self.read(), assignment.to(self.device)
+        self.write(means(rows, clusters, int(clusters.max()) + 1).index_select(0, clusters))
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The ranks whose slices are the whole rows; ``None`` where each has all of them."""
+        return _slices.group_of(self.parameters[0][0][1])
+
+    @property
+    def size(self) -> int:
+        """D of the whole rows."""
+        return sum(shape.numel() for shape in self._shapes)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum, in place, of what the ranks found for their slices."""
+        if (group := self.group) is not None:
+            dist.all_reduce(values, group=group)
+        return values
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """The whole rows ``[..., D]``, on every rank, from the slices."""
+        if self.group is None:
+            return rows
+        whole = rows.new_zeros(*rows.shape[:-1], self.size)
+        whole[..., self._columns(rows.device)] = rows
+        return self.total(whole)
+
+    def cut(self, rows: Tensor) -> Tensor:
+        """This rank's slice of whole rows ``[..., D]``."""
+        return rows if self.group is None else rows[..., self._columns(rows.device)]
+
+    def is_alike(self) -> bool:
+        """Whether all tasks have the same parameters."""
+        rows = self.read()
+        return not self.total(rows.ne(rows[0]).sum())
+
+    def find_broken(self) -> list[int]:
+        """The tasks with parameters that are not finite."""
+        broken = self.total((~self.read().isfinite()).sum(1))
+        return broken.nonzero().flatten().tolist()
+
+    def _unstack(self, parameter: nn.Parameter) -> Tensor:
+        """This rank's slice of a stacked parameter, ``[N, D]``; perhaps a view."""
+        dim, cut = self._dims(parameter)
+        values = _slices.read(parameter, cut).movedim(dim, 0)
+        if self.order is not None:
+            values = values.index_select(0, self._index.to(values.device))
+        return values.reshape(len(self.tasks), len(values) // len(self.tasks), *values.shape[1:]).flatten(1)
+
+    def _stack(self, parameter: nn.Parameter, rows: Tensor) -> None:
+        """Write what :meth:`_unstack` reads."""
+        dim, cut = self._dims(parameter)
+        if dim or self.order is not None:
+            values = _slices.read(parameter, cut).movedim(dim, 0).clone()
+            index = torch.arange(len(values)) if self.order is None else self._index
+            rows = rows.to(values.dtype).reshape(len(index), *values.shape[1:])
+            rows = values.index_copy_(0, index.to(values.device), rows).movedim(0, dim)
+        _slices.write(parameter, rows, cut)
+
+    def _dims(self, parameter: Tensor) -> tuple[int, int]:
+        """The dimension of the tasks, and the first other one, along which ranks have slices."""
+        dim = self.dim % parameter.ndim
+        return dim, int(dim == 0)
+
+    @cached_property
+    def _index(self) -> Tensor:
+        return torch.tensor(self.order)
+
+    @cached_property
+    def _shapes(self) -> list[torch.Size]:
+        """The shape of what a task has of each parameter, after how many indices of a stacked one are its own."""
+        if not self.stacked:
+            return [torch.Size([1, *p.shape, 1]) for _, p in self.parameters[0]]
+        each = 1 if self.order is None else len(self.order) // len(self.tasks)
+        dims = [(p, self._dims(p)[0]) for _, p in self.parameters[0]]
+        return [torch.Size([each, *p.shape[:dim], *p.shape[dim + 1 :], 1]) for p, dim in dims]
+
+    @cached_property
+    def _stretches(self) -> list[slice]:
+        """Which part of these shapes' second dimension this rank has."""
+        return [_slices.stretch(p, self._dims(p)[1] if self.stacked else 0) for _, p in self.parameters[0]]
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """How many numbers of a row this rank has from each parameter."""
+        mine = zip(self._shapes, self._stretches, strict=True)
+        return [shape[0] * (part.stop - part.start) * shape[2:].numel() for shape, part in mine]
+
+    def _columns(self, device: torch.device) -> Tensor:
+        """Which numbers of the whole rows this rank has."""
+        columns, end = [], 0
+        for shape, part in zip(self._shapes, self._stretches, strict=True):
+            start, end = end, end + shape.numel()
+            columns.append(torch.arange(start, end, device=device).reshape(shape)[:, part].flatten())
+        return torch.cat(columns)
+
+    def find_in(self, copy: nn.Module) -> "Target":
+        """The same parameters of a copy of the module."""
+        named = [[(name, copy.get_parameter(name)) for name, _ in task] for task in self.parameters]
+        return replace(self, parameters=named)
+
+
+def check_mesh(target: Target) -> None:
+    """Refuse a target of whose parameters some ranks hold a slice, and others not, or slices of another mesh."""
+    named = [pair for task in target.parameters for pair in task]
+    first, mesh = named[0][0], _slices.mesh_of(named[0][1])
+    for name, parameter in named:
+        if (other := _slices.mesh_of(parameter)) != mesh:
+            raise InputError(
+                f"all parameters of the target {target.name!r} must be sharded over the same device mesh: that of "
+                f"{first} is {mesh}, that of {name} is {other}"
+            )
+
+
+def list_some(names: Sequence[str], limit: int = 8) -> str:
+    """Names for a message, the first ones where there are many."""
+    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
