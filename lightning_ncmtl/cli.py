@@ -266,7 +266,7 @@ def _take_option(option: str, arguments: Sequence[str]) -> tuple[str | None, lis
 
 
 def _clustering_of(checkpoint: dict[str, Any]) -> NetworkClusteringCallback:
-    """The clustering that a checkpoint has; without assignments before tasks were clustered, and where there is none."""
+    """The clustering that a checkpoint has; without clusters before tasks were clustered, or where there is none."""
     clustering = NetworkClusteringCallback()
     states = checkpoint.get("callbacks", {}).items()
     for state in (state for key, state in states if key.startswith(clustering.state_key)):
