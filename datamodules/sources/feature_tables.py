@@ -192,7 +192,7 @@ class FeatureTables(Source):
             features = _match(self.columns, names, file, f"set {self.columns_setting}")
         if not features:
             raise InputError(f"{file} has no columns but those of label, task and id: set {self.columns_setting}")
-        if twice := sorted(others.intersection(features)):
+        if twice := sorted(others.intersection(find_column(name, names) for name in features)):
             raise InputError(f"the column {twice[0]!r} of {file} cannot be a feature, too: set {self.columns_setting}")
         return _Columns(features, labels if isinstance(labels, dict) else {})
 
@@ -254,12 +254,13 @@ def _names(file: Path) -> list[str]:
 
 
 def _match(patterns: Collection[str], names: Collection[str], file: Path, way_out: str) -> list[str]:
-    """The columns that have these names, or fit patterns with ``*``; an InputError if there are none."""
-    found: dict[str, None] = {}
+    """The columns that are named, or fit patterns with ``*``; an InputError if there are none."""
+    found: dict[str, str] = {}  # by the names in the file
     for pattern in patterns:
         fitting = _fitting(pattern, names) or _fitting(fold(pattern), names, fold) if "*" in pattern else []
-        found |= dict.fromkeys(fitting or _need([pattern], names, file, way_out))
-    return list(found)
+        for name in fitting or _need([pattern], names, file, way_out):
+            found.setdefault(name, name if fitting else pattern)
+    return list(found.values())
 
 
 def _fitting(pattern: str, names: Iterable[str], how: Callable[[str], str] = str) -> list[str]:

@@ -86,7 +86,7 @@ def test_words_for_gaps_in_a_wide_table(tmp_path: Path, log: Any) -> None:
         if kind != "parquet":
             writer(tmp_path / f"{kind}.{kind}", rows)
     data = make_data(FeatureTables(f"{tmp_path}/*", label=["A", "b "]), **FEW)
-    assert data.domain_classes == {"a": [0, 1], "b": [1]}
+    assert data.domain_classes == {"A": [0, 1], "b": [1]}  # called as the settings do
     assert known(data) == [[0, 1] * 12, [1] * 12]
 
 
@@ -193,3 +193,6 @@ def test_patterns_match_without_case_only_where_nothing_is_written_so(tmp_path: 
     assert FeatureTables(f"{tmp_path}/a.csv", features="X*", label="xlabel").features() == ["X1", "X2"]
     (tmp_path / "a.csv").write_text("X1, X2,label\n1,2,0\n3,4,1\n")
     assert FeatureTables(f"{tmp_path}/a.csv", features="x*").features() == ["X1", " X2"]
+    assert FeatureTables(f"{tmp_path}/a.csv", features=["x2", "X*"]).features() == ["x2", "X1"]
+    with pytest.raises(InputError, match="the column 'label' of .* cannot be a feature, too"):
+        FeatureTables(f"{tmp_path}/a.csv", features="Label").features()

@@ -168,3 +168,15 @@ def test_the_command_line_builds_it() -> None:
     settings = {"class_path": "lightning_ncmtl.datamodules.sources.Molecules", "init_args": {"path": "a.csv", **WIDE}}
     made = parser.instantiate_classes(parser.parse_object({"source": settings})).source
     assert (made.label, made.bits, made.scaffold) == (["NR-*", "SR-*"], 64, False)
+
+
+def test_columns_are_found_whatever_their_case(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("SMILES ;Label;Name\nCCO;1,0;x\nCCN;NA;y\n")
+    (tmp_path / "new.csv").write_text(" Smiles\tname\nCCO\tz\n")
+    for name, texts in ((None, ["CCO", "CCN"]), ("name", ["x", "y"])):
+        source = Molecules(f"{tmp_path}/a.csv", id=name)
+        items = [item for item in source.read("train") if isinstance(item, Document)]
+        assert [item.text for item in items] == texts
+        assert [item.labels["a"] for item in items] == [1, "NA"]  # the classes may have it
+        (new,) = (item for item in source.read_new(tmp_path / "new.csv", ["bit0"], []) if isinstance(item, Document))
+        assert new.text == ("z" if name else "CCO")
