@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import torch
+
 from lightning_ncmtl.compatibility import LightningModule, ModelCheckpoint, Trainer
+from lightning_ncmtl.metrics import TaskMetrics
 
 
 class ResumableCheckpoint(ModelCheckpoint):
@@ -10,11 +13,29 @@ class ResumableCheckpoint(ModelCheckpoint):
 
     Lightning continues from a checkpoint of that moment (``every_n_train_steps``) behind the validation and behind the
     hooks of the epoch's end: their metrics would be missing, and after the last epoch the training would not end. Such
-    a checkpoint is saved a moment later, when they are done. Arguments are those of ``ModelCheckpoint``.
-    (Where validation is due by time, ``val_check_interval="00:10:00"``, it saves at once.)
+    a checkpoint is saved a moment later, when they are done. (Where validation is due by time,
+    ``val_check_interval="00:10:00"``, it saves at once.)
+
+    Arguments are those of ``ModelCheckpoint``; but ``monitor="auto"`` is the first of the model's ``metrics``, or
+    without any its accuracy, or the error where all tasks predict numbers, in validation (of models that have no
+    :class:`lightning_ncmtl.metrics.TaskMetrics`, ``val/accuracy``). And ``mode`` only matters for what these do not
+    have: of an accuracy more is better, of an error less.
     """
 
     _waiting: int | None = None  # index of the batch whose checkpoint is still to be saved
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        metrics = getattr(pl_module, "metrics", None)
+        known = metrics.directions if isinstance(metrics, TaskMetrics) else {"accuracy": True}
+        if self.monitor == "auto":
+            scores = list(metrics.scores) if isinstance(metrics, TaskMetrics) else []
+            first = next(name for name in [*scores, "accuracy", "rmse"] if name in known)
+            self.monitor = f"val/{first}"
+        name = (self.monitor or "").split("/")
+        if name[0] == "val" and name[1] in known:
+            self.mode = "max" if known[name[1]] else "min"
+            self.kth_value = torch.tensor(-torch.inf if known[name[1]] else torch.inf)
+        super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -21,9 +21,10 @@ from lightning_ncmtl.datamodules.document_table import (
     write_documents,
 )
 from lightning_ncmtl.datamodules.sources import Label, Source, Split
-from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.datamodules.sources.base import Given, is_fraction
+from lightning_ncmtl.errors import InputError, remember_left_out
 
-Classes = list[Label] | dict[str, list[Label]]
+Classes = list[Given] | dict[str, list[Given]]
 
 
 class Corpus:
@@ -159,6 +160,7 @@ class Corpus:
             table, facts = self._prepare(split)
             for line in facts["problems"]:
                 rank_zero_info(f"{split}: {line}")
+            remember_left_out(facts["nothing"])
             if not len(table) or not facts["domains"]:
                 what = "labels" if len(table) else "documents"
                 raise InputError("; ".join([f"there are no {what} in the {split} split", *facts["problems"][:1]]))
@@ -176,7 +178,17 @@ class Corpus:
         if missing := [domain for domain in self.domains if not facts["counts"].get(domain)]:
             raise InputError(f"domain {missing[0]!r} has no documents in its train split: leave it out of data.domains")
         self.domains = facts["domains"]
-        self.classes = facts["classes"] if self.classes is None else self.classes
+        if self.classes is None:
+            self.classes = {domain: [*names] for domain, names in facts["classes"].items()}
+            fractions = {
+                name: domain for domain, names in facts["classes"].items() for name in filter(is_fraction, names)
+            }
+            if fractions:
+                name, domain = next(iter(fractions.items()))
+                rank_zero_info(
+                    f"train: {len(fractions):,} of the classes are fractions, such as {name} of {domain!r}: set "
+                    "data.labels.regression where numbers are to be predicted"
+                )
         for domain, names in self._classes_of(self.domains).items():
             if not (facts["known"][domain] if self._is_number(domain) else names):
                 raise InputError(f"domain {domain!r} has no labels in its train split: leave it out of data.domains")

@@ -1,6 +1,5 @@
 """Which documents train, validate and test, and which of them have copies."""
 
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -30,6 +29,8 @@ VALIDATION, TEST = 1, 2  # numbers of random divisions
 class Division:
     """Divides the training split of a corpus into documents that train, validate, and perhaps test.
 
+    Domains with too few documents are not divided, which is told: all of them train.
+
     Args:
         corpus: The documents.
         split: How to divide them.
@@ -42,7 +43,7 @@ class Division:
         test: Places in the training split, ascending, if ``test_size`` set documents aside.
 
     Raises:
-        InputError: If a part would be empty for some domain.
+        InputError: If a part would be empty.
     """
 
     def __init__(self, corpus: Corpus, split: SplitSettings, test: bool = False) -> None:
@@ -70,7 +71,7 @@ class Division:
             aside = self._share(split.test_size, ~aside, TEST, "test_size")
         if split.folds is not None:
             held_out = ~aside & (deal_folds(self._inseparable, self.strata, split.folds, split.seed) == split.fold)
-            self._check(held_out, ~aside, f"the fold {split.fold} of {split.folds}", "choose fewer folds")
+            self._keep(held_out, ~aside, f"the fold {split.fold} of {split.folds}", "choose fewer folds")
         elif isinstance(split.validation_size, float):
             held_out = self._share(split.validation_size, ~aside, VALIDATION, "validation_size")
         elif len(together):
@@ -112,41 +113,55 @@ class Division:
         _, groups = np.unique(self._inseparable[pool], return_inverse=True)
         chosen = np.zeros_like(pool)
         chosen[pool] = deal_share(groups, self.strata[pool], share, [self.seed, number])
-        self._check(chosen, pool, f"data.split.{name} {share}", "choose another share")
+        self._keep(chosen, pool, f"data.split.{name} {share}", "choose another share")
         return chosen
 
-    def _check(self, chosen: Flags, pool: Flags, what: str, way_out: str) -> None:
-        for domain, members in self._members(pool):
-            if members.sum() == 1:
-                raise InputError(
-                    f"{domain} has a single document, which cannot be divided by {what}: leave it out of data.domains"
-                )
-            if (count := (chosen & members).sum()) in (0, members.sum()):
-                raise InputError(
-                    f"{what} holds {count} of the {members.sum()} documents of {domain}, of which copies and groups "
-                    f"stay together: {way_out}"
-                )
+    def _keep(self, chosen: Flags, pool: Flags, what: str, way_out: str) -> None:
+        """Take back what was chosen of domains that nothing would be left of; an InputError if nothing remains chosen.
 
-    def _members(self, pool: Flags) -> Iterator[tuple[str, Flags]]:
-        """The documents of each domain; all together where they may have several."""
-        if self.corpus.source.multi_label:
-            yield "the corpus", pool
-            return
-        for task, domain in enumerate(self.corpus.domains):
-            yield repr(domain), pool & (self.tasks == task)
+        These have too few documents to be divided, or too large groups, and train as a whole.
+        """
+        tasks, names = self._names()
+        sizes = np.bincount(tasks[pool], minlength=len(names))
+        first = np.bincount(tasks[chosen], minlength=len(names))
+        while (full := (np.bincount(tasks[chosen], minlength=len(names)) == sizes) & (sizes > 0)).any():
+            chosen &= ~np.isin(self._inseparable, self._inseparable[pool & full[tasks]])  # of other domains, too
+        whole = np.flatnonzero((np.bincount(tasks[chosen], minlength=len(names)) == 0) & (sizes > 0))
+        if not chosen.any():
+            raise InputError(
+                f"{what} holds {first[whole[0]]} of the {sizes[whole[0]]} documents of {names[whole[0]]}, of which "
+                f"copies and groups stay together: {way_out}"
+            )
+        self._tell([names[task] for task in whole], what)
 
     def _last(self, size: int, pool: Flags) -> Flags:
-        """The last documents with labels."""
+        """The last documents with labels, of domains that have more."""
+        tasks, names = self._names()
         held_out = np.zeros(len(pool), dtype=bool)
-        for domain, members in self._members(pool & self.labelled):
-            places = np.flatnonzero(members)
-            if not 0 < size < len(places):
-                raise InputError(
-                    f"validation_size must be between 1 and {len(places) - 1}, one less than the training "
-                    f"documents of {domain}, found {size}; or a share, such as 0.1"
-                )
-            held_out[places[-size:]] = True
+        places = [np.flatnonzero(pool & self.labelled & (tasks == task)) for task in range(len(names))]
+        largest = max(range(len(names)), key=lambda task: len(places[task]))
+        if not 0 < size < len(places[largest]):
+            raise InputError(
+                f"validation_size must be between 1 and {len(places[largest]) - 1}, one less than the training "
+                f"documents of {names[largest]}, found {size}; or a share, such as 0.1"
+            )
+        for of_task in places:
+            if size < len(of_task):
+                held_out[of_task[-size:]] = True
+        whole = [name for name, of_task in zip(names, places, strict=True) if size >= len(of_task)]
+        self._tell(whole, f"data.split.validation_size {size}")
         return held_out
+
+    def _names(self) -> tuple[Integers, list[str]]:
+        """What each document is divided with, a number and its name: the domain; all, where they may have several."""
+        if self.corpus.source.multi_label:
+            return np.zeros_like(self.tasks), ["the corpus"]
+        return self.tasks, [repr(domain) for domain in self.corpus.domains]
+
+    def _tell(self, whole: list[str], what: str) -> None:
+        if whole:
+            names = ", ".join(whole[:5]) + (f" and {len(whole) - 5:,} others" if len(whole) > 5 else "")
+            rank_zero_info(f"train: {what} divides no documents of {names}: they are too few, and all train")
 
     def _leaks(self, held_out: Flags, aside: Flags) -> Flags:
         """Which training documents have a copy in validation or test (of a test split, only the texts are used)."""

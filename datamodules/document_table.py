@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,7 +15,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from lightning_ncmtl.datamodules.sources import Document, Label, Problem
-from lightning_ncmtl.datamodules.sources.base import Given, plain_label
+from lightning_ncmtl.datamodules.sources.base import Gap, Given, number_of, plain_label
 from lightning_ncmtl.errors import InputError
 
 SCHEMA = pa.schema(
@@ -32,7 +33,8 @@ class Facts(TypedDict):
         classes: Of each domain; none where numbers are predicted.
         counts: Labels, known or not, of each domain.
         known: Labels that are known, of each domain.
-        problems: What was left out: a line each for the first, and how many more.
+        problems: What was left out: a line each for the first, and how many more; and how it was read.
+        nothing: Of files and domains of which nothing is used, why.
     """
 
     domains: list[str]
@@ -40,6 +42,7 @@ class Facts(TypedDict):
     counts: dict[str, int]
     known: dict[str, int]
     problems: list[str]
+    nothing: list[str]
 
 
 def write_documents(
@@ -111,33 +114,51 @@ class _Writer:
         self.found: dict[str, set[Label]] = {domain: set() for domain in domains}
         self.counts, self.known = dict.fromkeys(domains, 0), dict.fromkeys(domains, 0)
         self.unknown: Counter[str] = Counter()
+        self.gaps: Counter[str] = Counter()
         self.problems: list[str] = []
         self.more = 0
+        self.notes: dict[str, list[str]] = {}  # where each holds
+        self.causes: list[str] = []
 
     def facts(self, drop_empty: bool) -> Facts:
         needed = self.known if self.classes is None else self.counts
         used = [domain for domain in self.tasks if needed[domain] or not drop_empty]
         classes = self.classes or {domain: sort_labels(self.found[domain]) for domain in used}
-        problems = self.problems.copy()
+        left_out = []
         for domain, count in self.counts.items():
             if domain not in used:
                 what = "labels" if count or self.multi_label else "documents"
-                problems.append(f"{domain!r} has no {what}: the domain is left out")
+                left_out.append(f"{domain!r} has no {what}: the domain is left out")
         for domain, count in self.unknown.items():
-            problems.append(f"left out {count:,} documents of {domain!r}, which has no training documents")
-        if self.more:
-            problems.append(f"and {self.more:,} more problems")
+            left_out.append(f"left out {count:,} documents of {domain!r}, which has no training documents")
+        more = [f"and {self.more:,} more problems"] if self.more else []
         return Facts(
             domains=used,
             classes={domain: list(classes[domain]) for domain in used},
             counts={domain: self.counts[domain] for domain in used},
             known={domain: self.known[domain] for domain in used},
-            problems=problems,
+            problems=[*self.problems, *left_out, *more, *self._remarks()],
+            nothing=[*self.causes, *left_out],
         )
 
-    def report(self, problem: str) -> None:
-        if len(self.problems) < _SHOWN:
-            self.problems.append(problem)
+    def _remarks(self) -> Iterator[str]:
+        """How documents were read, where somebody might want it otherwise."""
+        for what, (first, *others) in self.notes.items():
+            yield f"{first}: {what}" + (f", and in {len(others):,} other files" if others else "")
+        if self.gaps:
+            words = ", ".join(f"{word!r}" for word, _ in self.gaps.most_common(_SHOWN))
+            yield (
+                f"{self.gaps.total():,} labels are words for gaps ({words}) and count as missing: name them in "
+                "data.classes if they are classes"
+            )
+
+    def report(self, problem: Problem) -> None:
+        if problem.kind == "note":
+            self.notes.setdefault(problem.what, []).append(problem.where)
+        elif problem.kind == "cause":
+            self.causes.append(str(problem))
+        elif len(self.problems) < _SHOWN:
+            self.problems.append(str(problem))
         else:
             self.more += 1
 
@@ -146,7 +167,7 @@ class _Writer:
         characters = 0
         for item in items:
             if isinstance(item, Problem):
-                self.report(str(item))
+                self.report(item)
                 continue
             pairs = self._pairs(item)
             if not pairs and (item.labels or not self.multi_label):
@@ -174,7 +195,7 @@ class _Writer:
                 self.unknown[domain] += 1
                 continue
             code, value = -1, math.nan
-            if given is not None:
+            if given is not None and not self._is_gap(given, domain):
                 try:
                     if domain in self.regression:
                         value = _number(given, domain)
@@ -183,19 +204,22 @@ class _Writer:
                         self.found[domain].add(label)
                         code = self.codes.setdefault(label, len(self.codes))
                 except ValueError as error:
-                    self.report(f"{document.where}: {error}" if document.where else str(error))
+                    self.report(Problem(document.where, str(error)))
                     continue
                 self.known[domain] += 1
             self.counts[domain] += 1
             pairs.append((self.tasks[domain], code, value))
         return pairs
 
+    def _is_gap(self, given: Given, domain: str) -> bool:
+        """Whether a word stands for a label that is missing, which is counted."""
+        named = domain not in self.regression and self.classes is not None and given in self.classes[domain]
+        if not isinstance(given, Gap) or named:
+            return False
+        self.gaps[str(given)] += 1
+        return True
+
     def _class(self, given: Given, domain: str) -> Label:
-        if isinstance(given, float):
-            raise ValueError(
-                f"a class of {domain!r} is a whole number or a text, found {given}: set data.labels.regression where "
-                "numbers are to be predicted"
-            )
         label = plain_label(given)
         if self.classes is not None and label not in self.classes[domain]:
             names = ", ".join(map(repr, self.classes[domain]))
@@ -263,7 +287,7 @@ def _renumber(batch: pa.RecordBatch, tasks: Any, labels: Any) -> pa.RecordBatch:
 
 
 def classes_of(
-    domains: Iterable[str], classes: Mapping[str, Sequence[Label]] | Sequence[Label]
+    domains: Iterable[str], classes: Mapping[str, Sequence[Given]] | Sequence[Given]
 ) -> dict[str, list[Label]]:
     """The classes of each domain, sorted, where they are given for each or for all.
 
@@ -278,5 +302,10 @@ def classes_of(
 
 
 def sort_labels(labels: Iterable[Label]) -> list[Label]:
-    """Numbers first."""
-    return sorted(labels, key=lambda label: (isinstance(label, str), label))
+    """Numbers first, by their values."""
+
+    def key(label: Label) -> tuple[bool, Decimal, str]:
+        number = number_of(label)
+        return number is None, number or Decimal(0), str(label)
+
+    return sorted(labels, key=key)

@@ -13,6 +13,7 @@ from lightning_ncmtl.datamodules.document_table import sort_labels
 from lightning_ncmtl.datamodules.features import Numbers
 from lightning_ncmtl.datamodules.settings import ClassWeights, ValueScale
 from lightning_ncmtl.datamodules.sources import Label
+from lightning_ncmtl.datamodules.sources.base import plain_label
 from lightning_ncmtl.errors import InputError
 
 
@@ -81,7 +82,7 @@ def weigh_classes(
         present = np.maximum((counts > 0).sum(1, keepdims=True), 1)
         return np.where(counts > 0, counts.sum(1, keepdims=True) / present / np.maximum(counts, 1), 1.0)
     weights = np.ones((len(domain_classes), len(names)))
-    for name, weight in how.items():
+    for name, weight in ((plain_label(name), weight) for name, weight in how.items()):
         if name not in names:
             raise InputError(f"data.labels.weights has {name!r}, which is none of the classes {names}")
         if not 0 < weight < np.inf:

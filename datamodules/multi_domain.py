@@ -23,6 +23,7 @@ from lightning_ncmtl.datamodules.predict_file import Domains, name_rows, predict
 from lightning_ncmtl.datamodules.sampling import FixedBatchSampler, MixedBatchLoader, MixedBatchSampler
 from lightning_ncmtl.datamodules.settings import BatchSettings, LabelSettings, SplitSettings, TextSettings, check_least
 from lightning_ncmtl.datamodules.sources import Label, Source
+from lightning_ncmtl.datamodules.sources.base import Given
 from lightning_ncmtl.datamodules.text import encode_table, learn_tokenizer, load_tokenizer
 from lightning_ncmtl.datamodules.vectors import read_vectors
 from lightning_ncmtl.errors import InputError
@@ -83,7 +84,7 @@ class MultiDomainDataModule(LightningDataModule):
         self,
         source: Source,
         domains: list[str] | None = None,
-        classes: dict[str, list[Label]] | list[Label] | None = None,
+        classes: dict[str, list[Given]] | list[Given] | None = None,
         features: list[str] | None = None,
         split: SplitSettings = _SPLIT,
         labels: LabelSettings = _LABELS,

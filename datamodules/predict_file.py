@@ -5,11 +5,13 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from lightning_ncmtl.compatibility import rank_zero_info
 from lightning_ncmtl.datamodules.cache import Cache, key_of
 from lightning_ncmtl.datamodules.corpus import Corpus
 from lightning_ncmtl.datamodules.document_table import read_documents, write_documents
 from lightning_ncmtl.datamodules.sources import Document, Problem
 from lightning_ncmtl.datamodules.sources.base import fingerprint_files
+from lightning_ncmtl.datamodules.sources.columns import find_column
 from lightning_ncmtl.datamodules.sources.files import find_reader, read_rows
 from lightning_ncmtl.datamodules.sources.rows import clean, domain_name
 from lightning_ncmtl.errors import InputError
@@ -54,7 +56,10 @@ def predict_table(name: str | None, corpus: Corpus, cache: Cache) -> Dataset:
     key = key_of(fingerprint_files({}, [path]), domains, corpus.source.multi_label)
     if features is not None:  # what is read depends on the settings of the source, which only its files have a name for
         cache = Cache.temporary()
-    return read_documents(cache.get(f"predict-{key}.arrow", make))[0]
+    found, facts = read_documents(cache.get(f"predict-{key}.arrow", make))
+    for line in facts["problems"]:  # none but how the file was read
+        rank_zero_info(f"predict: {line}")
+    return found
 
 
 def name_rows(name: str, table: Dataset, corpus: Corpus) -> Iterator[tuple[dict[str, str | int | None], Domains]]:
@@ -86,11 +91,14 @@ def name_rows(name: str, table: Dataset, corpus: Corpus) -> Iterator[tuple[dict[
             number += 1
 
 
-def _read(path: Path, corpus: Corpus) -> Iterator[Document]:
+def _read(path: Path, corpus: Corpus) -> Iterator[Document | Problem]:
     columns, domains = _columns(path, corpus.source.multi_label), corpus.domains
     needed = "a 'text' and a 'domain'" if "domain" in columns else "a 'text'"
     for item in read_rows(path, columns, optional=["id"]):
         if isinstance(item, Problem):
+            if item.kind == "note":
+                yield item
+                continue
             raise InputError(f"{item}; predict needs {needed} in every row")
         row, where = item
         text, domain = row["text"], domain_name(row["domain"]) if "domain" in columns else None
@@ -102,24 +110,27 @@ def _read(path: Path, corpus: Corpus) -> Iterator[Document]:
 
 def _columns(path: Path, multi_label: bool) -> list[str]:
     """The columns of texts that are read: of the first row, where one need not be there."""
-    first = next(read_rows(path))
+    first = next(item for item in read_rows(path) if not isinstance(item, Problem) or item.kind != "note")
     found = [] if isinstance(first, Problem) else first[0]
-    every = ["text"] if multi_label and "domain" not in found else ["text", "domain"]
-    return [*every, "id"] if "id" in found else every
+    every = ["text"] if multi_label and find_column("domain", found) is None else ["text", "domain"]
+    return every if find_column("id", found) is None else [*every, "id"]
 
 
 def _read_ids(path: Path) -> Iterator[str | None]:
     """A second time, as they are nothing that a document has."""
     for item in read_rows(path, ["id"], optional=["id"]):
-        assert not isinstance(item, Problem), "read before without one"
-        value = item[0].get("id")
-        yield None if value is None else clean(str(value))
+        if not isinstance(item, Problem):  # none but notes, as it was read before
+            value = item[0].get("id")
+            yield None if value is None else clean(str(value))
 
 
-def _read_features(path: Path, corpus: Corpus) -> Iterator[Document]:
+def _read_features(path: Path, corpus: Corpus) -> Iterator[Document | Problem]:
     assert corpus.features is not None
     for item in corpus.source.read_new(path, corpus.features, corpus.domains):
         if isinstance(item, Problem):
+            if item.kind == "note":
+                yield item
+                continue
             raise InputError(f"{item}; predict needs all features of every row")
         if unknown := [domain for domain in item.labels if domain not in corpus.domains]:
             raise InputError(

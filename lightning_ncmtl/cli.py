@@ -37,6 +37,7 @@ from lightning_ncmtl.compatibility import (
     TensorBoardLogger,
     Trainer,
     attributes,
+    find_callbacks,
     rank_zero_info,
     rank_zero_only,
 )
@@ -77,12 +78,16 @@ class NCMTLTrainer(Trainer):
         datamodule.load_state_dict(content[type(datamodule).__qualname__])
         model.on_load_checkpoint(content)
         model.load_state_dict(content["state_dict"])
-        clustering = NetworkClusteringCallback()
-        states = content.get("callbacks", {}).items()
-        for state in (state for key, state in states if key.startswith(clustering.state_key)):
-            clustering = NetworkClusteringCallback(targets=state.get("targets"), warmup=state["kind"])
-            clustering.load_state_dict(state)
-        small = compact(model, clustering.assignments, clustering.targets)
+        clustering = _clustering_of(content)
+        found = clustering.assignments
+        layers = {name: layer for name, layer in cluster_layers(model).items() if layer.assignment.min() < 0}
+        if not found and layers:
+            rank_zero_info(
+                f"{ckpt_path!r} is of a time before tasks were clustered: each keeps its own weights. Of the end of "
+                "the training are last.ckpt and, with checkpoint.monitor: null, best.ckpt"
+            )
+            found = {name: torch.arange(len(layer.assignment)) for name, layer in layers.items()}
+        small = compact(model, found, clustering.targets)
         folder = Path(output or Path(self.default_root_dir) / "compact")
         write(small, datamodule, folder)
         before, after = count_parameters(model), count_parameters(small)
@@ -172,6 +177,19 @@ class NCMTLCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Replaced by :meth:`parse_arguments`: Lightning's lets the checkpoint override the command line."""
 
+    def after_fit(self) -> None:
+        """Tell where the best epoch is of a time before tasks were clustered."""
+        checkpoint = attributes(self.trainer).checkpoint_callback
+        best = Path(getattr(checkpoint, "best_model_path", ""))
+        clustered = any(each.assignments for each in find_callbacks(self.trainer, NetworkClusteringCallback))
+        if clustered and checkpoint.monitor and best.is_file():
+            content = torch.load(best, map_location="cpu", weights_only=True, mmap=True)
+            if not _clustering_of(content).assignments:
+                rank_zero_info(
+                    f"the best epoch, {content['epoch'] + 1}, is of a time before tasks were clustered; last.ckpt has "
+                    "the clusters (checkpoint.monitor: null keeps the last epoch as best.ckpt)"
+                )
+
     def before_predict(self) -> None:
         if self.exported is not None:
             restore(self.exported, self.model, self.datamodule)
@@ -245,6 +263,16 @@ def _take_option(option: str, arguments: Sequence[str]) -> tuple[str | None, lis
     parser.add_argument(option, dest="value", nargs="?")
     found, others = parser.parse_known_args(arguments)
     return found.value, others
+
+
+def _clustering_of(checkpoint: dict[str, Any]) -> NetworkClusteringCallback:
+    """The clustering that a checkpoint has; without clusters before tasks were clustered, or where there is none."""
+    clustering = NetworkClusteringCallback()
+    states = checkpoint.get("callbacks", {}).items()
+    for state in (state for key, state in states if key.startswith(clustering.state_key)):
+        clustering = NetworkClusteringCallback(targets=state.get("targets"), warmup=state["kind"])
+        clustering.load_state_dict(state)
+    return clustering
 
 
 def _config_of(checkpoint: str, subcommand: str) -> str:

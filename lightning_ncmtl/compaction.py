@@ -150,7 +150,7 @@ def load(folder: str | Path, module: nn.Module | None = None) -> nn.Module:
             nothing but their ``hparams``. It is changed.
 
     Returns:
-        The compact module, in evaluation mode.
+        The compact module, in evaluation mode, and not compiled, whatever the module was.
 
     Raises:
         InputError: If the folder holds no compact module, or it cannot be built or does not fit.
@@ -165,7 +165,8 @@ def load(folder: str | Path, module: nn.Module | None = None) -> nn.Module:
         weights = load_file(folder / _WEIGHTS)
     except (ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
         raise InputError(f"{str(folder)!r} holds no compact module that can be read: {_line(error)}") from error
-    module = _build(settings) if module is None else module
+    module = _build(settings) if module is None else uncompiled(module)
+    _remove_compilation(module)
     assignments = {}
     for target in find_targets(module, specs, trainable=False):
         if set(target.tasks) != set(clusters[target.name]):

@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from lightning_ncmtl.errors import InputError, find_message
+from lightning_ncmtl.errors import InputError, find_message, forget_left_out
 
 SUBCOMMANDS = {
     "fit": "Train a model; what comes of it goes to a run directory.",
@@ -23,6 +23,7 @@ def main(args: list[str] | None = None) -> None:
         args: The arguments; those of the process by default.
     """
     arguments = sys.argv[1:] if args is None else args
+    forget_left_out()
     try:
         _run(arguments)
     except Exception as error:

@@ -130,7 +130,7 @@ def test_evaluation_needs_the_checkpoint_alone(folder: Path, stage: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("kind", "labels"), [("FDUMTL", ["0", "1"]), ("Tables", ["-1", "+1"]), ("Tables", ["1e3", "yes"])]
+    ("kind", "labels"), [("FDUMTL", ["0", "1"]), ("Tables", ["-1", "0.5"]), ("Tables", ["1000", "yes"])]
 )
 def test_nothing_but_the_checkpoint_is_read(folder: Path, tmp_path: Path, kind: str, labels: list[str]) -> None:
     """A corpus of files that are gone when predicting, with domains and classes found in them, some like numbers."""
@@ -242,6 +242,34 @@ def test_export_of_named_targets(folder: Path, tmp_path: Path, warmup: str) -> N
     one, two = (json.loads((tmp_path / f"{name}.jsonl").read_text()) for name in ("one", "two"))
     assert list(one) == ["id", "text", "domain", "prediction", "probabilities"]
     assert_same_predictions([one], [two])
+
+
+def test_a_best_epoch_before_tasks_were_clustered_is_told_and_exported(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, warmup = tmp_path / "run", ["--clustering.warmup_epochs", "2", "--clustering.warmup", "shared"]
+    first = ["--checkpoint.monitor", "epoch", "--checkpoint.mode", "min"]
+    with caplog.at_level("INFO"):
+        ncmtl(folder, "fit", "--config", "small.yaml", "--run_dir", str(run), *warmup, *first)
+    assert "the best epoch, 1, is of a time before tasks were clustered; last.ckpt has the clusters" in caplog.text
+    (tmp_path / "in.csv").write_text("text,domain\nw1 opinion3 w2 .,domain02\nw3 . opinion1,domain00\n")
+    found = {}
+    for name in ("best", "last"):
+        caplog.clear()
+        path = str(run / f"checkpoints/{name}.ckpt")
+        with caplog.at_level("INFO"):
+            ncmtl(folder, "export", "--ckpt_path", path, "--output", str(tmp_path / name))
+        assert ("each keeps its own weights" in caplog.text) == (name == "best")
+        predict = ["predict", "--data.predict_path", str(tmp_path / "in.csv"), "--predictions.path"]
+        ncmtl(tmp_path, *predict, "one.jsonl", "--model", str(tmp_path / name))
+        ncmtl(tmp_path, *predict, "two.jsonl", "--ckpt_path", path)
+        one, two = (
+            [json.loads(line) for line in (tmp_path / f"{each}.jsonl").read_text().splitlines()]
+            for each in ("one", "two")
+        )
+        assert_same_predictions(one, two)
+        found[name] = sum(p.numel() for p in load(tmp_path / name).parameters())
+    assert found["best"] > found["last"]
 
 
 @pytest.mark.parametrize("tokenizer", ["bpe", "ready"])

@@ -27,7 +27,7 @@ SMALL = {
     "clustering": {"warmup_epochs": 7},
     "model": {"init_args": {"optimizer": {"init_args": {"lr": 0.01, "weight_decay": 0.0}}}},
     "data": {"batches": {"size": 32}, "split": {"validation_size": 0.2}},
-    "checkpoint": {"monitor": "val/AUROC"},
+    "checkpoint": {"monitor": "auto"},
     "report": {"pictures": False},
 }
 

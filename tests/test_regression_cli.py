@@ -41,7 +41,7 @@ SETTINGS: dict[str, Any] = {
         }
     },
     "clustering": {"warmup_epochs": 6},
-    "checkpoint": {"monitor": "val/rmse", "mode": "min"},
+    "checkpoint": {"monitor": "val/rmse"},
     "report": {"pictures": False},
     "trainer": {"max_epochs": 12, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"},
 }
@@ -143,10 +143,6 @@ def test_two_processes_agree_with_one(folder: Path) -> None:
     ("arguments", "message"),
     [
         (["--data.labels.regression", "true", "--checkpoint.monitor", "val/accuracy"], "and no task has classes"),
-        (
-            ["--checkpoint.mode", "max"],
-            "ResumableCheckpoint monitors 'val/rmse' with the mode 'max', which keeps the worst",
-        ),
         (["--data.labels.regression", "false"], "model.metrics has 'R2Score', which is a metric of numbers"),
         (["--data.labels.regression", "[p77]"], "data.labels.regression has 'p77', which is none of the domains p0"),
         (["--data.labels.weights", "{2: 3.0}"], r"data.labels.weights has 2, which is none of the classes [0, 1]"),
@@ -218,7 +214,7 @@ def test_systems_are_compared_by_their_error(folder: Path, monkeypatch: pytest.M
 
 
 def test_the_pooled_metric_may_be_compared_by(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monitor = {"monitor": "val/R2Score_pooled", "mode": "max"}
+    monitor = {"monitor": "val/R2Score_pooled"}
     common = {"trainer": {"max_epochs": 2}, "clustering": {"warmup_epochs": 1}, "checkpoint": monitor}
     compare(
         folder,

@@ -1,10 +1,12 @@
 """What a source of documents has to offer."""
 
 import hashlib
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from numbers import Integral
+from decimal import Decimal
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +14,13 @@ from lightning_ncmtl.errors import InputError
 
 Split = Literal["train", "test", "unlabel"]
 Label = str | int  # in this order: what reads settings must not make numbers of texts such as "+1"
-Given = Label | float  # what rows may have: fractions, too, which are no classes
+Given = Label | float  # what rows may have: fractions, too
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
+
+# How gaps in a column of labels are written, in lower case: words of R, pandas, SQL, Weka and SAS; codes of others
+_WORDS = {"na", "n/a", "<na>", "nan", "+nan", "-nan", "nat", "nil", "none", "null", "(null)", "<null>", "\\n", "?", "."}
+_CODES = {"#n/a", "#n/a n/a", "#na", "#null!", "#div/0!", "#value!", "#ref!", "#name?", "#num!", "1.#ind", "1.#qnan"}
+GAPS = frozenset(_WORDS | _CODES | {"-1.#ind", "-1.#qnan"})
 
 
 class Document(NamedTuple):
@@ -32,14 +40,23 @@ class Document(NamedTuple):
     group: str = ""
 
 
+class Gap(str):
+    """A label that is a word for a gap (:data:`GAPS`): it is missing, unless the classes have it."""
+
+
 class Problem(NamedTuple):
-    """Something that could not be read and was left out: ``where`` it stands (``file:line``), and ``what`` is wrong."""
+    """Something that could not be read and was left out: ``where`` it stands (``file:line``), and ``what`` is wrong.
+
+    Of other kinds nothing is left out: a ``note`` says how something is read, and a ``cause`` is a problem that was
+    told before, of a file of which nothing could be used.
+    """
 
     where: str
     what: str
+    kind: Literal["left out", "note", "cause"] = "left out"
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
+        return f"{self.where}: {self.what}" if self.where else self.what
 
 
 class Source(ABC):
@@ -127,11 +144,31 @@ def choose(domains: Collection[str] | None, known: Collection[str], corpus: str)
 
 
 def plain_label(label: object) -> Label:
-    """A label as all sources give it: a whole number (also one written as text), or a text without space around it."""
+    """A label as all sources give it: numbers of the same value are the same label, however they are written.
+
+    Returns:
+        A whole number, also one written as text or with zeros behind its point; a fraction as the shortest text of its
+        value; any other text without space around it, which numbers of more than 18 digits are.
+    """
     if isinstance(label, Integral):
         return int(label)
-    text = str(label).strip()
-    return int(text) if re.fullmatch(r"-?\d{1,18}", text, re.ASCII) else text
+    text = repr(float(label)) if isinstance(label, Real) else str(label).strip()
+    if len(text) > 40 or not _NUMBER.fullmatch(text):
+        return text
+    number = Decimal(text)
+    if abs(number) >= 10**18 or not math.isfinite(value := float(number)):
+        return text
+    return int(number) if number == int(number) else repr(value)
+
+
+def number_of(label: Label) -> Decimal | None:
+    """The value of a label that is a number, as :func:`plain_label` gives it; a fraction is one, too."""
+    return Decimal(label) if isinstance(label, int) or _NUMBER.fullmatch(label) else None
+
+
+def is_fraction(label: Label) -> bool:
+    """Whether :func:`plain_label` has made a label of a fraction."""
+    return isinstance(label, str) and (number := number_of(label)) is not None and abs(number) < 10**18
 
 
 def fingerprint_files(settings: Mapping[str, object], files: Iterable[Path]) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, choose, fingerprint_files
-from lightning_ncmtl.datamodules.sources.files import convert, read_lines
+from lightning_ncmtl.datamodules.sources.files import convert
+from lightning_ncmtl.datamodules.sources.text_files import read_lines
 from lightning_ncmtl.errors import InputError
 
 

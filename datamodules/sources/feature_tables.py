@@ -2,18 +2,17 @@
 
 import math
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_ncmtl.datamodules.sources.arrays import CELL, SUFFIXES, read_arrays
 from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, choose, fingerprint_files
-from lightning_ncmtl.datamodules.sources.files import Rows, convert, find_files, find_reader, read_rows
-from lightning_ncmtl.datamodules.sources.rows import Layout, clean, domain_name, domain_of_file, short
+from lightning_ncmtl.datamodules.sources.columns import describe, find_column, fold, match_columns
+from lightning_ncmtl.datamodules.sources.files import Rows, convert, find_files, find_reader, read_rows, tell_cause
+from lightning_ncmtl.datamodules.sources.rows import Layout, cell_text, domain_name, domain_of_file, short
 from lightning_ncmtl.errors import InputError
-
-_WHOLE = re.compile(r"\s*(-?\d+)\.0*\s*")  # how whole numbers are written in a column with gaps
 
 
 class _Columns(NamedTuple):
@@ -31,7 +30,8 @@ class FeatureTables(Source):
     In files of arrays (see :func:`lightning_ncmtl.datamodules.sources.arrays.read_arrays`) the columns of a matrix
     ``X`` are ``X1``, ``X2``, ... MATLAB's cell arrays have a task in each cell, which is called by its number.
 
-    Names of columns may be patterns: ``X*`` are all whose names start with an X.
+    Names of columns may be patterns: ``X*`` are all whose names start with an X. Case and outer spaces make no
+    difference, unless two columns differ in nothing else.
 
     Args:
         path: Files of the training split.
@@ -163,7 +163,8 @@ class FeatureTables(Source):
             for file in others:
                 found = self._columns_of(file)
                 for name in ("features", "labels"):
-                    if odd := sorted({*getattr(columns, name)} ^ {*getattr(found, name)}):
+                    ours, theirs = ({fold(column): column for column in getattr(of, name)} for of in (columns, found))
+                    if odd := sorted((ours | theirs)[column] for column in ours.keys() ^ theirs.keys()):
                         raise InputError(
                             f"{file} has other {name} than {first}: {odd[0]!r} is only in one of them, so set "
                             f"data.source.{name.removesuffix('s')} to columns that both have"
@@ -175,14 +176,16 @@ class FeatureTables(Source):
         names = _names(file)
         labels = self.label
         if isinstance(labels, list):
-            labels = {column: column for column in _match(labels, names, file, "set data.source.label")}
+            labels = {column.strip(): column for column in _match(labels, names, file, "set data.source.label")}
         used = [*labels.values()] if isinstance(labels, dict) else [labels]
-        if not (self.multi_label and ".jsonl" in file.suffixes):  # in which empty labels may be left out
-            _need(used, names, file, "set data.source.label")
-        _need(self._others(), names, file, "set data.source.task and data.source.id")
-        by = [] if self.split_by is None else [self.split_by]
-        _need(by, names, file, "set data.source.split_by")
-        others = {*used, *self._others(), *by, *([CELL] if file.suffix.lower() in SUFFIXES else [])}
+        if self.multi_label and ".jsonl" in file.suffixes:  # in which empty labels may be left out
+            used = [column for column in used if find_column(column, names) is not None]
+        others = {
+            *_need(used, names, file, "set data.source.label"),
+            *_need(self._others(), names, file, "set data.source.task and data.source.id"),
+            *_need([] if self.split_by is None else [self.split_by], names, file, "set data.source.split_by"),
+            *([CELL] if file.suffix.lower() in SUFFIXES else []),
+        }
         if self.columns is None:
             features = [name for name in names if name not in others]
         else:
@@ -202,7 +205,7 @@ class FeatureTables(Source):
                 found.add(domain_of_file(file))
             else:
                 rows = (item for item in _rows(file, [task]) if not isinstance(item, Problem))
-                found |= {domain_name(_plain(row[task])) for row, _ in rows}
+                found |= {domain_name(row[task]) for row, _ in rows}
         if not (named := [name for name in found if name is not None]):
             raise InputError(f"no row names a task in {self.task!r}: set data.source.task")
         return sorted(named)
@@ -210,16 +213,15 @@ class FeatureTables(Source):
     def _read(self, file: Path, layout: Layout, features: Sequence[str]) -> Iterator[Document | Problem]:
         columns = dict.fromkeys([*features, *layout.columns, *([] if self.id is None else [self.id])])
         rows = _rows(file, list(columns), layout.optional)
-        return convert(rows, partial(self._document, layout, features, domain_of_file(file)))
+        return tell_cause(convert(rows, partial(self._document, layout, features, domain_of_file(file))))
 
     def _document(
         self, layout: Layout, features: Sequence[str], home: str, row: dict[str, Any], where: str
     ) -> Document | None:
-        row = row | {column: _plain(row.get(column)) for column in layout.columns}
         document = layout.document(row, where, home)
         if document is None:
             return None
-        name = "" if self.id is None or row[self.id] is None else clean(str(row[self.id])).strip()
+        name = "" if self.id is None else cell_text(row[self.id])
         return self._complete(document._replace(text=name), row, features)
 
     def _complete(self, document: Document, row: dict[str, Any], features: Sequence[str]) -> Document:
@@ -228,7 +230,15 @@ class FeatureTables(Source):
 
 
 def _rows(file: Path, columns: Collection[str] = (), optional: Collection[str] = ()) -> Rows:
-    return read_arrays(file) if file.suffix.lower() in SUFFIXES else read_rows(file, columns, optional)
+    if file.suffix.lower() not in SUFFIXES:
+        return read_rows(file, columns, optional)
+    return convert(read_arrays(file), lambda row, where: (_rename(row, columns), where))
+
+
+def _rename(row: dict[str, Any], columns: Collection[str]) -> dict[str, Any]:
+    if all(column in row for column in columns):
+        return row
+    return dict(zip(match_columns(columns, list(row)), row.values(), strict=True))
 
 
 def _names(file: Path) -> list[str]:
@@ -247,26 +257,22 @@ def _match(patterns: Collection[str], names: Collection[str], file: Path, way_ou
     """The columns that have these names, or fit patterns with ``*``; an InputError if there are none."""
     found: dict[str, None] = {}
     for pattern in patterns:
-        expression = re.compile(".*".join(map(re.escape, pattern.split("*"))))
-        fitting = list(filter(expression.fullmatch, names)) if "*" in pattern else []
-        _need([] if fitting else [pattern], names, file, way_out)
-        found |= dict.fromkeys(fitting or [pattern])
+        fitting = _fitting(pattern, names) or _fitting(fold(pattern), names, fold) if "*" in pattern else []
+        found |= dict.fromkeys(fitting or _need([pattern], names, file, way_out))
     return list(found)
 
 
-def _need(columns: Collection[str], names: Collection[str], file: Path, way_out: str) -> None:
-    """Raise an InputError where a column is missing."""
-    if missing := sorted({*columns} - {*names}):
-        shown = ", ".join(map(repr, list(names)[:20])) + (", ..." if len(names) > 20 else "")
-        raise InputError(f"{file}:1: no column {missing[0]!r} among {shown}: {way_out}")
+def _fitting(pattern: str, names: Iterable[str], how: Callable[[str], str] = str) -> list[str]:
+    expression = re.compile(".*".join(map(re.escape, pattern.split("*"))))
+    return [name for name in names if expression.fullmatch(how(name))]
 
 
-def _plain(value: object) -> object:
-    """A whole number also where gaps in its column have made it a float; ``None`` for NaN."""
-    if isinstance(value, float):
-        return None if math.isnan(value) else int(value) if value.is_integer() else value
-    whole = _WHOLE.fullmatch(value) if isinstance(value, str) else None
-    return whole[1] if whole else value
+def _need(columns: Collection[str], names: Collection[str], file: Path, way_out: str) -> list[str]:
+    """The names that these columns have in a file; an InputError where one is missing."""
+    found = {column: find_column(column, names) for column in sorted({*columns})}
+    if missing := [column for column, name in found.items() if name is None]:
+        raise InputError(f"{file}:1: no column {describe(missing[0], names)}: {way_out}")
+    return [name for name in found.values() if name is not None]
 
 
 def _numbers(row: dict[str, Any], names: Sequence[str]) -> list[float]:

@@ -1,6 +1,7 @@
 """Datasets of the Hugging Face hub, or in its formats on disk."""
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -95,8 +96,9 @@ class HuggingFace(Source):
                 yield Problem(place, f"the configuration has no split {self._names[split]!r}")
                 continue
             data = parts[home].select_columns(layout.columns)
-            rows = _rows(data, f"{place}[{self._names[split]}]")
-            yield from convert(rows, partial(_document, layout, _classes(data), home))
+            rows, classes = _rows(data, f"{place}[{self._names[split]}]"), _classes(data)
+            named = replace(layout, gaps=self.label not in classes)  # a class may well be called "none"
+            yield from convert(rows, partial(_document, named, classes, home))
 
     def fingerprint(self) -> str:
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}

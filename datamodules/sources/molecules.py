@@ -29,7 +29,7 @@ class Molecules(FeatureTables):
         task: As for :class:`FeatureTables`.
         id: As for :class:`FeatureTables`; by default the SMILES as it is written.
         split_by: What is not divided: molecules of one ``scaffold`` (Bemis & Murcko, 1996), those without rings being
-            of the same; those that have the same in a column; or, if ``null``, only copies.
+            of the same; those that have the same in a column; or, by default, only copies.
         groups: As for :class:`FeatureTables`.
         radius: Bonds from the atom in the middle of a substructure to its rim; 2 is known as ECFP4.
         bits: Length of the fingerprint. Substructures that share a bit are not told apart.
@@ -48,7 +48,7 @@ class Molecules(FeatureTables):
         label: str | list[str] | dict[str, str] = "label",
         task: str | None = None,
         id: str | None = None,
-        split_by: str | None = _SCAFFOLD,
+        split_by: str | None = None,  # as of other sources, whose defaults the command line keeps
         groups: dict[str, list[str]] | None = None,
         radius: int = 2,
         bits: int = 2048,

@@ -1,13 +1,17 @@
 """From a row of a table to a document."""
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from lightning_ncmtl.datamodules.sources.base import Document, Given, plain_label
+from lightning_ncmtl.datamodules.sources.base import GAPS, Document, Gap, Given, plain_label
 from lightning_ncmtl.errors import InputError
+
+_WHOLE = re.compile(r"(-?\d+)\.0*", re.ASCII)  # how whole numbers are written in a column with gaps
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class Layout:
         domain: Column of the domain, if there is one.
         domains: The domains whose documents are read; all by default.
         group: Column of the group, if there is one.
+        gaps: Whether labels may be words for gaps, such as ``NA``.
     """
 
     text: tuple[str, ...]
@@ -27,6 +32,7 @@ class Layout:
     domain: str | None = None
     domains: Collection[str] | None = None
     group: str | None = None
+    gaps: bool = True
 
     @property
     def columns(self) -> list[str]:
@@ -52,13 +58,18 @@ class Layout:
         text = "\n".join(_text(row[column], column) for column in parts)
         group = "" if self.group is None else _group(row[self.group], self.group)
         if isinstance(self.label, Mapping):
-            found = {domain: _label(row.get(column), column) for domain, column in self.label.items()}
+            found = {domain: self._label(row.get(column), column) for domain, column in self.label.items()}
             known = {domain: label for domain, label in found.items() if label is not None}
             return Document(text, known, where, group=group)
-        label = None if self.label is None else _label(row[self.label], self.label)
+        label = None if self.label is None else self._label(row[self.label], self.label)
         domain = home if self.domain is None else _domain(row[self.domain], self.domain)
         used = self.domains is None or domain in self.domains
         return Document(text, {domain: label}, where, group=group) if used else None
+
+    def _label(self, value: object, column: str) -> Given | None:
+        label = _label(value, column)
+        is_gap = self.gaps and isinstance(label, str) and label.lower() in GAPS
+        return Gap(label) if is_gap else label
 
 
 def check_columns(text: str | list[str], label: object) -> tuple[str, ...]:
@@ -75,9 +86,18 @@ def clean(text: str) -> str:
 
 def domain_name(value: object) -> str | None:
     """The domain that a cell names, if it does."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value) if abs(value) < 10**18 else None
-    return clean(value).strip() or None if isinstance(value, str) else None
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        return None
+    if not isinstance(value, str) and not (math.isfinite(value) and value == value // 1 and abs(value) < 10**18):
+        return None
+    return _name(value) or None
+
+
+def cell_text(value: object) -> str:
+    """What a cell has, as text: empty if nothing; a whole number also where gaps in its column made it a fraction."""
+    if value is None or value != value:  # NaN
+        return ""
+    return clean(str(int(value) if isinstance(value, float) and value.is_integer() else value)).strip()
 
 
 def domain_of_file(file: Path) -> str:
@@ -99,16 +119,25 @@ def _domain(value: object, column: str) -> str:
 
 
 def _group(value: object, column: str) -> str:
-    if value is not None and not isinstance(value, str | int | float):
+    if value is not None and not isinstance(value, str | int | float | Decimal):
         raise ValueError(f"expected a group in {column!r}, a number or a text, found {short(value)}")
-    return "" if value is None else clean(str(value)).strip()
+    name = _name(value)
+    return "" if name.lower() in GAPS else name
+
+
+def _name(value: object) -> str:
+    """As :func:`cell_text`, where texts may have been written by what made whole numbers fractions."""
+    text = cell_text(value)
+    return whole[1] if (whole := _WHOLE.fullmatch(text)) else text
 
 
 def _label(value: object, column: str) -> Given | None:
     if isinstance(value, str):
         return plain_label(clean(value)) if value.strip() else None
-    if value is None:
+    if value is None or value != value:  # NaN
         return None
+    if isinstance(value, Decimal):
+        return plain_label(str(value))
     if isinstance(value, int | float) and value == value // 1 and abs(value) < 10**18:
         return int(value)
     if isinstance(value, float) and math.isfinite(value):  # whether its task is to predict a number is not known here

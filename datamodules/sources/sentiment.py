@@ -7,7 +7,8 @@ from itertools import chain
 from pathlib import Path
 
 from lightning_ncmtl.datamodules.sources.base import Document, Label, Problem, Source, Split, choose, fingerprint_files
-from lightning_ncmtl.datamodules.sources.files import convert, read_lines
+from lightning_ncmtl.datamodules.sources.files import convert
+from lightning_ncmtl.datamodules.sources.text_files import read_lines
 from lightning_ncmtl.errors import InputError
 
 Lines = Iterable[tuple[str, str] | Problem]

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from lightning_ncmtl.datamodules.sources.base import Document, Problem, Source, Split, choose, fingerprint_files
-from lightning_ncmtl.datamodules.sources.files import convert, find_files, find_reader, read_rows
+from lightning_ncmtl.datamodules.sources.files import convert, find_files, find_reader, read_rows, tell_cause
 from lightning_ncmtl.datamodules.sources.rows import Layout, check_columns, domain_of_file
 from lightning_ncmtl.errors import InputError
 
@@ -18,7 +18,8 @@ class Tables(Source):
     Files of a split are given by name, or by a pattern such as ``corpus/**/*.csv``. Each is a domain, named as the file
     is up to the first dot, unless a column tells the domain, or each domain has a label in every document.
 
-    Labels are whole numbers or names. An empty one is unknown.
+    Labels are numbers or names. An empty one is unknown, and so is a word for a gap, such as ``NA``. Case and outer
+    spaces of the names of columns make no difference.
 
     Args:
         train: Files of the training split.
@@ -88,10 +89,10 @@ class Tables(Source):
             first, *others = files[home]
             if by_file and others:
                 names = ", ".join(repr(str(other)) for other in others[:5]) + (", ..." if len(others) > 5 else "")
-                yield Problem(str(first), f"taken together with {names} as the domain {home!r}")
+                yield Problem(str(first), f"taken together with {names} as the domain {home!r}", "note")
             for file in files[home]:
                 rows = read_rows(file, layout.columns, layout.optional)
-                yield from convert(rows, partial(layout.document, home=home))
+                yield from tell_cause(convert(rows, partial(layout.document, home=home)))
 
     def fingerprint(self) -> str:
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
@@ -123,7 +124,7 @@ class Tables(Source):
         for item in self.read("train"):
             if isinstance(item, Document):
                 found.update(item.labels)
-            else:
+            elif item.kind != "note":
                 problem = problem or f" ({item})"
         if not found:
             raise InputError(f"no training document names a domain in {self.domain!r}: set data.source.domain{problem}")

@@ -55,7 +55,8 @@ def find_measure(monitor: str | None, metrics: Iterable[str], classes: bool = Tr
     """What systems are compared by whose best epoch is chosen by ``monitor``.
 
     Args:
-        monitor: What chooses the epoch, such as ``val/AUROC``; ``None`` for the last one.
+        monitor: What chooses the epoch, such as ``val/AUROC``; ``auto`` for the first metric, ``None`` for the last
+            epoch.
         metrics: The metrics that a model has beside accuracy or error, and loss.
         classes: Whether any task has classes; else all predict numbers.
 
@@ -73,7 +74,8 @@ def find_measure(monitor: str | None, metrics: Iterable[str], classes: bool = Tr
     """
     found = TaskMetrics([], list(metrics))
     otherwise = "accuracy" if classes else "rmse"
-    name = next(iter(found.scores), otherwise) if monitor is None else monitor.removeprefix("val/")
+    first = next(iter(found.scores), otherwise)
+    name = first if monitor in (None, "auto") else str(monitor).removeprefix("val/")
     name = name if name in found.directions.keys() - {"loss", "accuracy_clean"} else otherwise
     return Measure(name, found.directions[name], monitor is not None)
 

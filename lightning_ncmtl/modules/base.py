@@ -272,7 +272,7 @@ class MultiTaskModule(LightningModule):
                 raise InputError(f"{who} with the mode {mode!r}, which keeps the worst: set its mode to {better}")
             if name in ("accuracy", "accuracy_clean", "rmse") and name not in known:
                 kind = "predicts numbers" if name == "rmse" else "has classes"
-                raise InputError(f"{who}, and no task {kind}: set its monitor, such as checkpoint.monitor, to val/loss")
+                raise InputError(f"{who}, and no task {kind}: set its monitor, such as checkpoint.monitor, to another")
 
     def _encoders_of_words(self) -> list[Any]:
         """One encoder per embedding table: a table that several of them share is filled once."""

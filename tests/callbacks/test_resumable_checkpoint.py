@@ -133,3 +133,36 @@ def test_it_comes_last_under_both_packages(first: bool, tmp_path: Path) -> None:
         assignment = content["callbacks"]["NetworkClusteringCallback(heads)"]["layers"]["heads"]["assignment"]
         assert (assignment is not None) == (step > 2)
         assert assignment is None or unshared(rows_of(model), assignment) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "monitor", "expected"),
+    [
+        ({}, "auto", ("val/accuracy", "max")),
+        ({"metrics": ["AUROC", "F1Score"]}, "auto", ("val/AUROC", "max")),
+        ({"metrics": ["CalibrationError", "AUROC"]}, "auto", ("val/CalibrationError", "min")),
+        ({"num_classes": 0, "regression_tasks": [0, 1]}, "auto", ("val/rmse", "min")),
+        ({"num_classes": 0, "regression_tasks": [0, 1], "metrics": ["R2Score"]}, "auto", ("val/R2Score", "max")),
+        ({"regression_tasks": [1]}, "auto", ("val/accuracy", "max")),
+        ({}, "val/loss", ("val/loss", "min")),
+        ({}, "val/accuracy/1", ("val/accuracy/1", "max")),
+        ({}, "val/own", ("val/own", "max")),
+        ({}, None, (None, "max")),
+    ],
+)
+def test_what_is_monitored_follows_from_the_metrics(
+    settings: dict[str, Any], monitor: str | None, expected: tuple[str | None, str], tmp_path: Path
+) -> None:
+    checkpoint = ResumableCheckpoint(tmp_path, monitor=monitor, mode="max")
+    trainer = Trainer(logger=False, accelerator="cpu", callbacks=[checkpoint], default_root_dir=tmp_path)
+    model = NCMTL(torch.nn.Linear(2, 3), 2, **settings)
+    checkpoint.setup(trainer, model, "fit")
+    assert (checkpoint.monitor, checkpoint.mode) == expected
+    assert checkpoint.kth_value == (-torch.inf if expected[1] == "max" else torch.inf)
+
+
+def test_other_models_are_monitored_by_the_accuracy_that_they_log(tmp_path: Path) -> None:
+    checkpoint = ResumableCheckpoint(tmp_path, monitor="auto")
+    trainer = Trainer(logger=False, accelerator="cpu", callbacks=[checkpoint], default_root_dir=tmp_path)
+    checkpoint.setup(trainer, LightningModule(), "fit")
+    assert (checkpoint.monitor, checkpoint.mode) == ("val/accuracy", "max")

@@ -12,7 +12,7 @@ from table_files import compress
 
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.sources import Tables
-from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.errors import InputError, find_message, forget_left_out
 
 FEW: dict[str, Any] = {"validation_size": 2, "min_frequency": 1, "batch_size": 4}
 ROWS = [f"word{number} fine,{number % 2}" for number in range(8)]
@@ -106,6 +106,26 @@ def test_a_wrong_column_in_one_of_several_files(tmp_path: Path, log: pytest.LogC
     assert lines(log, "no column") == [f"train: {other}:1: no column 'text' among 'body', 'label'; the file is skipped"]
     assert lines(log, "left out") == ["train: 'other' has no documents: the domain is left out"]
     assert "has no documents in its train split" in refused(lambda: use(module(tmp_path, domains=["good", "other"])))
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "cause"),
+    [
+        (ROWS, "body,label", "1: no column 'text' among 'body', 'label'; the file is skipped"),
+        ([], "text,label", "1: empty: the file has no rows"),
+        ([f"{row},more" for row in ROWS], "text,label", "2: expected 2 fields, found 3"),
+    ],
+)
+@pytest.mark.parametrize("domain", [None, "label"])
+def test_a_later_error_names_the_file_that_gave_nothing(
+    tmp_path: Path, rows: list[str], header: str, cause: str, domain: str | None
+) -> None:
+    forget_left_out()
+    table(tmp_path / "good.csv", *ROWS)
+    other = table(tmp_path / "other.csv", *rows, header=header)
+    use(make_data(Tables(f"{tmp_path}/*.csv", domain=domain), **FEW))
+    assert find_message(InputError("too few tasks")) == f"too few tasks; left out before: {other}:{cause}"
+    forget_left_out()
 
 
 def test_nothing_but_a_wrong_column(tmp_path: Path) -> None:
@@ -252,9 +272,9 @@ def test_newlines_in_fields(tmp_path: Path, log: pytest.LogCaptureFixture) -> No
 def test_nothing_but_rows_that_are_too_long(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     file = table(tmp_path / "a.csv", *['"a\nb",1,2'] * 8)
     assert refused(lambda: use(module(tmp_path))) == (
-        f"there are no documents in the train split; {file}:2: expected 2 fields, found 3"
+        f"there are no documents in the train split; {file}:2: expected 2 fields, found 3, over 2 lines"
     )
-    assert lines(log, "expected")[1] == f"train: {file}:4: expected 2 fields, found 3"
+    assert lines(log, "expected")[1] == f"train: {file}:4: expected 2 fields, found 3, over 2 lines"
     assert log.messages[-2:] == [
         "train: 'a' has no documents: the domain is left out",
         "train: and 3 more problems",
@@ -264,8 +284,8 @@ def test_nothing_but_rows_that_are_too_long(tmp_path: Path, log: pytest.LogCaptu
 def test_a_quote_that_is_never_closed(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     table(tmp_path / "good.csv", *ROWS)
     file = table(tmp_path / "open.csv", *ROWS, '"never closed,1', *ROWS)
-    assert sum(text.startswith("open") for text in use(module(tmp_path))["train"]) == 6
-    assert lines(log, "CSV") == [f"train: {file}:10: cannot be read as CSV: unexpected end of data"]
+    assert sum(text.startswith("open") for text in use(module(tmp_path))["train"]) == 14
+    assert lines(log, "quote") == [f"train: {file}:10: a quote is not closed in this line, which is left out"]
 
 
 def test_a_domain_without_training(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:

@@ -179,31 +179,65 @@ def test_the_division_does_not_depend_on_whether_the_test_split_is_read(monkeypa
         assert alone.train.tolist() == joint.train.tolist()
 
 
-def test_shares_that_leave_a_domain_without_documents_are_refused() -> None:
-    documents: Any = {(d, "train"): [(f"{d}{n} text", n % 2) for n in range(4)] for d in "abc"}
-    refused = 0
-    for seed in range(8):
-        try:
-            division = divide(Fixed(documents), validation_size=0.4, test_size=0.4, seed=seed)
-        except InputError:
-            refused += 1
-            continue
-        for part in (division.train, division.validation, division.test):
-            assert set(division.tasks[part]) == {0, 1, 2}
-    assert refused < 8
+def tiny(**sizes: int) -> Fixed:
+    documents: Any = {(d, "train"): [(f"{d}{n} {n * n} text", n % 2) for n in range(n)] for d, n in sizes.items()}
+    return Fixed(documents)
+
+
+@pytest.mark.parametrize("settings", [{"validation_size": 0.4}, {"folds": 3, "fold": 2}, {"validation_size": 2}])
+@pytest.mark.parametrize("test_size", [None, 0.3])
+def test_domains_with_too_few_documents_train_as_a_whole(
+    settings: dict[str, Any], test_size: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"a": 30, "b": 1, "c": 2, "d": 30}
+    with caplog.at_level("INFO"):
+        division = divide(tiny(**sizes), **settings, test_size=test_size)
+    evaluated = [division.validation, *([] if division.test is None else [division.test])]
+    lines = [message for message in caplog.messages if "divides" in message]
+    for domain, (name, size) in enumerate(sizes.items()):
+        trained = int((division.tasks[division.train] == domain).sum())
+        counts = [int((division.tasks[part] == domain).sum()) for part in evaluated]
+        assert trained + sum(counts) == size
+        assert 0 < trained < size or size < 3
+        assert trained > 0
+        assert all(counts) or size < 3
+        assert sum(repr(name) in line for line in lines) == counts.count(0)
+    assert all("divides no documents of 'b'" in line for line in lines)
+
+
+def test_what_trains_as_a_whole_takes_its_copies_and_groups_along() -> None:
+    """The documents of one domain are all in groups of the other's: these are never divided."""
+    for seed in range(10):
+        groups = [(f"{n} words {n * n}", "a", f"group{n % 10}") for n in range(40)]
+        groups += [(f"{n} other {n * n}", "b", "group0") for n in range(3)]
+        division = divide(Grouped(groups), validation_size=0.4, seed=seed)
+        parts = [{groups[place][2] for place in part} for part in (division.train, division.validation)]
+        assert parts[0].isdisjoint(parts[1])
+        assert "group0" in parts[0]
+        assert len(division.validation)
+
+
+def test_many_domains_are_not_all_named(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        divide(tiny(**{f"d{n:02d}": 1 for n in range(20)}, large=20), validation_size=0.2)
+    assert [message for message in caplog.messages if "divides" in message] == [
+        "train: data.split.validation_size 0.2 divides no documents of 'd00', 'd01', 'd02', 'd03', 'd04' and 15 "
+        "others: they are too few, and all train"
+    ]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"validation_size": 21}, "between 1 and 20, .* of 'b', found 21; or a share, such as 0.1"),
+        ({"validation_size": 300}, "between 1 and 299, .* of 'c', found 300; or a share, such as 0.1"),
+        ({"validation_size": 0}, "between 1 and 299, .* of 'c', found 0; or a share, such as 0.1"),
         (
             {"validation_size": 0.001},
             "data.split.validation_size 0.001 holds 0 of the 40 documents of 'a', .* choose another",
         ),
         ({"validation_size": 1.5}, "data.split.validation_size must be a share between 0 and 1, found 1.5"),
         ({"test_size": 0.0}, "data.split.test_size must be a share between 0 and 1, found 0.0"),
-        ({"folds": 50, "fold": 49}, "the fold 49 of 50 holds 0 of the .* choose fewer folds"),
+        ({"folds": 500, "fold": 499}, "the fold 499 of 500 holds 0 of the 40 .* choose fewer folds"),
     ],
 )
 def test_empty_parts_are_refused(settings: dict[str, Any], message: str) -> None:

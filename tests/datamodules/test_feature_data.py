@@ -264,12 +264,12 @@ def test_a_wide_table_without_any_label(tmp_path: Path) -> None:
         make_data(FeatureTables(write(tmp_path, table), label=["a", "b"]), **SHARES)
 
 
-def test_a_task_with_a_single_row(tmp_path: Path) -> None:
-    table = [*rows(), {**rows()[0], "kind": "alone", "name": "x"}]
-    message = "'alone' has a single document, which cannot be divided by data.split.test_size 0.2: leave it out of"
-    with pytest.raises(InputError, match=message):
-        make(tmp_path, table).setup("fit")
-    make(tmp_path, table, domains=["t0", "t1", "t2"]).setup("fit")
+def test_a_task_with_a_single_row_trains_with_it(tmp_path: Path) -> None:
+    data = make(tmp_path, [*rows(), {**rows()[0], "kind": "alone", "name": "x"}])
+    data.setup("fit")
+    task = data.domains.index("alone")
+    assert [(batch["task_ids"] == task).sum() for batch in data.val_dataloader()].count(0) == len(data.val_dataloader())
+    assert sum(int((batch["task_ids"] == task).sum()) for batch in data.train_dataloader()) == 1
 
 
 def test_labels_that_are_none_of_the_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

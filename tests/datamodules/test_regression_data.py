@@ -104,13 +104,16 @@ def test_rows_without_a_number_are_told(tmp_path: Path, caplog: pytest.LogCaptur
     assert data.corpus.read("train")["values"][:] == [[1], [2], [3.5]]
 
 
-def test_fractions_are_no_classes(tmp_path: Path) -> None:
+def test_fractions_among_classes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     WRITERS["parquet"](tmp_path / "a.parquet", [{"x": n, "label": n + 0.5} for n in range(9)])
-    with pytest.raises(
-        InputError,
-        match=r"there are no documents in the train split; .*a class of 'a' is a whole number or a text, found",
-    ):
-        make_data(FeatureTables(f"{tmp_path}/a.parquet")).setup("fit")
+    with caplog.at_level("INFO"):
+        data = make_data(FeatureTables(f"{tmp_path}/a.parquet"), validation_size=2)
+        data.setup("fit")
+    assert data.class_names == [f"{n}.5" for n in range(9)]
+    assert (
+        "train: 9 of the classes are fractions, such as 0.5 of 'a': set data.labels.regression where numbers are to be "
+        "predicted"
+    ) in caplog.messages
 
 
 def test_a_checkpoint_does_without_the_rows(tmp_path: Path) -> None:

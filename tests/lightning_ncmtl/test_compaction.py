@@ -226,6 +226,11 @@ def test_compiled_modules_give_a_plain_one(make_trainer: MakeTrainer, tmp_path: 
     assert not any(isinstance(module, torch._dynamo.OptimizedModule) for module in small.modules())
     assert not any("_orig_mod" in name for name in small.state_dict())
     torch.testing.assert_close(outputs(small), outputs(model), rtol=0, atol=1e-6)
+    save(small, tmp_path / "small")
+    for fresh in (Compiled(), torch.compile(Compiled(), backend="eager")):
+        loaded = load(tmp_path / "small", module=fresh)
+        assert not any(isinstance(module, torch._dynamo.OptimizedModule) for module in loaded.modules())
+        torch.testing.assert_close(outputs(loaded), outputs(small), rtol=0, atol=0)
     default = NetworkClusteringCallback(warmup_steps=2)  # finds the layer of ours, under its plain name
     make_trainer(max_epochs=1, callbacks=[default]).fit(Compiled())
     assert list(default.assignments) == ["cluster"]

@@ -1,3 +1,4 @@
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +38,26 @@ def test_fingerprints_follow_files_and_settings(tmp_path: Path) -> None:
     [
         ("3", 3),
         (" -1 ", -1),
-        ("+1", "+1"),
-        ("1e3", "1e3"),
+        ("+1", 1),
+        ("1e3", 1000),
+        ("1.0", 1),
+        ("-2.", -2),
+        (1.0, 1),
+        (Decimal("1.00"), 1),
+        ("1E+05", 100_000),
+        ("0.50", "0.5"),
+        (".5", "0.5"),
+        (0.5, "0.5"),
+        ("1.10.0", "1.10.0"),
+        ("9" * 19, "9" * 19),
+        ("1e400", "1e400"),
+        ("1e-400", "0.0"),
         ("0x10", "0x10"),
         (np.int64(2), 2),
         (True, 1),
         (" good ", "good"),
     ],
 )
-def test_labels_are_whole_numbers_or_texts(given: object, label: Label) -> None:
+def test_numbers_of_the_same_value_are_one_label(given: object, label: Label) -> None:
     assert plain_label(given) == label
     assert type(plain_label(given)) is type(label)

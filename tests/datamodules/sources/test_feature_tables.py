@@ -30,7 +30,8 @@ def documents(source: Source, domains: list[str] | None = None, split: Any = "tr
 
 
 def problems(source: Source) -> list[str]:
-    return [str(item) for item in source.read("train") if isinstance(item, Problem)]
+    items = list(source.read("train"))
+    return [str(item) for item in items if isinstance(item, Problem) and item.kind == "left out"]
 
 
 def plain(rows: list[Document]) -> list[tuple[Any, ...]]:

@@ -44,7 +44,7 @@ def fingerprint(smiles: str, radius: int = 2, bits: int = 2048) -> list[int]:
 def test_molecules_of_a_wide_table(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"assays.{suffix}"
     WRITERS[suffix](file, ROWS)
-    source = Molecules(str(file), **WIDE)
+    source = Molecules(str(file), split_by="scaffold", **WIDE)
     assert source.multi_label
     assert source.domains() == ["NR-A", "SR-B"]
     assert source.features() == [f"bit{bit}" for bit in range(64)]
@@ -55,7 +55,7 @@ def test_molecules_of_a_wide_table(tmp_path: Path, suffix: str) -> None:
     assert [row.group for row in found] == ["no ring", "c1ccccc1", "c1ccccc1", "no ring"]
     named = documents(Molecules(str(file), id="mol", split_by="mol", **WIDE))
     assert [(row.text, row.group) for row in named] == [(f"M{n}", f"M{n}") for n in (1, 2, 3, 4)]
-    assert {row.group for row in documents(Molecules(str(file), split_by=None, **WIDE))} == {""}
+    assert {row.group for row in documents(Molecules(str(file), **WIDE))} == {""}
 
 
 def test_molecules_of_a_long_table_with_other_fingerprints(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_molecules_of_a_long_table_with_other_fingerprints(tmp_path: Path) -> No
     rows = [{"structure": text, "assay": f"a{n % 2}", "active": "yes"} for n, text in enumerate(smiles)]
     write_csv(tmp_path / "a.csv", rows)
     settings: Any = {"smiles": "structure", "task": "assay", "label": "active"}
-    source = Molecules(f"{tmp_path}/a.csv", **settings, radius=1, bits=128)
+    source = Molecules(f"{tmp_path}/a.csv", **settings, radius=1, bits=128, split_by="scaffold")
     assert source.domains() == ["a0", "a1"]
     found = documents(source)
     assert [row.features for row in found] == [fingerprint(text, 1, 128) for text in smiles]
@@ -73,7 +73,7 @@ def test_molecules_of_a_long_table_with_other_fingerprints(tmp_path: Path) -> No
     assert [row.features for row in default] == [fingerprint(text) for text in smiles]
     prints = {
         Molecules(f"{tmp_path}/a.csv", **settings, **more).fingerprint()
-        for more in ({}, {"radius": 1}, {"bits": 128}, {"split_by": None}, {"split_by": "assay"}, {"id": "assay"})
+        for more in ({}, {"radius": 1}, {"bits": 128}, {"split_by": "scaffold"}, {"split_by": "assay"}, {"id": "assay"})
     }
     assert len(prints) == 6
 
@@ -92,7 +92,9 @@ def test_what_is_no_molecule_is_told_and_left_out(
 
 def test_a_cell_that_is_no_text(tmp_path: Path) -> None:
     WRITERS["jsonl"](tmp_path / "a.jsonl", [{"smiles": 7, "label": 1}, {"smiles": None, "label": 1}])
-    found = [str(item).split(": ")[1] for item in Molecules(f"{tmp_path}/a.jsonl").read("train")]
+    *items, cause = map(str, Molecules(f"{tmp_path}/a.jsonl").read("train"))
+    assert cause == items[0]
+    found = [item.split(": ")[1] for item in items]
     assert found == [f"expected the SMILES of a molecule in 'smiles', found {cell}" for cell in (7, None)]
 
 
@@ -135,7 +137,8 @@ def test_no_scaffold_is_divided(tmp_path: Path, settings: Any) -> None:
     smiles = [f"{'C' * length}{'N' * tail}{ring}" for ring in rings for length in (1, 2, 3) for tail in (0, 1)]
     smiles += ["C" * length for length in range(1, 30)]
     write_csv(tmp_path / "a.csv", [{"smiles": text, "label": int(rng.integers(2))} for text in rng.permutation(smiles)])
-    corpus = Corpus(Molecules(f"{tmp_path}/a.csv", bits=8), None, None, Cache(str(tmp_path / "cache")))
+    source = Molecules(f"{tmp_path}/a.csv", bits=8, split_by="scaffold")
+    corpus = Corpus(source, None, None, Cache(str(tmp_path / "cache")))
     texts = np.array(corpus.read("train")["text"])
     sizes = []
     for seed in range(20):
@@ -164,4 +167,4 @@ def test_the_command_line_builds_it() -> None:
     parser.add_subclass_arguments(Source, "source")
     settings = {"class_path": "lightning_ncmtl.datamodules.sources.Molecules", "init_args": {"path": "a.csv", **WIDE}}
     made = parser.instantiate_classes(parser.parse_object({"source": settings})).source
-    assert (made.label, made.bits, made.scaffold) == (["NR-*", "SR-*"], 64, True)
+    assert (made.label, made.bits, made.scaffold) == (["NR-*", "SR-*"], 64, False)

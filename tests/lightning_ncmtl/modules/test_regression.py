@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_refused(settings: dict[str, Any], message: str) ->
             *(
                 "val/accuracy",
                 "max",
-                "and no task has classes: set its monitor, such as checkpoint.monitor, to val/loss",
+                "and no task has classes: set its monitor, such as checkpoint.monitor, to another",
             ),
         ),
         ({"regression_tasks": None, "task_classes": None}, "val/rmse", "min", "and no task predicts numbers"),
