@@ -223,10 +223,12 @@ def assert_same_predictions(ours: list[dict[str, Any]], theirs: list[dict[str, A
     assert ours == [{**line, "probabilities": pytest.approx(line["probabilities"], rel=0, abs=1e-6)} for line in theirs]
 
 
-def test_export_of_named_targets(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("warmup", ["shared", "apart"])
+def test_export_of_named_targets(folder: Path, tmp_path: Path, warmup: str) -> None:
     """The clusters of what was named stand in the checkpoint's callback alone."""
-    targets = ["--clustering.targets", "[cluster_layers.0,head]", "--clustering.num_clusters", "[2,2]"]
-    ncmtl(folder, "fit", "--config", "small.yaml", "--run_dir", str(tmp_path / "run"), *targets)
+    targets = ["--clustering.targets", "[cluster_layers.0,{name: head}]", "--clustering.num_clusters", "[2,2]"]
+    settings = ["--run_dir", str(tmp_path / "run"), "--clustering.warmup", warmup]
+    ncmtl(folder, "fit", "--config", "small.yaml", *settings, *targets)
     path = str(tmp_path / "run/checkpoints/last.ckpt")
     ncmtl(folder, "export", "--ckpt_path", path, "--output", str(tmp_path / "small"))
     model = load(tmp_path / "small")

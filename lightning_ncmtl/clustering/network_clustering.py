@@ -15,7 +15,7 @@ from lightning_ncmtl.clustering.layout import NumClusters, find_layout
 from lightning_ncmtl.clustering.places import Places
 from lightning_ncmtl.clustering.settings import WARMUP_STEPS, check_kmeans, check_settings
 from lightning_ncmtl.clustering.start import check_alike, start_alike, start_apart
-from lightning_ncmtl.clustering.target_spec import TargetLike, plain, read_target, read_targets
+from lightning_ncmtl.clustering.target_spec import TargetLike, check_targets, plain, read_targets
 from lightning_ncmtl.clustering.targets import reshard
 from lightning_ncmtl.clustering.undone import warn_if_back
 from lightning_ncmtl.clustering.warmup import SharedWarmup
@@ -372,14 +372,10 @@ class NetworkClustering:
         """
         if (kind := state_dict["kind"]) != self.warmup:
             raise InputError(f"the checkpoint was trained with warmup={kind!r}, found {self.warmup!r}: choose the same")
-        theirs = {read_target(target).name: target for target in state_dict.get("targets") or ()}
-        for ours in self.targets or ():
-            before = theirs.get(read_target(ours).name, ours)
-            if read_target(before) != read_target(ours):  # the same numbers would be other tasks'
-                raise InputError(f"the checkpoint was trained with the target {before!r}, found {ours!r}: say the same")
-        states = self._states
+        check_targets(state_dict.get("targets"), self.targets)
+        before = self._states
         self._states = {name: LayerState.load(state) for name, state in state_dict["layers"].items()}
-        for name, state in states.items():
+        for name, state in before.items():
             if name in self._states and self._states[name].num_clusters is None:
                 state.forget_choice()
         self.tasks, self.steps = list(state_dict["tasks"]), state_dict["steps"]

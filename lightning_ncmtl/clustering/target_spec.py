@@ -101,6 +101,17 @@ def read_targets(given: Any) -> list[TargetLike] | None:
     return several
 
 
+def check_targets(before: Sequence[TargetLike] | None, now: Sequence[TargetLike] | None) -> None:
+    """Raise :class:`InputError` if targets of the same name are others: the same numbers would be other tasks'."""
+    known = {read_target(target).name: target for target in before or ()}
+    for target in now or ():
+        spec = read_target(target)
+        if read_target(known.get(spec.name, target)) != spec:
+            raise InputError(
+                f"the checkpoint was trained with the target {known[spec.name]!r}, found {target!r}: say the same"
+            )
+
+
 def plain(value: Any) -> Any:
     """Lists, dicts and ints in the place of what libraries have for them (OmegaConf, NumPy), and of tuples."""
     if isinstance(value, Mapping):

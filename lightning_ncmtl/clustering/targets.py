@@ -150,9 +150,15 @@ def _find_tasks(module: nn.Module, spec: TargetSpec) -> dict[str, str]:
 
 def _find_padding(module: nn.Module, named: Named) -> set[int]:
     """The row that an embedding has for padding, which belongs to nobody and never changes."""
-    holders = {path.split(".parametrizations.")[0].rpartition(".")[0] for path, _ in named}
-    owners = [uncompiled(module.get_submodule(holder)) for holder in holders]
-    found = [getattr(owner, "padding_idx", None) for owner in owners if isinstance(owner, _EMBEDDINGS)]
+    found = set()
+    for path, _ in named:
+        holder, parametrized, _ = path.partition(".parametrizations.")
+        holder = holder if parametrized else holder.rpartition(".")[0]
+        parts = holder.split(".") if holder else []
+        around = [uncompiled(module.get_submodule(".".join(parts[:length]))) for length in range(len(parts) + 1)]
+        # In a TaskModule, an embedding is one of a task, all of whose rows belong to it
+        if isinstance(around[-1], _EMBEDDINGS) and not any(isinstance(each, PerTask) for each in around):
+            found.add(around[-1].padding_idx)
     return {row for row in found if row is not None}
 
 

@@ -39,6 +39,7 @@ def started_by_torchrun(*arguments: object) -> None:
         ("heads", 3, "none", "apart", forked, 4 * 7),  # 33 documents on each rank, in batches of 5
         ("present_heads", 2, "find_unused", "apart", forked, 4 * 10),
         ("present_heads", 2, "find_unused", "shared", forked, 4 * 10),
+        ("rows", 2, "none", "shared", forked, 4 * 10),
         ("heads", 2, "spawn", "apart", ddp_fit.main, 4 * 10),
         ("heads", 2, "averages", "apart", forked, 4 * 10),
         ("heads", 2, "averages", "shared", forked, 4 * 10),

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import UserDict, UserList
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,9 @@ def test_lists_and_numbers_of_other_libraries() -> None:
     assert callback.clusters.num_clusters == [2, "auto"]
     assert callback.targets == ["out", {"name": "table", "dim": 1}]
     assert callback.clusters.task_names == ["a", "b", "c"]
+    other = NetworkClusteringCallback(2, UserList(["out", UserDict({"name": "table", "dim": 1})]))  # type: ignore[arg-type]
+    assert other.targets == callback.targets
+    assert type(other.targets) is list
     assert isinstance(NetworkClusteringCallback(np.int32(2)).clusters.num_clusters, int)  # type: ignore[arg-type]
 
 

@@ -41,7 +41,10 @@ class CompareRanks(Callback):
         torch.distributed.all_gather(states, state)
         self.unequal += any(not torch.equal(state, other) for other in states)
         for name, assignment in self.clustering.assignments.items():
-            if name == "heads":
+            if name == "out":
+                weight, bias = pl_module.out.weight.detach(), pl_module.out.bias.detach()
+                self.unshared += unshared(torch.cat([*weight.chunk(2), *bias.view(2, -1, 1)], 1), assignment)
+            elif name == "heads":
                 self.unshared += unshared(rows_of(pl_module), assignment)
             else:
                 self.unshared += unshared(pl_module.get_submodule(name).weight.detach().flatten(1), assignment)
@@ -70,11 +73,28 @@ class PresentHeads(Heads):
         return out
 
 
+class Rows(Heads):
+    """The mean of all tasks, then the scales."""
+
+    def __init__(self, lr: float) -> None:
+        super().__init__(lr)
+        del self.heads
+        self.out = torch.nn.Linear(8, 12)
+
+    def forward(self, x: Tensor, task_ids: Tensor) -> Tensor:
+        mean, scale = self.out(self.backbone(x).relu()).chunk(2, 1)
+        return (mean * scale.sigmoid()).gather(1, task_ids.unsqueeze(1)).squeeze(1)
+
+
+ROWS = {"name": "out", "rows_per_task": 2, "layout": "interleaved"}
+
+
 def heads(project: type[Heads], **settings: Any) -> tuple[Heads, NetworkClusteringCallback, dict[str, Any]]:
     torch.manual_seed(0)
     # 97 documents are not divisible by 2 or 3 ranks; batches of 5 lack one of the 6 tasks.
     loader = DataLoader(data(97), batch_size=5, shuffle=True)
-    callback = NetworkClusteringCallback(2, "heads", warmup_steps=4, freeze_after_epochs=2, **settings)
+    target = ROWS if project is Rows else "heads"
+    callback = NetworkClusteringCallback(2, target, warmup_steps=4, freeze_after_epochs=2, **settings)
     return project(lr=0.01), callback, {"train_dataloaders": loader, "val_dataloaders": DataLoader(data(31, 1))}
 
 
@@ -96,6 +116,7 @@ def main(folder: Path, project: str, devices: int, option: str, warmup: str) -> 
     model, callback, loaders = {
         "heads": partial(heads, Heads),
         "present_heads": partial(heads, PresentHeads),
+        "rows": partial(heads, Rows),
         "ncmtl": ncmtl,
     }[project](warmup=warmup)
     averages = [EMAWeightAveraging(decay=0.9)] if option == "averages" else []

@@ -297,6 +297,30 @@ def test_tasks_of_rows_have_their_numbers() -> None:
     assert find_targets(compiled, ["front"])[0].tasks == front.tasks
 
 
+def test_padding_of_other_embeddings() -> None:
+    """In bags, in a compiled or parametrised one; of a layer per task it is none of the tasks."""
+    module = nn.ModuleDict(
+        {
+            "bag": nn.EmbeddingBag(5, 3, padding_idx=0),
+            "scaled": nn.utils.parametrizations.weight_norm(nn.Embedding(5, 3, padding_idx=-1)),
+            "compiled": torch.compile(nn.Embedding(5, 3, padding_idx=2), backend="eager"),
+            "tasks": TaskModule(nn.Embedding(7, 3, padding_idx=0), 4),
+            "listed": nn.ModuleList(nn.Embedding(7, 3, padding_idx=0) for _ in range(4)),
+        }
+    )
+    for name, rows in (
+        ("bag", "1234"),
+        ("scaled", "0123"),
+        ("compiled", "0134"),
+        ("tasks", "0123"),
+        ("listed", "0123"),
+    ):
+        assert find_targets(module, [name])[0].tasks == list(rows), name
+    assert find_targets(module, ["tasks.module.weight"])[0].tasks == list("0123")
+    root = nn.Embedding(5, 3, padding_idx=0)
+    assert find_targets(root, ["weight"])[0].tasks == list("1234")
+
+
 def test_modules_that_are_named_alike_or_one_by_one() -> None:
     module = Rows()
     expected = torch.stack([nn.utils.parameters_to_vector(net.parameters()) for net in (module.a_net, module.b_net)])
