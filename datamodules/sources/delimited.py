@@ -28,7 +28,7 @@ def read_delimited(
     Args:
         file: The file.
         columns: The columns that are needed.
-        optional: None: a header names all.
+        optional: Not used: a header has them all.
         usual: The separator that such files mostly have. Where it finds no columns, others are tried.
     """
     header: list[str] | None = None
@@ -47,7 +47,7 @@ def read_delimited(
                 except csv.Error as error:
                     what = f"cannot be read as CSV: {error}"
                     if header is None:
-                        yield Problem(where, what)
+                        yield Problem(where, f"{what}; the file is skipped")
                         return
                     if len(lines.row) > 1:
                         what = "a quote is not closed in this line, which is left out"

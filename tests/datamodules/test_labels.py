@@ -76,6 +76,7 @@ def test_balanced_classes_weigh_the_same_in_all() -> None:
 def test_classes_have_the_weights_given() -> None:
     weights = weigh_classes(LABELLED, np.arange(6), CLASSES, {1: 10.0, "x": 0.5})
     assert weights.tolist() == [[1, 10, 0.5]] * 3
+    assert weigh_classes(LABELLED, np.arange(6), CLASSES, {"1.0": 10.0}).tolist() == [[1, 10, 1]] * 3
 
 
 @pytest.mark.parametrize(

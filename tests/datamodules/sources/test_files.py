@@ -96,7 +96,7 @@ def test_files_without_the_columns_are_skipped(tmp_path: Path) -> None:
         "parquet.parquet:1: no column 'label' among 'text', 'stars'; the file is skipped",
         "tsv.tsv:1: no column 'label' among 'text', 'stars'; the file is skipped",
         "twice.csv:1: 2 columns 'text' among 'text', 'text', 'label'; the file is skipped",
-        "unclosed.csv:1: cannot be read as CSV: unexpected end of data",
+        "unclosed.csv:1: cannot be read as CSV: unexpected end of data; the file is skipped",
     ]
     assert [item.labels for item in items if isinstance(item, Document)] == [{"fine": 1}]
 

@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from jsonargparse import ArgumentParser
 
 from lightning_ncmtl.datamodules.sources import Document, HuggingFace, Problem, Source
+from lightning_ncmtl.datamodules.sources.base import Gap
 from lightning_ncmtl.errors import InputError
 
 ROWS: dict[str, list[Any]] = {
@@ -95,6 +96,18 @@ def test_reads_a_folder_of_files(tmp_path: Path, kind: str) -> None:
     assert source.domains() == ["x", "y"]
     assert texts(source) == ["train", "b"]
     assert [item.labels for item in source.read("test") if isinstance(item, Document)] == [{"x": 1}, {"y": 0}]
+
+
+def test_words_for_gaps_are_missing_unless_the_dataset_names_them(tmp_path: Path) -> None:
+    stance = ClassLabel(names=["none", "for"])
+    named = Features(text=Value("string"), label=stance, of=Value("string"))
+    columns = {"text": ["a", "b"], "label": ["none", "for"], "of": ["x", "x"]}
+    for name, features in (("named", named), ("words", None)):
+        Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / name)
+        items = list(HuggingFace(str(tmp_path / name), domain="of").read("train"))
+        labels = [item.labels["x"] for item in items if isinstance(item, Document)]
+        assert labels == ["none", "for"]
+        assert [isinstance(label, Gap) for label in labels] == [name == "words", False]
 
 
 def test_configurations_may_be_domains(tmp_path: Path) -> None:
