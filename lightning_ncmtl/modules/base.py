@@ -207,13 +207,13 @@ class MultiTaskModule(LightningModule):
             batch: The batch; inputs are not needed.
 
         Returns:
-            Of entries with a label: ``index``, ``task_ids``, ``clean``, and whether the right class was found,
-            ``correct``, which is never so of numbers. ``None`` in the place of what the batch does not say.
+            Of entries with a label: ``index`` (``None`` where the batch has none), ``task_ids``, ``clean`` where the
+            batch has it, and whether the right class was found, ``correct``, which is never so of numbers.
         """
         labels, task_ids, values = batch["labels"], batch["task_ids"], batch.get("values")
         units = None if values is None else (self.value_mean, self.value_scale)
         self.metrics.update(outputs, labels, task_ids, batch.get("clean"), values, units)
-        given = {"index": batch.get("index"), "clean": batch.get("clean")}
+        given = {"index": batch.get("index")} | ({"clean": batch["clean"]} if "clean" in batch else {})
         outcome = given | {"task_ids": task_ids, "correct": outputs.argmax(1) == labels}
         known = labels != UNLABELLED if values is None else (labels != UNLABELLED) | ~values.isnan()
         return {name: None if each is None else each[known] for name, each in outcome.items()}
@@ -263,7 +263,7 @@ class MultiTaskModule(LightningModule):
     def _check_monitors(self) -> None:
         """Refuse callbacks that would take the worst for the best, or that wait for what there is not."""
         known = self.metrics.directions
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in getattr(self.trainer, "callbacks", ()):
             monitor, mode = getattr(callback, "monitor", None) or "", getattr(callback, "mode", None)
             name = monitor.removeprefix("val/").split("/")[0] if monitor.startswith("val/") else ""
             who = f"{type(callback).__name__} monitors {monitor!r}"

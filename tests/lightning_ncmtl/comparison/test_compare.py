@@ -140,7 +140,7 @@ def test_the_report_has_tables_and_figures(folder: Path) -> None:
     ]
     assert [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")] == titles
     assert "14 trainings with the seeds 1, 2" in text
-    assert "before its warm-up ends, NCMTL is HardShare" in text
+    assert "before its warm-up ends, NCMTL has no clusters" in text
     assert "**" in text
     assert "nan" not in text
     pairs = pd.read_csv(folder / "out" / "pairs.csv")
