@@ -12,6 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
+from torch import distributed as dist
 from torch.utils.data import DataLoader
 
 from lightning_ncmtl import NCMTL
@@ -141,3 +142,5 @@ def main(folder: Path, project: str, devices: int, option: str, warmup: str) -> 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
+    dist.barrier()  # threads of gloo that outlive the interpreter may abort it
+    dist.destroy_process_group()
