@@ -143,7 +143,10 @@ class Target:
     def _unstack(self, parameter: nn.Parameter) -> Tensor:
         """This rank's slice of a stacked parameter, ``[N, D]``; perhaps a view."""
         dim, cut = self._dims(parameter)
-        values = _slices.read(parameter, cut).movedim(dim, 0)
+        values = _slices.read(parameter, cut)
+        if not dim and self.order is None:  # as mostly, at each step several times
+            return values.reshape(len(values), -1)
+        values = values.movedim(dim, 0)
         if self.order is not None:
             values = values.index_select(0, self._index.to(values.device))
         return values.reshape(len(self.tasks), len(values) // len(self.tasks), *values.shape[1:]).flatten(1)
