@@ -36,7 +36,7 @@ class FeatureTables(Source):
     Args:
         path: Files of the training split.
         test_path: Files of the test split, if there is one.
-        features: Columns of the features; by default all others.
+        features: Columns of the features; by default all others that have a name.
         label: Column of the label, a whole number or a name; or the columns of several, which name the tasks, or
             stand behind these (``{task: column}``).
         task: Column of the task.
@@ -119,7 +119,11 @@ class FeatureTables(Source):
             choose(domains, self.domains(), "the table")
         labels = {task: columns.labels[task] for task in columns.labels if domains is None or task in domains}
         for file in self._find(split):
-            task = self._task_column(file, _names(file))
+            names = _names(file)
+            if self.columns is None and not all(map(str.strip, names)):
+                what = "a column without a name, such as the index of a data frame, is no feature"
+                yield Problem(str(file), what, "note")
+            task = self._task_column(file, names)
             layout = Layout((), labels if self.multi_label else str(self.label), task, domains, self.split_by)
             yield from self._read(file, layout, columns.features)
 
@@ -187,7 +191,7 @@ class FeatureTables(Source):
             *([CELL] if file.suffix.lower() in SUFFIXES else []),
         }
         if self.columns is None:
-            features = [name for name in names if name not in others]
+            features = [name for name in names if name not in others and name.strip()]
         else:
             features = _match(self.columns, names, file, f"set {self.columns_setting}")
         if not features:

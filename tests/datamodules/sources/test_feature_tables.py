@@ -318,3 +318,16 @@ def test_a_group_is_a_number_or_a_text(tmp_path: Path) -> None:
     source = FeatureTables(f"{tmp_path}/a.jsonl", split_by="g")
     assert problems(source) == [f"{tmp_path}/a.jsonl:1: expected a group in 'g', a number or a text, found a list"]
     assert [row.group for row in source.read("train") if isinstance(row, Document)] == ["b"]
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_column_without_a_name_is_no_feature(tmp_path: Path, name: str) -> None:
+    """As pandas writes its index, which would tell the order of the rows."""
+    (tmp_path / "a.csv").write_text(f"{name},x,label\n0,1.5,1\n1,2.5,0\n")
+    source = FeatureTables(f"{tmp_path}/a.csv")
+    assert source.features() == ["x"]
+    note, *rows = source.read("train")
+    assert isinstance(note, Problem)
+    assert (note.kind, note.where) == ("note", f"{tmp_path}/a.csv")
+    assert "a column without a name, such as the index of a data frame, is no feature" in str(note)
+    assert [row.features for row in rows if isinstance(row, Document)] == [[1.5], [2.5]]
