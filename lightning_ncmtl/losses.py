@@ -22,14 +22,18 @@ def entry_losses(
     Returns:
         Losses ``[R]``, 0 where the label is unknown; and where it is known, ``[R]`` bool.
     """
-    known = labels != UNLABELLED
     losses = F.cross_entropy(outputs, labels, ignore_index=UNLABELLED, reduction="none")
     if values is not None:
         numbers = ~values.isnan()
         errors = torch.where(numbers, outputs[:, -1], 0) - torch.where(numbers, values, 0)
         losses = losses + (errors if scale is None else errors / scale).square()
-        known = known | numbers
-    return losses, known
+    return losses, is_known(labels, values)
+
+
+def is_known(labels: Tensor, values: Tensor | None = None) -> Tensor:
+    """Which entries ``[R]`` have a label: a class ``labels [R]``, or a number ``values [R]``."""
+    known = labels != UNLABELLED
+    return known if values is None else known | ~values.isnan()
 
 
 def mean_loss(losses: Tensor, known: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 from ranks import on_ranks
+from refusals import refusal
 from scipy import io
 from sklearn.metrics import roc_auc_score
 from table_files import Row, write_csv
@@ -234,12 +236,8 @@ def test_what_does_not_fit_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(folder)
-    with pytest.raises(SystemExit, match="2"):
-        main(["fit", *configs(), *arguments])
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    (line,) = [line for line in error.splitlines() if line.startswith("ncmtl: error: ")]
-    assert __import__("re").search(message, line), line
+    line = refusal(["fit", *configs(), *arguments], capsys)
+    assert re.search(message, line), line
 
 
 def test_texts_are_not_for_encoders_of_features(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from in_process import InProcess
 from ranks import on_ranks
+from refusals import refusal
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score, root_mean_squared_error
 from table_files import Row, write_csv
@@ -156,10 +157,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(folder)
-    with pytest.raises(SystemExit, match="2"):
-        main(["fit", *configs(), *arguments])
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ncmtl: error: ")]
-    assert message in line
+    assert message in refusal(["fit", *configs(), *arguments], capsys)
 
 
 def compare(folder: Path, monkeypatch: pytest.MonkeyPatch, output: str, **changes: Any) -> None:

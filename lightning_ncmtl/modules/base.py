@@ -15,7 +15,7 @@ from lightning_ncmtl.compatibility import (
     made_by_cli,
 )
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.losses import UNLABELLED, entry_losses, mean_loss
+from lightning_ncmtl.losses import entry_losses, is_known, mean_loss
 from lightning_ncmtl.metrics import TaskMetrics
 
 
@@ -215,7 +215,7 @@ class MultiTaskModule(LightningModule):
         self.metrics.update(outputs, labels, task_ids, batch.get("clean"), values, units)
         given = {"index": batch.get("index")} | ({"clean": batch["clean"]} if "clean" in batch else {})
         outcome = given | {"task_ids": task_ids, "correct": outputs.argmax(1) == labels}
-        known = labels != UNLABELLED if values is None else (labels != UNLABELLED) | ~values.isnan()
+        known = is_known(labels, values)
         return {name: None if each is None else each[known] for name, each in outcome.items()}
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor | None]:
@@ -236,9 +236,7 @@ class MultiTaskModule(LightningModule):
         outputs = self(batch["inputs"], batch["task_ids"], batch.get("rows"))
         found = {"index": batch["index"], "probabilities": outputs.softmax(1)}
         if self.regression_tasks:
-            numbers = torch.zeros(self.num_tasks, dtype=torch.bool, device=outputs.device)
-            numbers[self.regression_tasks] = True
-            numbers = numbers[batch["task_ids"]]
+            numbers = outputs[:, -1] != -torch.inf
             found["probabilities"] = found["probabilities"][:, :-1].masked_fill(numbers.unsqueeze(1), torch.nan)
             found["values"] = outputs[:, -1].masked_fill(~numbers, torch.nan)
         return found
