@@ -56,11 +56,9 @@ from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.exported import config_of, find_folder, restore, short_classes, write
 from lightning_ncmtl.layers import cluster_layers
+from lightning_ncmtl.usage import DEFAULT_CONFIG, usage
 from lightning_ncmtl.whole_files import WholeCheckpoints
 
-# In a checkout it is at the root, in an installed package within
-_PLACES = [folder / "lightning_cli.yaml" for folder in Path(__file__).parents[:2]]
-DEFAULT_CONFIG = next((place for place in _PLACES if place.is_file()), _PLACES[0])
 RUN_DIR = "NCMTL_RUN_DIR"  # how the main process tells the processes that DDP starts
 
 
@@ -275,7 +273,10 @@ def make_cli(args: list[str], cli_class: type[NCMTLCLI] = NCMTLCLI, save_last: b
         trainer_defaults={"callbacks": callbacks},
         parser_kwargs={
             "description": "Network clustering for multi-task learning. All subcommands: ncmtl --help",
-            **{name: {"default_config_files": [str(DEFAULT_CONFIG)]} for name in NCMTLCLI.subcommands()},
+            **{
+                name: {"default_config_files": [str(DEFAULT_CONFIG)], "usage": usage(name)}
+                for name in NCMTLCLI.subcommands()
+            },
         },
         args=args,
     )
@@ -311,8 +312,6 @@ def _clustering_of(checkpoint: dict[str, Any]) -> NetworkClusteringCallback:
 
 def _config_of(checkpoint: str, subcommand: str) -> str:
     """The configuration in a checkpoint, as YAML; empty if it was not written by this command line."""
-    if not Path(checkpoint).is_file():
-        raise InputError(f"the checkpoint {checkpoint!r} does not exist: set --ckpt_path to a file")
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
