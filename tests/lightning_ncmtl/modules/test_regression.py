@@ -77,7 +77,8 @@ def test_each_entry_has_the_loss_of_its_kind(system: Any) -> None:
     wanted = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
     for parameter, found, right in zip(model.parameters(), gradients, wanted, strict=True):
         zeros = torch.zeros_like(parameter)
-        torch.testing.assert_close(zeros if found is None else found, zeros if right is None else right)
+        right = zeros if right is None else right
+        torch.testing.assert_close(zeros if found is None else found, right, rtol=1e-5, atol=1e-4)
 
 
 @every
