@@ -31,6 +31,7 @@ autodoc_inherit_docstrings = False  # those of torch and Lightning are long, and
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_preserve_defaults = True
+highlight_language = "text"  # of blocks that say nothing: formulas, trees of files
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # fields of classes are text of the class, with no place of their own in the index
@@ -40,7 +41,8 @@ toc_object_entries_show_parents = "hide"
 # A name of ours that does not exist is an error. Foreign packages have pages elsewhere, and nothing is fetched.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|torchmetrics|lightning|pytorch_lightning|numpy|scipy|sklearn|tokenizers|datasets|pathlib|datetime|collections|abc)\..*"),
+    ("py:.*", r"(torch|torchmetrics|lightning|pytorch_lightning|numpy|datasets|tokenizers)\..*"),
+    ("py:.*", r"(abc|collections|datetime|pathlib)\..*"),
     ("py:.*", r"lightning_ncmtl\.compatibility\..*"),  # Lightning's classes
     ("py:class", r"_\w+|Sampler|Dataset|lightning_ncmtl\.compaction\.Module"),  # torch's own words; type variables
 ]
@@ -50,6 +52,9 @@ linkcheck_ignore = [r"https://doi\.org/.*"]  # redirects to a publisher that tur
 
 html_theme = "furo"
 html_title = project
+html_theme_options = {"light_css_variables": {"code-font-size": "76%"}}  # 80 columns fit
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_additional_pages = {"index": "redirect.html"}
 html_copy_source = False
 html_show_sphinx = False
@@ -76,7 +81,19 @@ def move_links(app: Sphinx, path: Path, parent: str, content: list[str]) -> None
     content[0] = re.sub(r"\]\((?!https?:|#)", "](../", content[0])
 
 
+def complete_report(app: Sphinx, page: str, content: list[str]) -> None:
+    """What ``ncmtl compare`` wrote gets its folder's name and figures; numbers are not torn from their deviations."""
+    report = Path(app.srcdir, page)
+    if report.name == "report":
+        title = f"# Comparison: {report.parent.name}\n"
+        pictures = [f"\n![{path.stem}](figures/{path.name})\n" for path in sorted(report.parent.glob("figures/*.png"))]
+        text = content[0].replace("# Comparison\n", title, 1).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+        head, first, *others = text.split("\n## ")
+        content[0] = "\n## ".join([head, first, "\n".join(["Figures", *pictures]), *others])
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("source-read", complete_report)
     app.connect("include-read", move_links)
     app.connect("autodoc-skip-member", skip_member)
     app.connect("missing-reference", find_short_name)
