@@ -86,7 +86,8 @@ def complete_report(app: Sphinx, page: str, content: list[str]) -> None:
     report = Path(app.srcdir, page)
     if report.name == "report":
         title = f"# Comparison: {report.parent.name}\n"
-        pictures = [f"\n![{path.stem}](figures/{path.name})\n" for path in sorted(report.parent.glob("figures/*.png"))]
+        names = [path.stem for path in sorted(report.parent.glob("figures/*.png"))]
+        pictures = [f"\n`{name}`\n\n![{name}](figures/{name}.png)\n" for name in names]
         text = content[0].replace("# Comparison\n", title, 1).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
         head, first, *others = text.split("\n## ")
         content[0] = "\n## ".join([head, first, "\n".join(["Figures", *pictures]), *others])
