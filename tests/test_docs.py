@@ -29,7 +29,7 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "results/README.md", *sorted((
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The code of a language on a page, less the indentation of lists."""
+    """The code of a language on a page."""
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
