@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,6 +21,8 @@ import lightning_ncmtl.encoders
 import lightning_ncmtl.modules  # noqa: F401
 from lightning_ncmtl.callbacks import (
     ClusterReport,
+    Interrupted,
+    LastCheckpoint,
     NetworkClusteringCallback,
     PredictionWriter,
     ResumableCheckpoint,
@@ -32,9 +36,10 @@ from lightning_ncmtl.compatibility import (
     LightningArgumentParser,
     LightningCLI,
     LightningModule,
-    ModelCheckpoint,
     SaveConfigCallback,
+    SIGTERMException,
     TensorBoardLogger,
+    TorchCheckpointIO,
     Trainer,
     attributes,
     find_callbacks,
@@ -45,6 +50,7 @@ from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.exported import config_of, find_folder, restore, short_classes, write
 from lightning_ncmtl.layers import cluster_layers
+from lightning_ncmtl.whole_files import WholeCheckpoints
 
 # In a checkout it is at the root, in an installed package within
 _PLACES = [folder / "lightning_cli.yaml" for folder in Path(__file__).parents[:2]]
@@ -202,6 +208,8 @@ class NCMTLCLI(LightningCLI):
         if settings.trainer.logger in (None, True):
             kwargs["logger"] = [logger(run_dir, name="", version="") for logger in (CSVLogger, TensorBoardLogger)]
         trainer = super().instantiate_trainer(default_root_dir=run_dir, **kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
         clustering = self.config_init[self.subcommand].clustering
         if clustering.clusters.targets is None and not cluster_layers(self.model):
             rank_zero_info(f"{type(self.model).__name__} has no cluster layers: nothing is clustered")
@@ -217,6 +225,12 @@ def main(args: list[str]) -> None:
     """
     try:
         make_cli(args)
+    except Interrupted as stop:
+        if stop.code:  # other processes leave it to the first
+            print(f"Interrupted. To go on: ncmtl fit --ckpt_path {shlex.quote(str(stop.checkpoint))}")
+        raise
+    except SIGTERMException:  # of Lightning, while no model is trained; its exit status would be 0
+        sys.exit(128 + signal.SIGTERM)
     finally:
         os.environ.pop(RUN_DIR, None)
 
@@ -235,7 +249,7 @@ def make_cli(args: list[str], cli_class: type[NCMTLCLI] = NCMTLCLI, save_last: b
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
     callbacks: list[Callback] = [StepSeed()]
     if save_last:  # Lightning's own save_last keeps the last checkpoint that was among the best.
-        callbacks.append(ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True))
+        callbacks.append(LastCheckpoint())
     return cli_class(
         LightningModule,
         MultiDomainDataModule,
@@ -309,7 +323,10 @@ def _make_run_dir(wanted: str | None, parent: str, subcommand: str) -> str:
         try:
             run_dir.mkdir(parents=True, exist_ok=wanted is not None)
             break
-        except FileExistsError:  # another run started in the same second
+        except OSError as error:
+            if not isinstance(error, FileExistsError) or wanted is not None:
+                raise InputError(f"the run directory {str(run_dir)!r} cannot be made: {error.strerror}") from error
+            # Another run started in the same second
             run_dir = run_dir.with_name(f"{run_dir.name}x")
     os.environ[RUN_DIR] = str(run_dir)
     return str(run_dir)

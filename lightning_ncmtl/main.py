@@ -26,6 +26,12 @@ def main(args: list[str] | None = None) -> None:
     forget_left_out()
     try:
         _run(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SystemExit as stop:  # Lightning exits with 1 after Ctrl-C
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            sys.exit(130)
+        raise
     except Exception as error:
         if (message := find_message(error)) is None:
             raise
