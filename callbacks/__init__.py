@@ -5,6 +5,7 @@ from lightning_ncmtl.callbacks.last_checkpoint import Interrupted, LastCheckpoin
 from lightning_ncmtl.callbacks.network_clustering import NetworkClusteringCallback
 from lightning_ncmtl.callbacks.prediction_writer import PredictionWriter
 from lightning_ncmtl.callbacks.resumable_checkpoint import ResumableCheckpoint
+from lightning_ncmtl.callbacks.screen import ParameterSummary, TrainingProgress
 from lightning_ncmtl.callbacks.step_seed import StepSeed
 
 __all__ = [
@@ -12,7 +13,9 @@ __all__ = [
     "Interrupted",
     "LastCheckpoint",
     "NetworkClusteringCallback",
+    "ParameterSummary",
     "PredictionWriter",
     "ResumableCheckpoint",
     "StepSeed",
+    "TrainingProgress",
 ]

@@ -1,6 +1,7 @@
 """Network clustering without Lightning: targets, k-means for few points, the sharing step, evidence for clusters."""
 
 from lightning_ncmtl.clustering._direct import means
+from lightning_ncmtl.clustering._faiss import describe_faiss
 from lightning_ncmtl.clustering.choice import choose_num_clusters
 from lightning_ncmtl.clustering.evidence import Evidence, group_tasks, multiply_halves, weigh_evidence
 from lightning_ncmtl.clustering.kmeans import KMeansResult, check_backend, kmeans
@@ -18,6 +19,7 @@ __all__ = [
     "assign_tasks",
     "check_backend",
     "choose_num_clusters",
+    "describe_faiss",
     "find_targets",
     "group_tasks",
     "kmeans",
