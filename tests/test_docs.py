@@ -21,7 +21,7 @@ import yaml
 
 from lightning_ncmtl import cli, comparison
 from lightning_ncmtl.cli import NCMTLCLI
-from lightning_ncmtl.main import SUBCOMMANDS
+from lightning_ncmtl.usage import SUBCOMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -77,7 +77,7 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("command", find_commands())
 def test_commands_are_understood(command: str, command_line: NCMTLCLI) -> None:
     arguments = shlex.split(command.replace("runs/TIME-fit/config.yaml", "lightning_cli.yaml"))[1:]
-    if arguments[-1] == "--help":
+    if arguments[-1] in ("--help", "--help_all"):
         assert set(arguments[:-1]) <= SUBCOMMANDS.keys()
         return
     if arguments[0] == "compare":
@@ -101,6 +101,11 @@ SETTINGS = [
 def test_settings_are_understood(settings: dict[str, Any], command_line: NCMTLCLI) -> None:
     arguments = ["fit", "--config", yaml.safe_dump(settings.get("common", settings))]
     command_line.parse_arguments(command_line.parser, arguments)
+
+
+def test_every_subcommand_is_explained() -> None:
+    first_cells = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs/commands.md").read_text(), re.MULTILINE)
+    assert SUBCOMMANDS.keys() <= set(re.findall(r"`(\w+)`", " ".join(first_cells)))
 
 
 def test_there_are_commands_and_settings() -> None:
