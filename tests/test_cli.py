@@ -316,6 +316,9 @@ SYSTEMS = {
     "SoftShare": {"features": [6], "strength": 0.1},
     "HardShare": {"features": [6]},
     "ASPMTL": {"adversarial": 0.1},
+    "MMoE": {"num_experts": 2},
+    "PLE": {"expert_features": [6, 5]},
+    "CrossStitch": {"own_weight": 0.7},
 }
 
 
