@@ -1,8 +1,8 @@
-# The commands of a newcomer (fit, test) and of a contributor (lint, format). Each installs what it needs.
+# The commands of a newcomer (fit, test) and of a contributor (lint, format, docs). Each installs what it needs.
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: fit test lint format clean
+.PHONY: fit test lint format docs clean
 
 # Train on the embedded corpus and show the clusters found
 fit: .venv/installed
@@ -23,6 +23,10 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Build the documentation, without a network: build/docs/index.html. What is wrong in it is an error
+docs: .venv/installed
+	$(BIN)/sphinx-build --conf-dir docs --nitpicky --fail-on-warning --keep-going --quiet . build/docs
+
 # torch first, by its exact version: another package would ask for the newest
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -31,4 +35,4 @@ format: .venv/installed
 	touch .venv/installed
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist *.egg-info docs/reference/lightning_ncmtl.*

@@ -218,7 +218,7 @@ class NetworkClusteringCallback(Callback):
         self.clusters.release()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue exactly, see :meth:`NetworkClustering.state_dict`."""
+        """Everything needed to continue exactly, see :meth:`.NetworkClustering.state_dict`."""
         return self.clusters.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

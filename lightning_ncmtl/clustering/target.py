@@ -64,7 +64,7 @@ class Target:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the rows: the widest of the parameters."""
+        """The type of the rows, the widest of the parameters."""
         return reduce(torch.promote_types, (p.dtype for _, p in self.parameters[0]))
 
     @property

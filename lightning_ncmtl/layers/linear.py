@@ -123,7 +123,7 @@ class ClusterLinear(TaskLinear):
 
     The layer only computes. Which tasks share weights is decided by
     :class:`lightning_ncmtl.callbacks.NetworkClusteringCallback`, which writes equal weights to all tasks of a cluster.
-    Once these are frozen, the layer computes with K sets of weights (:meth:`freeze_clusters`).
+    Once these are frozen, the layer computes with K sets of weights (:meth:`.PerTask.freeze_clusters`).
 
     All tasks start with the same weights (the shared start), so that weights differ only by what tasks learned.
     This departs from the paper, whose independent random start decides the clusters for good.
