@@ -1,5 +1,7 @@
 """Network clustering in the ``Trainer`` of Hugging Face transformers."""
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
-from lightning_ncmtl.clustering._ranks import say, warn
 from lightning_ncmtl.clustering.halves import HalvesSampler
 from lightning_ncmtl.clustering.layout import NumClusters
 from lightning_ncmtl.clustering.network_clustering import NetworkClustering
@@ -24,6 +25,7 @@ except ImportError as error:
         "pip install 'lightning-ncmtl[transformers]'"
     ) from error
 
+_logger = logging.getLogger("lightning_ncmtl")
 _REFUSED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA")
 
 
@@ -118,13 +120,15 @@ class NetworkClusteringTrainerCallback(TrainerCallback):  # type: ignore[misc]
             size = loader.total_batch_size * args.gradient_accumulation_steps
             sampler = HalvesSampler(len(loader.dataset), size, seed)
             loader.set_sampler(sampler)
-            say("batches take turns between two halves of the training examples, which never mix")
+            if state.is_world_process_zero:
+                _logger.info("steps take turns between two halves of the training examples, which never mix")
         elif not isinstance(sampler, HalvesSampler):
-            if state.num_train_epochs > 1 and not self.assignments:
-                warn(
+            if state.num_train_epochs > 1 and not self.assignments and state.is_world_process_zero:
+                warnings.warn(
                     f"examples come in the order of {type(sampler).__name__} rather than in two halves that never mix, "
                     "so that the evidence for clusters is too good: let the Trainer shuffle (train_sampling_strategy "
-                    "'random'), give it a HalvesSampler, or choose warmup='apart'"
+                    "'random'), give it a HalvesSampler, or choose warmup='apart'",
+                    stacklevel=2,
                 )
             return None
         return sampler
@@ -185,13 +189,15 @@ class NetworkClusteringTrainerCallback(TrainerCallback):  # type: ignore[misc]
         """Where the best model was loaded, its clusters are those of its checkpoint."""
         self._hook.remove()
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            file = Path(state.best_model_checkpoint) / "optimizer.pt"
+            file, saved = Path(state.best_model_checkpoint) / "optimizer.pt", None
             if file.is_file():
-                groups = torch.load(file, map_location="cpu", mmap=True, weights_only=True)["param_groups"]
-                self.clusters.load_state_dict(self._take(groups))
-            else:
-                warn(
-                    f"the best model is of step {state.best_global_step}, but its clusters are not known, as there is "
-                    f"no {file}: those of the end may be others"
+                saved = self._take(torch.load(file, map_location="cpu", mmap=True, weights_only=True)["param_groups"])
+            if saved is not None:
+                self.clusters.load_state_dict(saved)
+            elif state.is_world_process_zero:
+                warnings.warn(
+                    f"the best model is of step {state.best_global_step}, but its clusters are not known, as they are "
+                    f"not in {file}: those of the end may be others",
+                    stacklevel=2,
                 )
         self.clusters.release()
