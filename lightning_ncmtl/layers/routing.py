@@ -153,8 +153,8 @@ def _sort(ids: Integers, num_tasks: int) -> tuple[Tensor, Tensor]:
 def _numpy(integers: Tensor) -> Integers:
     try:
         return integers.numpy()
-    except RuntimeError:  # inside of torch.func
-        return np.array(integers.tolist(), dtype=np.int64)
+    except RuntimeError:  # inside of torch.func, where tolist() fails, too, up to torch 2.7
+        return np.array([int(value) for value in integers], dtype=np.int64)
 
 
 # torch.compile leaves the sorting to Python: one step for it, and an error for ids out of range.

@@ -322,7 +322,7 @@ def test_exported(make: str) -> None:
     layer, frozen = pair(LAYERS[make]())
     rows = Dim("rows")
     x, ids = torch.randn(6, 4), torch.arange(6)
-    program = torch.export.export(frozen, (x, ids), dynamic_shapes=({0: rows}, {0: rows}))
+    program = torch.export.export(frozen, (x, ids), dynamic_shapes=({0: rows}, {0: rows}), strict=False)
     for ids in (BATCHES["skewed"], BATCHES["large"]):
         x = torch.randn(len(ids), 4)
         expected = layer(x, ids)

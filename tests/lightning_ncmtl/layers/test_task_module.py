@@ -208,7 +208,8 @@ def test_compiled_and_exported() -> None:
     assert torch.equal(torch.compile(layer, backend="eager")(inputs, EVEN), layer(inputs, EVEN))
     torch._dynamo.reset()
     rows = Dim("rows")
-    exported = torch.export.export(layer, (inputs[:5], EVEN[:5]), dynamic_shapes=({0: rows}, {0: rows})).module()
+    shapes = ({0: rows}, {0: rows})
+    exported = torch.export.export(layer, (inputs[:5], EVEN[:5]), dynamic_shapes=shapes, strict=False).module()
     torch.testing.assert_close(exported(inputs, EVEN), layer(inputs, EVEN), rtol=0, atol=1e-6)
 
 
