@@ -25,6 +25,8 @@ from lightning_ncmtl.datamodules.sources import Synthetic
 from lightning_ncmtl.encoders import HAN
 
 collect_ignore = ["slow", "support"]  # programs that tests, or people, start
+if torch.__version__ < "2.7":  # whose FSDP2 has not all that these tests shard with
+    collect_ignore += ["callbacks/test_network_clustering_sharded.py", "lightning_ncmtl/clustering/test_slices.py"]
 datasets.disable_progress_bars()
 torch.set_num_threads(1)  # tiny models
 

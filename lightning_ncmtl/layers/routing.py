@@ -153,7 +153,7 @@ def _sort(ids: Integers, num_tasks: int) -> tuple[Tensor, Tensor]:
 def _numpy(integers: Tensor) -> Integers:
     try:
         return integers.numpy()
-    except RuntimeError:  # inside of torch.func, where tolist() fails, too, up to torch 2.7
+    except RuntimeError:  # inside of torch.func, where tolist() fails, too, in torch 2.8 and before
         return np.array([int(value) for value in integers], dtype=np.int64)
 
 

@@ -319,6 +319,8 @@ def test_functional_gradients() -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("make", ["linear", "module"])
 def test_exported(make: str) -> None:
+    if make == "module" and torch.__version__ < "2.11":
+        pytest.skip("torch.export in 2.8 and before takes no functional calls of modules within modules")
     layer, frozen = pair(LAYERS[make]())
     rows = Dim("rows")
     x, ids = torch.randn(6, 4), torch.arange(6)
