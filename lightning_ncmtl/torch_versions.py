@@ -14,7 +14,20 @@ if TYPE_CHECKING or torch.__version__ >= "2.6":  # until 2.6 is the oldest
 else:
     from torch.distributed._composable.fsdp import FSDPModule
 
-__all__ = ["DTensor", "FSDPModule", "Placement", "Replicate", "Shard", "distribute_tensor", "is_exporting"]
+__all__ = [
+    "RESHARDS",
+    "DTensor",
+    "FSDPModule",
+    "Placement",
+    "Replicate",
+    "Shard",
+    "distribute_tensor",
+    "is_exporting",
+]
+
+# Whether parameters may be cut along another dimension than they are sharded in: torch 2.8 gives other numbers, or an
+# error where a rank has none. Until 2.11 is the oldest.
+RESHARDS = torch.__version__ >= "2.11"
 
 
 def is_exporting() -> bool:
