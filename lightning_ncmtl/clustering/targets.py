@@ -6,7 +6,6 @@ from itertools import chain, zip_longest
 from typing import Any
 
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
@@ -14,6 +13,7 @@ from lightning_ncmtl.clustering.target import Named, Target, check_mesh, list_so
 from lightning_ncmtl.clustering.target_spec import TargetSpec, read_target
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import PerTask, plain_name, uncompiled
+from lightning_ncmtl.torch_versions import FSDPModule
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
