@@ -1,0 +1,133 @@
+"""Content becomes HTML: one file without references, which keeps its sense without JavaScript."""
+
+from base64 import b64encode
+from hashlib import sha256
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from lightning_ncmtl.callbacks.page import words
+from lightning_ncmtl.callbacks.page.content import Content
+from lightning_ncmtl.callbacks.page.curves import Chart, chart_curves, chart_gains
+from lightning_ncmtl.callbacks.page.flow import lay_out_flow, plural
+from lightning_ncmtl.callbacks.page.similarity import LEVELS, lay_out_similarity
+from lightning_ncmtl.callbacks.page.table import STAGES, group_layers, make_columns, rank_tasks, ranking, write_number
+
+_FOLDER = Path(__file__).parent
+_MOST_CHARTS = 6
+
+
+def render_page(content: Content) -> str:
+    """Write the page about a run.
+
+    Args:
+        content: What there is to say.
+
+    Returns:
+        HTML that refers to nothing outside of itself.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,  # names of tasks are users' texts
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
+    divided, evidence = content.divided, content.report["evidence"]
+    similarity = None
+    if content.similarities is not None and evidence is not None:
+        shown = next(iter([*divided.values(), *content.layers.values()]), None)
+        clusters = [0] * len(content.tasks) if shown is None else shown["clusters"]
+        similarity = lay_out_similarity(content.similarities, clusters, content.tasks)
+    return environment.get_template("page.html.j2").render(
+        content=content,
+        # A script runs only if this is its hash, so none that a name or a setting might smuggle in
+        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
+        script=Markup(script),
+        style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
+        words=words,
+        figures=_key_figures(content),
+        plural=plural,
+        columns=make_columns(content),
+        order=rank_tasks(content),
+        ranked=ranking(content),
+        groups=group_layers(content),
+        flow=lay_out_flow({name: layer["clusters"] for name, layer in content.layers.items()}, content.tasks)
+        if divided
+        else None,
+        similarity=similarity,
+        levels=LEVELS,
+        gains=None
+        if evidence is None
+        else chart_gains({int(k): gain for k, gain in evidence["gains"].items()}, evidence["num_clusters"]),
+        charts=_draw_curves(content),
+        settling=_draw_settling(content),
+    )
+
+
+def _key_figures(content: Content) -> list[tuple[str, str, str]]:
+    """What to see first: names, values and what else is to be said of them."""
+    numbers = dict.fromkeys(str(layer["num_clusters"]) for layer in content.layers.values())
+    figures = [("tasks", f"{len(content.tasks):,}", ""), ("clusters", " · ".join(numbers) or "none", "")]
+    for stage in ("test", "val"):
+        if content.headline is not None and content.headline[0] in content.averages.get(stage, {}):
+            name = content.headline[0]
+            value = write_number(name, content.averages[stage][name])
+            figures.append((f"{STAGES[stage]} {name}", value, "average over tasks, at the end"))
+    if content.best is not None:
+        epoch = "" if content.best.epoch is None else f"epoch {content.best.epoch}"
+        figures.append(("best", f"{content.best.value:.4g}", f"{content.best.monitor}, {epoch}".strip(", ")))
+    if (evidence := content.report["evidence"]) is not None:
+        figures.append(("evidence", f"p = {evidence['p_value']:.3g}", "chance of as much without groups"))
+    return figures
+
+
+def _draw_curves(content: Content) -> list[Chart]:
+    """A chart for each value, of training and validation: the loss, what the best epoch was chosen by, and others."""
+    named: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for key, points in content.curves.items():
+        stage, name = key.split("/", 1)
+        named.setdefault(name, {})["training" if stage == "train" else "validation"] = list(points)
+    first = content.best.monitor.split("/", 1)[-1] if content.best is not None else ""
+    order = sorted(named, key=lambda name: (name != "loss", name != first))
+    happened = _happened(content)
+    charts = []
+    for name in order[:_MOST_CHARTS]:
+        best = None
+        if content.best is not None and content.best.step is not None and name == first:
+            best = (content.best.step, content.best.value)
+        charts.append(chart_curves(name, named[name], content.epochs, content.last_step, happened, best))
+    return [chart for chart in charts if chart is not None]
+
+
+def _happened(content: Content) -> dict[str, int]:
+    """When tasks were first clustered, and when for good; in layers in which there was a choice."""
+    layers = content.divided.values()
+    first = [layer["trace"][0][0] for layer in layers if layer["trace"]]
+    last = [layer["frozen_at_step"] for layer in layers if layer["frozen_at_step"] is not None]
+    if not first:
+        return {}
+    if last and max(last) == min(first):
+        return {"clustered": min(first)}
+    return {"clustered": min(first), **({"frozen": max(last)} if last else {})}
+
+
+def _draw_settling(content: Content) -> list[Chart]:
+    """How clusters settled, where they were looked for more than once."""
+    layers = {name: layer for name, layer in content.divided.items() if len(layer["trace"]) > 1}
+    moves = {}
+    for name, layer in layers.items():
+        total, points = 0, [(layer["trace"][0][0], 0.0)]
+        for (_, old), (step, new) in zip(layer["trace"], layer["trace"][1:], strict=False):
+            points.append((step, float(total)))  # a step, not a slope
+            total += sum(one != other for one, other in zip(old, new, strict=True))
+            points.append((step, float(total)))
+        moves[name] = [*points, (max(content.last_step, points[-1][0]), float(total))]
+    losses = {name: content.losses[name] for name in layers if content.losses.get(name)}
+    charts = [
+        chart_curves("clustering loss", losses, content.epochs, content.last_step, _happened(content)),
+        chart_curves("changes of cluster so far", moves, content.epochs, content.last_step, _happened(content)),
+    ]
+    return [chart for chart in charts if chart is not None]
