@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
@@ -12,6 +13,9 @@ from rich.markup import escape
 
 from lightning_ncmtl.callbacks._tables import cluster_table, evidence_line, score_table, write_task_table
 from lightning_ncmtl.callbacks.network_clustering import NetworkClusteringCallback
+from lightning_ncmtl.callbacks.page.collect import Scores, add_scores, collect, read_scores
+from lightning_ncmtl.callbacks.page.content import Content
+from lightning_ncmtl.callbacks.page.history import History
 from lightning_ncmtl.clustering.evidence import Evidence
 from lightning_ncmtl.compatibility import (
     Callback,
@@ -73,10 +77,16 @@ class ClusterReport(Callback):
         self.every_n_epochs = every_n_epochs
         self._directory: Path | None = None  # known once training starts
         self._losses: dict[str, list[tuple[int, float]]] = {}
+        self._history = History()
+        self._scores: dict[str, Scores] = {}
+        self._page: Content | None = None  # of the training, for a test that follows
+        self._began = time.monotonic()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.global_step == 0:
-            self._losses = {}  # a checkpoint is restored later
+            self._losses, self._history = {}, History()  # a checkpoint is restored later
+        self._scores = self._scores if stage == "test" else {}
+        self._began = time.monotonic()
         if (number := len(_clusterings(trainer))) > 1:
             raise InputError(
                 f"ClusterReport shows one NetworkClusteringCallback, found {number}: leave it out, and read their "
@@ -89,8 +99,11 @@ class ClusterReport(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: it is broadcast
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Keep the clustering loss, as often as it is logged; of a long training fewer and fewer points."""
+        self._history.add_loss(outputs, trainer.accumulate_grad_batches)
         every = max(1, attributes(trainer).log_every_n_steps)
         for clustering in _clusterings(trainer):
             for name, (step, loss) in clustering.clusters.losses.items():
@@ -100,23 +113,43 @@ class ClusterReport(Callback):
                     if len(points) > _MAX_POINTS:
                         del points[1::2]
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._keep_logged(trainer, "train")  # of the epoch before: it is known behind on_train_epoch_end
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._keep_logged(trainer, "train")
+
+    def _keep_logged(self, trainer: Trainer, stage: str) -> None:
+        # On all ranks, which may have to average it
+        self._history.add_logged(trainer.callback_metrics, stage, trainer.global_step, _tasks(trainer))
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
+        self._history.end_epoch(epoch, trainer.global_step)
         if self.every_n_epochs is not None and epoch % self.every_n_epochs == 0:
             self._show(trainer, f"epoch-{epoch}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._write_tasks(trainer, pl_module, "val")
+        if trainer.sanity_checking:
+            return
+        self._write_tasks(trainer, pl_module, "val")
+        self._scores["val"] = read_scores(trainer.callback_metrics, _metrics(pl_module), "val", _tasks(trainer))
+        if trainer.state.fn == "fit":
+            self._keep_logged(trainer, "val")
+        else:
+            self._write_page(trainer, pl_module, "validate")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write_tasks(trainer, pl_module, "test")
+        self._scores["test"] = read_scores(trainer.callback_metrics, _metrics(pl_module), "test", _tasks(trainer))
+        self._write_page(trainer, pl_module, "test")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": self._losses}
+        return {"losses": self._losses, "history": self._history.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._losses = state_dict["losses"]
+        self._history.load_state_dict(state_dict["history"])
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """An interrupted training leaves its clusters, too."""
@@ -124,6 +157,7 @@ class ClusterReport(Callback):
             self._write(self.report(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write_page(trainer, pl_module, "fit")
         if not trainer.is_global_zero:
             return
         self._show(trainer)
@@ -132,6 +166,8 @@ class ClusterReport(Callback):
         if table.row_count:
             console.print(table)
         console.print(f"Run directory: {escape(str(self._directory))}", soft_wrap=True)
+        if self._page is not None and self._directory is not None:
+            console.print(f"Report: {escape(str(self._directory / 'report.html'))}", soft_wrap=True)
 
     def _show(self, trainer: Trainer, folder: str = "") -> None:
         """Write, draw and print the clusters."""
@@ -146,6 +182,35 @@ class ClusterReport(Callback):
         assert self._directory is not None
         self._directory.mkdir(parents=True, exist_ok=True)
         (self._directory / "clusters.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
+
+    def _write_page(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: it is broadcast
+        if not trainer.is_global_zero or attributes(trainer).fast_dev_run:
+            return
+        from lightning_ncmtl.callbacks.page.render import render_page  # it takes time to import
+
+        if stage == "test" and self._page is not None and directory == self._directory:
+            # The checkpoint that was tested need not be that of the end: only what it reached is new
+            page = add_scores(self._page, self._scores, str(trainer.ckpt_path or ""))
+        else:
+            evidence = _find_evidence(trainer)
+            page = collect(
+                trainer,
+                pl_module,
+                stage=stage,
+                directory=directory,
+                report=self.report(trainer),
+                tasks=_tasks(trainer),
+                similarities=None if evidence is None else evidence.similarities.double().numpy(),
+                scores=self._scores,
+                history=self._history,
+                losses=self._losses,
+                seconds=time.monotonic() - self._began,
+            )
+        self._page = page if stage != "validate" else self._page
+        directory.mkdir(parents=True, exist_ok=True)
+        # Names of files need not be Unicode
+        (directory / "report.html").write_text(render_page(page), encoding="utf-8", errors="replace")
 
     def _write_tasks(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         metrics = _metrics(pl_module)

@@ -10,7 +10,7 @@ import lightning_ncmtl
 
 # What the extras bring, and what is slow to import
 HEAVY = {
-    "datasets", "filelock", "huggingface_hub", "jinja2", "jsonargparse", "matplotlib", "pandas", "pyarrow", "rdkit",
+    "datasets", "filelock", "huggingface_hub", "jsonargparse", "matplotlib", "pandas", "pyarrow", "rdkit",
     "sklearn", "tabulate", "tensorboard", "tokenizers", "transformers", "yaml",
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Values over a training, and what each number of clusters is worth, as shapes of an SVG."""
 
 from collections.abc import Mapping, Sequence
-from math import floor, isfinite, log10
+from math import floor, log10
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ _WIDTH, _HEIGHT = 460.0, 236.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 22.0, 38.0
 _MOST = 400  # points of a line
 _DOTS = 40  # points up to which each has a dot
+_LARGEST = 1e300  # beyond, as of a training that diverged, nothing can be measured
 
 
 class Mark(NamedTuple):
@@ -87,7 +88,7 @@ def chart_curves(
         happened: What happened at which step.
         best: Step and value of the point to stand out.
     """
-    finite = {name: [(step, value) for step, value in line if isfinite(value)] for name, line in curves.items()}
+    finite = {name: [(step, value) for step, value in line if abs(value) < _LARGEST] for name, line in curves.items()}
     finite = {name: line for name, line in finite.items() if line}
     if not finite:
         return None
@@ -101,7 +102,7 @@ def chart_curves(
         x = box[0] + (box[2] - box[0]) * step / end
         return x, box[3] - (box[3] - box[1]) * (value - low) / (high - low)
 
-    when = dict((step, f"epoch {epoch}, step {step:,}") for epoch, step in epochs)
+    when = {step: f"epoch {epoch}, step {step:,}" for epoch, step in epochs}
     lines = []
     for style, (name, line) in enumerate(finite.items()):
         shown = line[:: max(1, -(-len(line) // _MOST))]
@@ -129,7 +130,7 @@ def chart_curves(
     y_ticks = [Label(box[0], place(0, y)[1], text, "") for y, text in zip(y_values, y_labels, strict=True)]
     about = "; ".join(f"{name} from {line[0][1]:.3g} to {line[-1][1]:.3g}" for name, line in finite.items())
     chosen = None
-    if best is not None and isfinite(best[1]):
+    if best is not None and abs(best[1]) < _LARGEST:
         chosen = Label(*place(*best), "best", f"best: {best[1]:.4g}, {when.get(best[0], f'step {best[0]:,}')}")
     return Chart(title, about, _WIDTH, _HEIGHT, box, lines, x_ticks, y_ticks, x_name, marks, chosen)
 

@@ -1,16 +1,17 @@
 """The way of the tasks through the layers, as shapes of an SVG."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from math import ceil
 from typing import NamedTuple
 
 import numpy as np
 
 from lightning_ncmtl.callbacks.arrangement import SPREAD, few_crossings, find_bundles, find_tops
+from lightning_ncmtl.callbacks.page.text import plural, shorten
 
 _PITCH, _BLOCK, _TOP, _NAMES = 158.0, 74.0, 44.0, 170.0  # in pixels, as all here
 LINE = 13.0  # height of a line of text
-LONGEST = 22  # characters of a name that is written out
 
 
 class Band(NamedTuple):
@@ -71,11 +72,6 @@ class Flow(NamedTuple):
     every: int
 
 
-def shorten(text: str, longest: int = LONGEST) -> str:
-    """A text, or its beginning and an ellipsis."""
-    return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
-
-
 def lay_out_flow(layers: Mapping[str, Sequence[int]], tasks: Sequence[str]) -> Flow:
     """Lay out each task as a band from what all share through the clusters of each layer to what is its own.
 
@@ -111,8 +107,8 @@ def lay_out_flow(layers: Mapping[str, Sequence[int]], tasks: Sequence[str]) -> F
             number = numbers[column][members[0]]
             inner = plural(len(members), "task") if column == 0 else f"{number}: {plural(len(members), 'task')}"
             label = inner if size >= LINE else ""
-            names = ", ".join(tasks[task] for task in members[:20]) + ", …" * (len(members) > 20)
-            blocks.append(Block(x - _BLOCK / 2, top, _BLOCK, size, label, f"{inner}: {names}"))
+            some = ", ".join(tasks[task] for task in members[:20]) + ", …" * (len(members) > 20)
+            blocks.append(Block(x - _BLOCK / 2, top, _BLOCK, size, label, f"{inner}: {some}"))
     every = ceil(LINE / high)
     order = ranks[-1].argsort()
     names = [
@@ -124,11 +120,6 @@ def lay_out_flow(layers: Mapping[str, Sequence[int]], tasks: Sequence[str]) -> F
     counts = [Label(x, 30, text, text) for x, text in zip(xs, about, strict=True)]
     height = _TOP + count * SPREAD * high + 8
     return Flow(xs[-1] + _NAMES, height, bands, blocks, heads, counts, names, every)
-
-
-def plural(count: int, noun: str) -> str:
-    """A number of things."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _outline(xs: Sequence[float], edges: Sequence[tuple[float, float]]) -> str:
@@ -145,7 +136,7 @@ def _outline(xs: Sequence[float], edges: Sequence[tuple[float, float]]) -> str:
 def _curve(points: Sequence[tuple[float, float]]) -> str:
     """Points of a side, of which each second line is level and those between are curves."""
     parts = [f"{points[0][0]:.0f} {points[0][1]:.1f}"]
-    for number, ((x, y), (u, v)) in enumerate(zip(points, points[1:], strict=False)):
+    for number, ((x, y), (u, v)) in enumerate(pairwise(points)):
         middle = (x + u) / 2
         level = number % 2 == 0
         parts.append(f"L{u:.0f} {v:.1f}" if level else f"C{middle:.0f} {y:.1f} {middle:.0f} {v:.1f} {u:.0f} {v:.1f}")

@@ -2,6 +2,7 @@
 
 from base64 import b64encode
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -10,9 +11,10 @@ from markupsafe import Markup
 from lightning_ncmtl.callbacks.page import words
 from lightning_ncmtl.callbacks.page.content import Content
 from lightning_ncmtl.callbacks.page.curves import Chart, chart_curves, chart_gains
-from lightning_ncmtl.callbacks.page.flow import lay_out_flow, plural
+from lightning_ncmtl.callbacks.page.flow import lay_out_flow
 from lightning_ncmtl.callbacks.page.similarity import LEVELS, lay_out_similarity
 from lightning_ncmtl.callbacks.page.table import STAGES, group_layers, make_columns, rank_tasks, ranking, write_number
+from lightning_ncmtl.callbacks.page.text import plural
 
 _FOLDER = Path(__file__).parent
 _MOST_CHARTS = 6
@@ -77,10 +79,13 @@ def _key_figures(content: Content) -> list[tuple[str, str, str]]:
             value = write_number(name, content.averages[stage][name])
             figures.append((f"{STAGES[stage]} {name}", value, "average over tasks, at the end"))
     if content.best is not None:
-        epoch = "" if content.best.epoch is None else f"epoch {content.best.epoch}"
-        figures.append(("best", f"{content.best.value:.4g}", f"{content.best.monitor}, {epoch}".strip(", ")))
+        monitor, value, epoch = content.best.monitor, f"{content.best.value:.4g}", content.best.epoch
+        if epoch is None:
+            figures.append(("best", value, monitor))
+        else:
+            figures.append(("best epoch", f"{epoch} of {content.epochs[-1][0]}", f"{monitor} {value}"))
     if (evidence := content.report["evidence"]) is not None:
-        figures.append(("evidence", f"p = {evidence['p_value']:.3g}", "chance of as much without groups"))
+        figures.append(("evidence", f"p = {evidence['p_value']:.3g}", "that the clusters are chance"))
     return figures
 
 
@@ -120,7 +125,7 @@ def _draw_settling(content: Content) -> list[Chart]:
     moves = {}
     for name, layer in layers.items():
         total, points = 0, [(layer["trace"][0][0], 0.0)]
-        for (_, old), (step, new) in zip(layer["trace"], layer["trace"][1:], strict=False):
+        for (_, old), (step, new) in pairwise(layer["trace"]):
             points.append((step, float(total)))  # a step, not a slope
             total += sum(one != other for one, other in zip(old, new, strict=True))
             points.append((step, float(total)))

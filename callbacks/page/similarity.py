@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list
 
 from lightning_ncmtl.callbacks.arrangement import build_tree
-from lightning_ncmtl.callbacks.page.flow import LINE, Block, Label, shorten
+from lightning_ncmtl.callbacks.page.flow import LINE, Block, Label
+from lightning_ncmtl.callbacks.page.text import shorten
 
 LEVELS = 6  # of each sign
 _TREE, _STRIP, _NAMES, _MAP = 96.0, 12.0, 170.0, 540.0  # in pixels, as all here
@@ -86,7 +87,9 @@ def lay_out_similarity(halves: NDArray[np.float64], clusters: Sequence[int], tas
     found = np.asarray(clusters)[order]
     edges = [0, *(np.flatnonzero(np.diff(found)) + 1).tolist(), count]
     outlines = [
-        Block(x + first * cell, first * cell, (last - first) * cell, (last - first) * cell, "", f"cluster {found[first]}")
+        Block(
+            x + first * cell, first * cell, (last - first) * cell, (last - first) * cell, "", f"cluster {found[first]}"
+        )
         for first, last in pairwise(edges)
         if 1 < len(edges) - 1 < count
     ]

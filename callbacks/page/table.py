@@ -69,10 +69,10 @@ def ranking(content: Content) -> tuple[str, Sequence[float], bool] | None:
 def make_columns(content: Content) -> list[Column]:
     """The columns of the table, but the names."""
     ranked = ranking(content)
+    by = None if ranked is None or content.headline is None else (ranked[0], content.headline[0])
     columns = []
     for stage in [stage for stage in ("test", "val") if stage in content.scores]:
         for name, values in content.scores[stage].items():
-            is_ranked = ranked is not None and content.headline is not None and (stage, name) == (ranked[0], content.headline[0])
             average = content.averages.get(stage, {}).get(name)
             columns.append(
                 Column(
@@ -83,7 +83,7 @@ def make_columns(content: Content) -> list[Column]:
                     [write_number(name, value) for value in values],
                     "" if average is None else write_number(name, average),
                     _errors(name, values, content.scores[stage].get("count")),
-                    _places(values) if is_ranked else None,
+                    _places(values) if (stage, name) == by else None,
                 )
             )
     planted = content.report["planted"]

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from math import floor
 
 from lightning_ncmtl.callbacks.page.content import Content
-from lightning_ncmtl.callbacks.page.flow import plural
+from lightning_ncmtl.callbacks.page.text import plural
 from lightning_ncmtl.clustering.evidence import LEVEL
 
 _UNTESTED = (
-    "No evidence was weighed for them: they were given, or found after a warm-up apart. Whether chance would do as well "
-    "is not known."
+    "No evidence was weighed for them: they were given, or found after a warm-up apart. Whether chance would do as "
+    "well is not known."
 )
 
 
@@ -42,8 +42,8 @@ def tell_why(content: Content) -> str:
         words = _UNTESTED if content.divided else "No evidence was weighed: their number was given."
     elif found == 1 and p_value < LEVEL:
         words = (
-            "Tasks differ, but each in its own way: no way to group them predicts the other half of the data better than "
-            f"one set of weights for all ({tell_p(p_value)})."
+            "Tasks differ, but each in its own way: no way to group them predicts the other half of the data better "
+            f"than one set of weights for all does ({tell_p(p_value)})."
         )
     elif found == 1:
         words = (
@@ -69,7 +69,7 @@ def tell_p(p_value: float) -> str:
     often = 1 / max(p_value, 1e-9)
     said = f"p = {p_value:.3g}"
     if often >= 2:
-        said += f": tasks in random order do as well in 1 of {floor(often + 0.5):,} cases"
+        said += f": tasks in random order do as well in about 1 of {floor(often + 0.5):,} cases"
     elif p_value < 1:
         said += f": tasks in random order do as well in {100 * p_value:.0f} % of the cases"
     else:
@@ -83,9 +83,9 @@ def tell_agreement(content: Content) -> str:
     error = evidence["agreement_error"]
     spread = f" ± {error:.2f} (standard error)" if error is not None else ""
     return (
-        f"Agreement of the halves: {evidence['agreement']:.2f}{spread}. It is the correlation between how similar each two "
-        "tasks are in one half of the data and in the other: 1 if the halves say the same, about 0 if there is nothing to "
-        "find."
+        f"Agreement of the halves: {evidence['agreement']:.2f}{spread}. It is the correlation, over all pairs of "
+        "tasks, of how similar they are in one half of the data and in the other: 1 if the halves say the same, about 0 if "
+        "there is nothing to find."
     )
 
 
@@ -95,21 +95,21 @@ def tell_gains(content: Content) -> str:
     gains, found = {1: 0.0, **{int(k): gain for k, gain in evidence["gains"].items()}}, evidence["num_clusters"]
     best = max(gains, key=lambda k: gains[k])
     words = (
-        "The gain says how much better clusters of one half predict the tasks in the other half than one set of weights for "
-        "all does, whose gain is 0; 1 would be perfect, and less than 0 is worse than sharing everything. "
+        "The gain says how much better the clusters of one half predict the tasks in the other half than one set of "
+        "weights for all does, whose gain is 0. At most it is 1; less than 0 is worse than sharing everything. "
     )
     if found == 1 and gains[best] <= 0:
         return words + "No number of clusters has a gain, so all tasks share."
     if found == 1:
         return words + (
-            f"{plural(best, 'cluster')} would have the best gain, {gains[best]:.2f}, but chance does as well, so all tasks "
-            "share."
+            f"{plural(best, 'cluster')} would have the best gain, {gains[best]:.2f}, but chance does as well too "
+            "often: all tasks share."
         )
     if found == best:
         return words + f"{plural(found, 'cluster')} have the best gain, {gains[found]:.2f}."
     return words + (
-        f"{best} clusters have the best gain, {gains[best]:.2f}; {found} are the fewest within a standard error of it, with "
-        f"{gains[found]:.2f}."
+        f"{best} clusters have the best gain, {gains[best]:.2f}; {found} are the fewest within a standard error of "
+        f"that, with {gains[found]:.2f}."
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_ncmtl.callbacks.page import Best, Content
+from lightning_ncmtl.callbacks.page.content import Best, Content
 from lightning_ncmtl.clustering.evidence import multiply_halves, weigh_evidence
 
 HOSTILE = [
@@ -32,7 +32,7 @@ def make_content(count: int, groups: int = 3, names: list[str] | None = None, **
     group = np.arange(count) % groups
     centers = torch.tensor(rng.normal(size=(groups, 64)))[group]
     halves = [centers + torch.tensor(rng.normal(size=(count, 64))) * 1.4 for _ in range(2)]
-    evidence = weigh_evidence([multiply_halves(*halves)], permutations=99)
+    evidence = weigh_evidence([multiply_halves(*halves)], permutations=199)
     fine = group + groups * (np.arange(count) // groups % 2) if count >= 4 * groups else group
     layers = {
         name: {
@@ -74,7 +74,7 @@ def make_content(count: int, groups: int = 3, names: list[str] | None = None, **
         "epochs": [(number + 1, int(step)) for number, step in enumerate(steps)],
         "last_step": int(steps[-1]),
         "best": Best("val/accuracy", float(0.93 - 0.4 * np.exp(-steps[-1] / 300)), int(steps[-1]), 20),
-        "commands": {"Evaluate on test data": "ncmtl test --ckpt_path '/home/somebody/my runs/fit/checkpoints/best.ckpt'"},
+        "commands": {"Evaluate on test data": "ncmtl test --ckpt_path '/home/me/my runs/fit/checkpoints/best.ckpt'"},
         "config": "seed_everything: 1\ndata:\n  source: Synthetic\n",
     }
     return Content(**(values | changes))
