@@ -8,8 +8,8 @@ import numpy as np
 
 from lightning_ncmtl.callbacks.page.flow import Label
 
-_WIDTH, _HEIGHT = 460.0, 236.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 22.0, 38.0
+_WIDTH, _HEIGHT = 400.0, 220.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 22.0, 38.0
 _MOST = 400  # points of a line
 _DOTS = 40  # points up to which each has a dot
 _LARGEST = 1e300  # beyond, as of a training that diverged, nothing can be measured
@@ -55,6 +55,7 @@ class Chart(NamedTuple):
         x_name: What is along the lower edge.
         marks: What happened when.
         chosen: A point to stand out.
+        keyed: Whether the lines need a key.
     """
 
     title: str
@@ -68,6 +69,7 @@ class Chart(NamedTuple):
     x_name: str
     marks: list[Mark]
     chosen: Label | None = None
+    keyed: bool = True
 
 
 def chart_curves(
@@ -167,7 +169,7 @@ def chart_gains(gains: Mapping[int, float], chosen: int) -> Chart:
     name = "number of clusters (log scale)"
     found = Label(*spots[chosen], f"{chosen} found", dots[list(points).index(chosen)].title)
     title = "What each number of clusters is worth"
-    return Chart(title, about, _WIDTH, _HEIGHT, box, lines, x_ticks, y_ticks, name, [], found)
+    return Chart(title, about, _WIDTH, _HEIGHT, box, lines, x_ticks, y_ticks, name, [], found, keyed=False)
 
 
 def find_ticks(low: float, high: float, most: int = 5) -> tuple[list[float], list[str]]:

@@ -59,7 +59,9 @@ def suggest(trainer: Trainer, stage: str, best: str, last: str) -> tuple[dict[st
         if best and stage == "fit":
             found["Evaluate on test data"] = f"trainer.test(model, dataloaders, ckpt_path={best!r})"
         if last and stage == "fit":
-            found["Train on"] = f"Trainer(max_epochs={2 * epochs}, ...).fit(model, dataloaders, ckpt_path={last!r})"
+            found["Go on training"] = (
+                f"Trainer(max_epochs={2 * epochs}, ...).fit(model, dataloaders, ckpt_path={last!r})"
+            )
         return found, ""
     if best:
         quoted = shlex.quote(best)
@@ -68,6 +70,6 @@ def suggest(trainer: Trainer, stage: str, best: str, last: str) -> tuple[dict[st
         found["Predict what is new"] = f"{command} predict --ckpt_path {quoted} --data.predict_path FILE"
         found["Save the model with one set of weights per cluster"] = f"{command} export --ckpt_path {quoted}"
     if last and stage == "fit":
-        found["Train on"] = f"{command} fit --ckpt_path {shlex.quote(last)} --trainer.max_epochs {2 * epochs}"
+        found["Go on training"] = f"{command} fit --ckpt_path {shlex.quote(last)} --trainer.max_epochs {2 * epochs}"
     note = f"Relative paths in the settings are those of the folder {Path.cwd()}." if found else ""
     return found, note

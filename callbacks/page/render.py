@@ -85,26 +85,31 @@ def _key_figures(content: Content) -> list[tuple[str, str, str]]:
         else:
             figures.append(("best epoch", f"{epoch} of {content.epochs[-1][0]}", f"{monitor} {value}"))
     if (evidence := content.report["evidence"]) is not None:
-        figures.append(("evidence", f"p = {evidence['p_value']:.3g}", "that the clusters are chance"))
+        figures.append(("evidence", f"p = {evidence['p_value']:.3g}", "against tasks in random order"))
     return figures
 
 
 def _draw_curves(content: Content) -> list[Chart]:
     """A chart for each value, of training and validation: the loss, what the best epoch was chosen by, and others."""
     named: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for key, points in content.curves.items():
-        stage, name = key.split("/", 1)
-        named.setdefault(name, {})["training" if stage == "train" else "validation"] = list(points)
-    first = content.best.monitor.split("/", 1)[-1] if content.best is not None else ""
+    for stage, called in (("val", "validation"), ("train", "training")):
+        for key in [key for key in content.curves if key.startswith(f"{stage}/")]:
+            named.setdefault(key.split("/", 1)[1], {})[called] = list(content.curves[key])
+    first = "" if content.best is None else content.best.monitor.split("/", 1)[-1]
     order = sorted(named, key=lambda name: (name != "loss", name != first))
-    happened = _happened(content)
+    titles: dict[
+        str, str
+    ] = {}  # what is equal all the time, such as accuracies where there are no copies, is one chart
+    for name in order:
+        same = next((other for other in titles if named[other] == named[name]), name)
+        titles[same] = f"{titles[same]}, {name}" if same in titles else name
     charts = []
-    for name in order[:_MOST_CHARTS]:
-        best = None
-        if content.best is not None and content.best.step is not None and name == first:
-            best = (content.best.step, content.best.value)
-        charts.append(chart_curves(name, named[name], content.epochs, content.last_step, happened, best))
-    return [chart for chart in charts if chart is not None]
+    for name, title in list(titles.items())[:_MOST_CHARTS]:
+        best = content.best if name == first else None
+        point = None if best is None or best.step is None else (best.step, best.value)
+        chart = chart_curves(title, named[name], content.epochs, content.last_step, _happened(content), point)
+        charts += [] if chart is None else [chart]
+    return charts
 
 
 def _happened(content: Content) -> dict[str, int]:

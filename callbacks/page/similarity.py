@@ -14,9 +14,9 @@ from lightning_ncmtl.callbacks.page.flow import LINE, Block, Label
 from lightning_ncmtl.callbacks.page.text import shorten
 
 LEVELS = 6  # of each sign
-_TREE, _STRIP, _NAMES, _MAP = 96.0, 12.0, 170.0, 540.0  # in pixels, as all here
+_TREE, _STRIP, _NAMES, _MAP = 96.0, 20.0, 170.0, 540.0  # in pixels, as all here
 _MOST = 250  # cells of a side, each of several tasks where there are more
-_LETTER = 6.6  # width of one
+_LETTER = 7.4  # width of one
 
 
 class Level(NamedTuple):
@@ -45,6 +45,7 @@ class Similarity(NamedTuple):
         levels: The cells.
         outlines: The clusters in the map.
         strip: The cluster of each task, right of the map; the label is its number.
+        numbers: The numbers of clusters on the strip, where they have room.
         names: Names of the tasks that have room, right of the strip.
         below: The same, below the map; only where all have room.
         every: One task in so many is named.
@@ -60,6 +61,7 @@ class Similarity(NamedTuple):
     levels: list[Level]
     outlines: list[Block]
     strip: list[Block]
+    numbers: list[Label]
     names: list[Label]
     below: list[Label]
     every: int
@@ -97,6 +99,11 @@ def lay_out_similarity(halves: NDArray[np.float64], clusters: Sequence[int], tas
         Block(x + side + 3, place * cell, _STRIP, cell, str(found[place]), f"{tasks[task]} (cluster {found[place]})")
         for place, task in enumerate(order)
     ]
+    numbers = [
+        Label(x + side + 3 + _STRIP / 2, (first + last) * cell / 2, str(found[first]), "")
+        for first, last in pairwise(edges)
+        if (last - first) * cell >= LINE
+    ]
     every = ceil(LINE / cell)
     longest = max(len(shorten(task)) for task in tasks) * _LETTER
     names = [
@@ -113,7 +120,9 @@ def lay_out_similarity(halves: NDArray[np.float64], clusters: Sequence[int], tas
     levels = _levels(shown, x, side / len(shown), limit)
     width = x + side + _STRIP + 8 + min(longest, _NAMES) + 8
     path, pooled = _draw_tree(tree, cell), ceil(count / len(shown))
-    return Similarity(width, height, x, side, path, levels, outlines, strip, names, below, every, pooled, limit)
+    return Similarity(
+        width, height, x, side, path, levels, outlines, strip, numbers, names, below, every, pooled, limit
+    )
 
 
 def _pool(matrix: NDArray[np.float64], most: int) -> NDArray[np.float64]:

@@ -84,8 +84,8 @@ def tell_agreement(content: Content) -> str:
     spread = f" ± {error:.2f} (standard error)" if error is not None else ""
     return (
         f"Agreement of the halves: {evidence['agreement']:.2f}{spread}. It is the correlation, over all pairs of "
-        "tasks, of how similar they are in one half of the data and in the other: 1 if the halves say the same, about 0 if "
-        "there is nothing to find."
+        "tasks, of how similar they are in one half of the data and in the other: 1 if the halves say the same, about "
+        "0 if there is nothing to find."
     )
 
 
