@@ -1,4 +1,4 @@
-"""The clusters found: a table on the screen, ``clusters.json`` and pictures in the run directory."""
+"""The clusters found: a table on the screen; a page, ``clusters.json`` and pictures in the run directory."""
 
 import json
 import re
@@ -34,7 +34,13 @@ _MAX_POINTS = 2000  # of the clustering loss that are kept per layer
 class ClusterReport(Callback):
     """At the end of training, shows which tasks share each layer and how well each task does.
 
-    Beside the logs (``trainer.log_dir``) it writes ``clusters.json``::
+    Beside the logs (``trainer.log_dir``) it writes ``report.html``, a page for people in one file, which needs neither
+    a network nor matplotlib: what was found and how sure that is, what was trained, what each task reached, the
+    clusters, curves of the loss and of all that is logged as ``val...`` or ``train...``, and what to do next. After an
+    evaluation by the same trainer it has those values, too; in a run directory of its own, an evaluation writes its
+    own page.
+
+    And for programs ``clusters.json``::
 
         {"layers": {NAME: {"num_clusters": K, "assignment": {TASK: k}, "frozen_at_step": int | null,
                            "trace": [[step, [a_0, ..., a_N-1]], ...]}},
@@ -51,7 +57,7 @@ class ClusterReport(Callback):
     standard error of it, null where tasks are too few; and the gain of each number of clusters tried. The table says it
     in a line under its title.
 
-    And in ``pictures/``, for TensorBoard, too, if it is among the loggers: ``flow.png``, the tasks' way through the
+    In ``pictures/``, and for TensorBoard, too, if it is among the loggers: ``flow.png``, the tasks' way through the
     layers (the paper, Fig. 4); ``coclustering-NAME.png``, how long each two tasks shared a cluster of a layer; and
     ``history.png``, the clustering loss and the changes of cluster over the steps of training. Where there is evidence,
     ``evidence.png`` shows how similar the tasks are in each half of the data, and the clusters of the first layer in
@@ -85,7 +91,8 @@ class ClusterReport(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.global_step == 0:
             self._losses, self._history = {}, History()  # a checkpoint is restored later
-        self._scores = self._scores if stage == "test" else {}
+        if stage == "fit":
+            self._scores, self._page = {}, None
         self._began = time.monotonic()
         if (number := len(_clusterings(trainer))) > 1:
             raise InputError(
@@ -157,17 +164,14 @@ class ClusterReport(Callback):
             self._write(self.report(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._show(trainer)
+            console = Console()
+            table = score_table(trainer.callback_metrics, _metrics(pl_module))
+            if table.row_count:
+                console.print(table)
+            console.print(f"Run directory: {escape(str(self._directory))}", soft_wrap=True)
         self._write_page(trainer, pl_module, "fit")
-        if not trainer.is_global_zero:
-            return
-        self._show(trainer)
-        console = Console()
-        table = score_table(trainer.callback_metrics, _metrics(pl_module))
-        if table.row_count:
-            console.print(table)
-        console.print(f"Run directory: {escape(str(self._directory))}", soft_wrap=True)
-        if self._page is not None and self._directory is not None:
-            console.print(f"Report: {escape(str(self._directory / 'report.html'))}", soft_wrap=True)
 
     def _show(self, trainer: Trainer, folder: str = "") -> None:
         """Write, draw and print the clusters."""
@@ -189,8 +193,8 @@ class ClusterReport(Callback):
             return
         from lightning_ncmtl.callbacks.page.render import render_page  # it takes time to import
 
-        if stage == "test" and self._page is not None and directory == self._directory:
-            # The checkpoint that was tested need not be that of the end: only what it reached is new
+        if self._page is not None and directory == self._directory:
+            # The checkpoint that was evaluated need not be that of the end: only what it reached is new
             page = add_scores(self._page, self._scores, str(trainer.ckpt_path or ""))
         else:
             evidence = _find_evidence(trainer)
@@ -207,10 +211,11 @@ class ClusterReport(Callback):
                 losses=self._losses,
                 seconds=time.monotonic() - self._began,
             )
-        self._page = page if stage != "validate" else self._page
+            self._page = page if stage == "fit" else None
         directory.mkdir(parents=True, exist_ok=True)
-        # Names of files need not be Unicode
-        (directory / "report.html").write_text(render_page(page), encoding="utf-8", errors="replace")
+        file = directory / "report.html"
+        file.write_text(render_page(page), encoding="utf-8", errors="replace")  # names of files need not be Unicode
+        Console().print(f"Report: {escape(str(file))}", soft_wrap=True)
 
     def _write_tasks(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         metrics = _metrics(pl_module)

@@ -40,13 +40,14 @@ def read_scores(logged: Mapping[str, Any], metrics: TaskMetrics | None, stage: s
         logged: All values logged. Of other models than ours, ``val/accuracy/TASK`` and the like are of a task.
         metrics: Those of a model of this package.
         stage: ``val`` or ``test``.
-        tasks: Names of the tasks that were clustered.
+        tasks: Names of the tasks that were clustered, which hold where the model has only numbers.
     """
     named = {split_name(key): float(value) for key, value in logged.items() if is_number(value)}
     values = {name: value for (kind, name), value in named.items() if kind == stage}
     headline = None
     if metrics is not None and metrics.per_task:
-        tasks = metrics.task_names
+        numbered = metrics.task_names == [str(task) for task in range(len(tasks))]
+        tasks = tasks if numbered else metrics.task_names
         columns = {name: list(map(float, value)) for name, value in metrics.per_task.items()}
         first = next((name for name in [*metrics.scores, "accuracy", "rmse"] if name in columns), None)
         headline = None if first is None else (first, metrics.directions[first])

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import textwrap
 from datetime import timedelta
 from importlib.metadata import distributions
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from lightning_ncmtl.callbacks.page.history import History
-from lightning_ncmtl.callbacks.page.text import plural
+from lightning_ncmtl.callbacks.page.text import plural, shorten
 from lightning_ncmtl.compatibility import (
     LightningModule,
     SaveConfigCallback,
@@ -67,9 +66,10 @@ def describe(
         facts["checkpoint"] = str(trainer.ckpt_path)
     facts["duration"] = _write_time(seconds) + (" (of this run)" if stage == "fit" else f" ({stage})")
     device = pl_module.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    devices = trainer.world_size
-    facts["hardware"] = f"{plural(devices, 'device') + ', ' if devices > 1 else ''}{device.type.upper()}, {name}"
+    cpu = f"{platform.processor() or platform.machine()}, {plural(torch.get_num_threads(), 'thread')}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    many = f"{trainer.world_size} devices, " if trainer.world_size > 1 else ""
+    facts["hardware"] = f"{many}{device.type.upper()}, {name}"
     facts["software"] = ", ".join([f"Python {platform.python_version()}", *_versions()])
     return facts
 
@@ -92,4 +92,4 @@ def read_settings(trainer: Trainer, pl_module: LightningModule, directory: Path)
     if find_callbacks(trainer, SaveConfigCallback) and file.is_file():
         return file.read_text(encoding="utf-8", errors="replace")
     hparams = without_maker(pl_module.hparams)
-    return "\n".join(f"{name}: {textwrap.shorten(repr(value), _LONGEST)}" for name, value in hparams.items())
+    return "\n".join(f"{name}: {shorten(repr(value), _LONGEST)}" for name, value in hparams.items())

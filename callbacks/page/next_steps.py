@@ -53,15 +53,16 @@ def suggest(trainer: Trainer, stage: str, best: str, last: str) -> tuple[dict[st
         best = last = str(Path(attributes(trainer).ckpt_path)) if attributes(trainer).ckpt_path else ""
     best, last = (str(Path(path).resolve()) if path else "" for path in (best, last))
     best = best or last
-    epochs = (trainer.max_epochs or 0) if (trainer.max_epochs or 0) > 0 else trainer.current_epoch
+    limit = "max_steps" if trainer.max_steps > 0 else "max_epochs"
+    longer = 2 * (
+        trainer.max_steps if trainer.max_steps > 0 else max(trainer.max_epochs or 0, trainer.current_epoch, 1)
+    )
     found: dict[str, str] = {}
     if command is None:
         if best and stage == "fit":
             found["Evaluate on test data"] = f"trainer.test(model, dataloaders, ckpt_path={best!r})"
         if last and stage == "fit":
-            found["Go on training"] = (
-                f"Trainer(max_epochs={2 * epochs}, ...).fit(model, dataloaders, ckpt_path={last!r})"
-            )
+            found["Go on training"] = f"Trainer({limit}={longer}, ...).fit(model, dataloaders, ckpt_path={last!r})"
         return found, ""
     if best:
         quoted = shlex.quote(best)
@@ -70,6 +71,6 @@ def suggest(trainer: Trainer, stage: str, best: str, last: str) -> tuple[dict[st
         found["Predict what is new"] = f"{command} predict --ckpt_path {quoted} --data.predict_path FILE"
         found["Save the model with one set of weights per cluster"] = f"{command} export --ckpt_path {quoted}"
     if last and stage == "fit":
-        found["Go on training"] = f"{command} fit --ckpt_path {shlex.quote(last)} --trainer.max_epochs {2 * epochs}"
+        found["Go on training"] = f"{command} fit --ckpt_path {shlex.quote(last)} --trainer.{limit} {longer}"
     note = f"Relative paths in the settings are those of the folder {Path.cwd()}." if found else ""
     return found, note

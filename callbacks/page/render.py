@@ -77,10 +77,10 @@ def _key_figures(content: Content) -> list[tuple[str, str, str]]:
         if content.headline is not None and content.headline[0] in content.averages.get(stage, {}):
             name = content.headline[0]
             value = write_number(name, content.averages[stage][name])
-            figures.append((f"{STAGES[stage]} {name}", value, "average over tasks, at the end"))
+            figures += [(f"{STAGES[stage]} {name}", value, "average over tasks, at the end")] if value else []
     if content.best is not None:
         monitor, value, epoch = content.best.monitor, f"{content.best.value:.4g}", content.best.epoch
-        if epoch is None:
+        if epoch is None or not content.epochs:
             figures.append(("best", value, monitor))
         else:
             figures.append(("best epoch", f"{epoch} of {content.epochs[-1][0]}", f"{monitor} {value}"))

@@ -34,7 +34,7 @@ def tell_why(content: Content) -> str:
     if not content.report["layers"]:
         return "The model has no cluster layers, or no network clustering took part in the training."
     if not content.layers:
-        return "The training ended within the warm-up, before which no tasks are grouped: train longer."
+        return "The training ended within the warm-up, in which no tasks are grouped: train longer."
     evidence = content.report["evidence"]
     numbers = {layer["num_clusters"] for layer in content.layers.values()}
     found, p_value = (1, 1.0) if evidence is None else (evidence["num_clusters"], evidence["p_value"])
