@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
@@ -13,9 +12,7 @@ from rich.markup import escape
 
 from lightning_ncmtl.callbacks._tables import cluster_table, evidence_line, score_table, write_task_table
 from lightning_ncmtl.callbacks.network_clustering import NetworkClusteringCallback
-from lightning_ncmtl.callbacks.page.collect import Scores, add_scores, collect, read_scores
-from lightning_ncmtl.callbacks.page.content import Content
-from lightning_ncmtl.callbacks.page.history import History
+from lightning_ncmtl.callbacks.page.follow import RunPage
 from lightning_ncmtl.clustering.evidence import Evidence
 from lightning_ncmtl.compatibility import (
     Callback,
@@ -83,17 +80,13 @@ class ClusterReport(Callback):
         self.every_n_epochs = every_n_epochs
         self._directory: Path | None = None  # known once training starts
         self._losses: dict[str, list[tuple[int, float]]] = {}
-        self._history = History()
-        self._scores: dict[str, Scores] = {}
-        self._page: Content | None = None  # of the training, for a test that follows
-        self._began = time.monotonic()
+        self._page = RunPage()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.global_step == 0:
-            self._losses, self._history = {}, History()  # a checkpoint is restored later
-        if stage == "fit":
-            self._scores, self._page = {}, None
-        self._began = time.monotonic()
+        fresh = stage == "fit" and trainer.global_step == 0
+        if fresh:
+            self._losses = {}  # a checkpoint is restored later
+        self._page.begin(stage, fresh)
         if (number := len(_clusterings(trainer))) > 1:
             raise InputError(
                 f"ClusterReport shows one NetworkClusteringCallback, found {number}: leave it out, and read their "
@@ -110,7 +103,7 @@ class ClusterReport(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the clustering loss, as often as it is logged; of a long training fewer and fewer points."""
-        self._history.add_loss(outputs, trainer.accumulate_grad_batches)
+        self._page.history.add_loss(outputs, trainer.accumulate_grad_batches)
         every = max(1, attributes(trainer).log_every_n_steps)
         for clustering in _clusterings(trainer):
             for name, (step, loss) in clustering.clusters.losses.items():
@@ -121,18 +114,14 @@ class ClusterReport(Callback):
                         del points[1::2]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._keep_logged(trainer, "train")  # of the epoch before: it is known behind on_train_epoch_end
+        self._page.keep_logged(trainer, "train", _tasks(trainer))  # of the epoch before: known behind its end
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._keep_logged(trainer, "train")
-
-    def _keep_logged(self, trainer: Trainer, stage: str) -> None:
-        # On all ranks, which may have to average it
-        self._history.add_logged(trainer.callback_metrics, stage, trainer.global_step, _tasks(trainer))
+        self._page.keep_logged(trainer, "train", _tasks(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        self._history.end_epoch(epoch, trainer.global_step)
+        self._page.history.end_epoch(epoch, trainer.global_step)
         if self.every_n_epochs is not None and epoch % self.every_n_epochs == 0:
             self._show(trainer, f"epoch-{epoch}")
 
@@ -140,23 +129,24 @@ class ClusterReport(Callback):
         if trainer.sanity_checking:
             return
         self._write_tasks(trainer, pl_module, "val")
-        self._scores["val"] = read_scores(trainer.callback_metrics, _metrics(pl_module), "val", _tasks(trainer))
+        self._page.keep_scores(trainer, _metrics(pl_module), "val", _tasks(trainer))
         if trainer.state.fn == "fit":
-            self._keep_logged(trainer, "val")
+            self._page.keep_logged(trainer, "val", _tasks(trainer))
         else:
-            self._write_page(trainer, pl_module, "validate")
+            self._write_page(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write_tasks(trainer, pl_module, "test")
-        self._scores["test"] = read_scores(trainer.callback_metrics, _metrics(pl_module), "test", _tasks(trainer))
-        self._write_page(trainer, pl_module, "test")
+        self._page.keep_scores(trainer, _metrics(pl_module), "test", _tasks(trainer))
+        self._write_page(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": self._losses, "history": self._history.state_dict()}
+        return {"losses": self._losses, "history": self._page.history.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._losses = state_dict["losses"]
-        self._history.load_state_dict(state_dict["history"])
+        if "history" in state_dict:  # checkpoints of former days have none
+            self._page.history.load_state_dict(state_dict["history"])
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """An interrupted training leaves its clusters, too."""
@@ -171,7 +161,7 @@ class ClusterReport(Callback):
             if table.row_count:
                 console.print(table)
             console.print(f"Run directory: {escape(str(self._directory))}", soft_wrap=True)
-        self._write_page(trainer, pl_module, "fit")
+        self._write_page(trainer, pl_module)
 
     def _show(self, trainer: Trainer, folder: str = "") -> None:
         """Write, draw and print the clusters."""
@@ -187,34 +177,14 @@ class ClusterReport(Callback):
         self._directory.mkdir(parents=True, exist_ok=True)
         (self._directory / "clusters.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
 
-    def _write_page(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def _write_page(self, trainer: Trainer, pl_module: LightningModule) -> None:
         directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: it is broadcast
         if not trainer.is_global_zero or attributes(trainer).fast_dev_run:
             return
-        from lightning_ncmtl.callbacks.page.render import render_page  # it takes time to import
-
-        if self._page is not None and directory == self._directory:
-            # The checkpoint that was evaluated need not be that of the end: only what it reached is new
-            page = add_scores(self._page, self._scores, str(trainer.ckpt_path or ""))
-        else:
-            evidence = _find_evidence(trainer)
-            page = collect(
-                trainer,
-                pl_module,
-                stage=stage,
-                directory=directory,
-                report=self.report(trainer),
-                tasks=_tasks(trainer),
-                similarities=None if evidence is None else evidence.similarities.double().numpy(),
-                scores=self._scores,
-                history=self._history,
-                losses=self._losses,
-                seconds=time.monotonic() - self._began,
-            )
-            self._page = page if stage == "fit" else None
-        directory.mkdir(parents=True, exist_ok=True)
-        file = directory / "report.html"
-        file.write_text(render_page(page), encoding="utf-8", errors="replace")  # names of files need not be Unicode
+        evidence = _find_evidence(trainer)
+        similarities = None if evidence is None else evidence.similarities.double().numpy()
+        report, tasks = self.report(trainer), _tasks(trainer)
+        file = self._page.write(trainer, pl_module, directory, report, tasks, similarities, self._losses)
         Console().print(f"Report: {escape(str(file))}", soft_wrap=True)
 
     def _write_tasks(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

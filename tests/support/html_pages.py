@@ -51,6 +51,8 @@ class Page(HTMLParser):
             self._open.append(tag)
         if tag in ("h1", "h2", "h3", "h4", "h5", "h6"):
             self.headings.append((int(tag[1]), ""))
+        if tag == "dd":
+            self.text += " "
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):

@@ -101,7 +101,8 @@ def test_texts_and_lines_stand_out(browser: Any, tmp_path: Path) -> None:
     script = """() => {
       const parse = (text) => text.match(/[0-9.]+/g).slice(0, 3).map(Number);
       const light = (color) => {
-        const [r, g, b] = color.map((each) => each / 255).map((c) => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4);
+        const [r, g, b] = color.map((each) => each / 255)
+          .map((each) => each <= .04045 ? each / 12.92 : ((each + .055) / 1.055) ** 2.4);
         return .2126 * r + .7152 * g + .0722 * b;
       };
       const ground = (element) => {
@@ -111,7 +112,8 @@ def test_texts_and_lines_stand_out(browser: Any, tmp_path: Path) -> None:
         }
         return parse(getComputedStyle(document.body).backgroundColor);
       };
-      return Math.min(...[...document.querySelectorAll("p, dt, dd, small, th, td, .error, summary, pre, h1, h2, h3, svg text")]
+      const texts = "p, dt, dd, small, th, td, .error, summary, pre, h1, h2, h3, svg text";
+      return Math.min(...[...document.querySelectorAll(texts)]
         .map((element) => {
           const style = getComputedStyle(element);
           const color = element.closest("svg") ? style.fill : style.color;

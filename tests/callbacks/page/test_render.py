@@ -5,6 +5,7 @@ import hashlib
 import re
 import time
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,12 @@ def check(html: str) -> Page:
     page = Page(html)
     assert page.unclosed == []
     assert page.references == ["data:,"]
-    assert not re.search(r"url\(|@import|https?://", html.replace("https://schema", ""))
+    assert not re.search(r"url\(|@import|https?://", html)
     assert len(page.ids) == len(set(page.ids))
     assert set(page.labels) <= set(page.ids)
     levels = [level for level, _ in page.headings]
     assert levels[0] == 1
-    assert all(new <= old + 1 for old, new in zip(levels, levels[1:], strict=False))
+    assert all(new <= old + 1 for old, new in pairwise(levels))
     assert levels.count(1) == 1
     for tag, given in page.tags:
         if tag == "svg":
