@@ -178,9 +178,10 @@ def find_ticks(low: float, high: float, most: int = 5) -> tuple[list[float], lis
     >>> find_ticks(0.12, 0.93)
     ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], ['0.0', '0.2', '0.4', '0.6', '0.8', '1.0'])
     """
-    least = 1e-9 * max(abs(low), abs(high), 1e-300)
-    if high - low <= least:
-        low, high = low - (abs(low) * 0.1 or 1.0), high + (abs(high) * 0.1 or 1.0)
+    largest = max(abs(low), abs(high))
+    if high - low <= 1e-9 * max(largest, 1e-300):
+        around = 0.1 * largest if largest > 1e-300 else 1.0
+        low, high = low - around, high + around
     size = _round_up((high - low) / most)
     first, last = floor(low / size + 1e-9), -floor(-high / size + 1e-9)
     values = [number * size for number in range(first, last + 1)]
