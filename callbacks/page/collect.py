@@ -92,7 +92,8 @@ def collect(
         losses: Step and clustering loss, by layer.
         seconds: How long it took.
     """
-    named = tasks or next((list(score.tasks) for score in scores.values()), [])
+    metrics = getattr(pl_module, "metrics", None)
+    named = tasks or (list(metrics.task_names) if isinstance(metrics, TaskMetrics) else [])
     epochs = history.epochs
     last_step = epochs[-1][1] if epochs else int(trainer.global_step)
     best, best_path, last_path = find_checkpoints(trainer, history)

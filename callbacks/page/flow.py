@@ -10,7 +10,7 @@ import numpy as np
 from lightning_ncmtl.callbacks.arrangement import SPREAD, few_crossings, find_bundles, find_tops
 from lightning_ncmtl.callbacks.page.text import plural, shorten
 
-_PITCH, _BLOCK, _TOP, _NAMES = 158.0, 74.0, 44.0, 170.0  # in pixels, as all here
+_PITCH, _BLOCK, _TOP, _NAMES = 162.0, 88.0, 44.0, 170.0  # in pixels, as all here
 LINE = 13.0  # height of a line of text
 
 

@@ -77,7 +77,8 @@ def _key_figures(content: Content) -> list[tuple[str, str, str]]:
         if content.headline is not None and content.headline[0] in content.averages.get(stage, {}):
             name = content.headline[0]
             value = write_number(name, content.averages[stage][name])
-            figures += [(f"{STAGES[stage]} {name}", value, "average over tasks, at the end")] if value else []
+            end = "average over tasks" + ", at the end" * (stage == "val" and content.stage == "fit")
+            figures += [(f"{STAGES[stage]} {name}", value, end)] if value else []
     if content.best is not None:
         monitor, value, epoch = content.best.monitor, f"{content.best.value:.4g}", content.best.epoch
         if epoch is None or not content.epochs:

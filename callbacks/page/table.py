@@ -67,7 +67,7 @@ def ranking(content: Content) -> tuple[str, Sequence[float], bool] | None:
 
 
 def make_columns(content: Content) -> list[Column]:
-    """The columns of the table, but the names."""
+    """The columns of the table, but the names: what ranks the tasks, of how many labels, clusters, and the rest."""
     ranked = ranking(content)
     by = None if ranked is None or content.headline is None else (ranked[0], content.headline[0])
     columns = []
@@ -93,7 +93,10 @@ def make_columns(content: Content) -> list[Column]:
     for name, layer in content.layers.items():
         numbers = layer["clusters"]
         columns.append(Column(name, "", "cluster", numbers, [str(number) for number in numbers]))
-    return columns
+    first = "" if content.headline is None else content.headline[0]
+    places = {first: 0, "count": 1}
+    kinds = {"cluster": 2, "text": 3, "number": 4}
+    return sorted(columns, key=lambda column: places.get(column.name, 4) if column.stage else kinds[column.kind])
 
 
 def rank_tasks(content: Content) -> list[int]:

@@ -168,6 +168,16 @@ def test_a_module_without_anything(
     assert "No tasks are known" in page.words
 
 
+def test_without_validation_tasks_are_known(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    model = HardShare(torch.nn.Linear(3, 3), 2, task_names=["ant", "bee"])
+    rows = [{"inputs": torch.randn(3), "task_ids": task, "labels": task} for task in range(2)]
+    make_trainer(max_epochs=2, callbacks=[ClusterReport()]).fit(model, DataLoader(rows, batch_size=2))
+    page = read(tmp_path)
+    assert [row[0] for row in page.rows] == ["task", "ant", "bee"]
+    assert "nothing was evaluated" in page.words
+    assert "loss: training from" in page.words
+
+
 def test_no_page_of_a_trial_run(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     make_trainer(callbacks=[ClusterReport()], fast_dev_run=True).fit(Plain(), DataLoader(data(), batch_size=32))
     assert not (tmp_path / "report.html").exists()
