@@ -168,6 +168,7 @@ def test_a_module_without_anything(
     assert "No tasks are known" in page.words
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 def test_without_validation_tasks_are_known(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     model = HardShare(torch.nn.Linear(3, 3), 2, task_names=["ant", "bee"])
     rows = [{"inputs": torch.randn(3), "task_ids": task, "labels": task} for task in range(2)]
