@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from lightning_ncmtl.callbacks.arrangement import MAX_NAMED, SPREAD, few_crossings, find_bundles, find_tops
 from lightning_ncmtl.drawing import COLORS, DPI, measure_width
 from lightning_ncmtl.errors import InputError
 
 _MAX_INCHES = 20.0  # of the part with one row per task: at most 3,000 pixels
-_MAX_NAMED = 400  # tasks from which on none is named, and all are drawn with less detail
-_SPREAD = 1.3  # height of a column of the flow per height of its bands; the rest are gaps between the blocks
 _BLOCK = 0.2  # half the width of a block of the flow; columns are 1 apart
 
 
@@ -43,28 +42,28 @@ def draw_flow(layers: Mapping[str, Sequence[int]], tasks: Sequence[str]) -> Figu
     numbers = np.array([[0] * count, *layers.values(), range(count)])  # [columns, N]
     columns = [np.unique(row, return_inverse=True)[1] for row in numbers]
     clusters = [int(column.max()) + 1 for column in columns]
-    ranks = _few_crossings(columns)
-    tops = [_tops(column, rank) for column, rank in zip(columns, ranks, strict=True)]
+    ranks = few_crossings(columns)
+    places = [find_tops(column, rank) for column, rank in zip(columns, ranks, strict=True)]
 
     size = _font_size(count)
-    points = float(np.clip(1.1 * size * count, 90, _MAX_INCHES * 72 / _SPREAD)) / count  # height of one band
+    points = float(np.clip(1.1 * size * count, 90, _MAX_INCHES * 72 / SPREAD)) / count  # height of one band
     headings = [f"{name}\n{_plural(k, 'cluster')}" for name, k in zip(layers, clusters[1:-1], strict=True)]
     headings = ["hard\nall tasks", *headings, "specific\neach task"]
-    tall = count * points * _SPREAD / 72
+    tall = count * points * SPREAD / 72
     pitch = max(1.8, tall / 5, measure_width(headings, 9) + 0.4)  # of the columns; steep bands get thin
-    shown = tasks if count <= _MAX_NAMED else []
+    shown = tasks if count <= MAX_NAMED else []
     width = (len(headings) - 1 + _BLOCK) * pitch + measure_width(shown, size) + 0.3
     figure = Figure((width, tall + 0.8), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot(xlim=(-_BLOCK - 0.02, len(headings) - 1), ylim=(count * _SPREAD + 0.1, -0.1))
+    axes = figure.add_subplot(xlim=(-_BLOCK - 0.02, len(headings) - 1), ylim=(count * SPREAD + 0.1, -0.1))
 
     colored = next((c for c, k in enumerate(clusters) if 1 < k < count), len(headings) - 2)
-    color = np.argsort([tops[colored][columns[colored] == k].min() for k in range(clusters[colored])]).argsort()
-    for first, last in _bundles(columns, ranks):
-        edges = [(float(top[first]), float(top[last]) + 1) for top in tops]
+    color = np.argsort([places[colored][columns[colored] == k].min() for k in range(clusters[colored])]).argsort()
+    for first, last in find_bundles(columns, ranks):
+        edges = [(float(top[first]), float(top[last]) + 1) for top in places]
         band = _band(edges, gap=min(0.08, 0.8 / points))
         face = COLORS[color[columns[colored][first]] % len(COLORS)]
         axes.add_patch(PathPatch(band, color=face, alpha=0.75, lw=0.3))
-    for x, (column, top) in enumerate(zip(columns[:-1], tops[:-1], strict=True)):
+    for x, (column, top) in enumerate(zip(columns[:-1], places[:-1], strict=True)):
         for cluster in range(clusters[x]):
             members = np.flatnonzero(column == cluster)
             label = f"{numbers[x][members[0]]}: " if x else ""
@@ -78,7 +77,7 @@ def draw_flow(layers: Mapping[str, Sequence[int]], tasks: Sequence[str]) -> Figu
     axes.xaxis.tick_top()
     axes.yaxis.tick_right()
     order = np.argsort(ranks[-1])
-    _name_tasks(axes, axes.yaxis, tops[-1][order] + 0.5, [tasks[task] for task in order], size, tall)
+    _name_tasks(axes, axes.yaxis, places[-1][order] + 0.5, [tasks[task] for task in order], size, tall)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
@@ -130,8 +129,8 @@ def draw_coclustering(
     """
     count = len(tasks)
     size = _font_size(count)
-    side = float(np.clip(1.3 * size * count / 72, 2.4, _MAX_INCHES)) if count <= _MAX_NAMED else _MAX_INCHES / 2
-    shown = tasks if count <= _MAX_NAMED else []
+    side = float(np.clip(1.3 * size * count / 72, 2.4, _MAX_INCHES)) if count <= MAX_NAMED else _MAX_INCHES / 2
+    shown = tasks if count <= MAX_NAMED else []
     label = measure_width(shown, size) + 0.2
     width = max(side + label + 1.0, measure_width([title], 11) + 0.3)
     # Constrained layout would cut off labels of an image that is narrower than its place
@@ -201,57 +200,6 @@ def draw_history(
     return figure
 
 
-def _few_crossings(columns: Sequence[NDArray[np.intp]]) -> list[NDArray[np.intp]]:
-    """Rank of each task in each column, top to bottom, so that tasks of a block are neighbours and few bands cross."""
-    # The barycentre method of Sugiyama et al. (1981): sweeps to the right and to the left order blocks by the mean rank
-    # of their tasks in the column before. They get stuck, so the best of several starts wins.
-    rng = np.random.default_rng(0)
-    starts = [np.lexsort(columns[::-1]).argsort(), *(rng.permutation(len(columns[0])) for _ in range(20))]
-    to_right = [(column, column - 1) for column in range(1, len(columns))]
-    to_left = [(column, column + 1) for column in reversed(range(len(columns) - 1))]
-    found = []
-    for start in starts:
-        ranks = [start] * len(columns)
-        for column, neighbour in (to_right + to_left) * 2:
-            block, before = columns[column], ranks[neighbour]
-            mean = np.bincount(block, before) / np.bincount(block)
-            ranks[column] = np.lexsort((before, block, mean[block])).argsort()
-        found.append(ranks)
-    return min(found, key=lambda ranks: sum(_crossings(one, other) for one, other in pairwise(ranks)))
-
-
-def _crossings(one: NDArray[np.intp], other: NDArray[np.intp]) -> int:
-    """Number of pairs of tasks that two columns have in opposite order."""
-    moved = other[one.argsort()]
-    return int(np.triu(np.greater.outer(moved, moved)).sum())
-
-
-def _tops(block: NDArray[np.intp], rank: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Upper edge of each task's band in one column, from 0; bands are 1 high and the column is centred."""
-    count, blocks = len(block), int(block.max()) + 1
-    free = (_SPREAD - 1) * count
-    gap = min(max(0.6, 0.05 * count), free / max(1, blocks - 1))
-    order = rank.argsort()
-    before = np.concatenate([[0], np.cumsum(np.diff(block[order]) != 0)])  # blocks above
-    tops: NDArray[np.float64] = rank + before[rank] * gap + (free - (blocks - 1) * gap) / 2
-    return tops
-
-
-def _bundles(columns: Sequence[NDArray[np.intp]], ranks: Sequence[NDArray[np.intp]]) -> list[tuple[int, int]]:
-    """The bands to draw, by their first and last task: a band per task, or, of many, per run of neighbours."""
-    count = len(columns[0])
-    if count <= _MAX_NAMED:
-        return [(task, task) for task in range(count)]
-    order = ranks[-1].argsort()
-    parted = np.zeros(count - 1, dtype=bool)  # a task from the next one
-    for column, rank in zip(columns, ranks, strict=True):
-        parted |= np.diff(rank[order]) != 1
-        if column.max() + 1 < count:  # blocks of several tasks
-            parted |= np.diff(column[order]) != 0
-    runs = np.split(order, np.flatnonzero(parted) + 1)
-    return [(int(run[0]), int(run[-1])) for run in runs]
-
-
 def _band(edges: Sequence[tuple[float, float]], gap: float) -> Path:
     """A ribbon between its upper and lower edge in each column, level in blocks and curved between, less a gap."""
     sides = []
@@ -276,7 +224,7 @@ def _font_size(tasks: int) -> float:
 def _name_tasks(axes: Axes, axis: Axis, places: NDArray[Any], tasks: Sequence[str], size: float, inches: float) -> None:
     """Name the tasks along an axis of so many inches: all, or every n-th where they would overlap, or none."""
     every = ceil(1.25 * size * len(tasks) / 72 / inches)
-    shown = len(tasks) if len(tasks) <= _MAX_NAMED else 0
+    shown = len(tasks) if len(tasks) <= MAX_NAMED else 0
     axis.set_ticks(places[:shown:every], tasks[:shown:every], fontsize=size, parse_math=False)
     if every > 1:
         axes.set_xlabel(f"One task in {every} is named." if shown else f"{len(tasks):,} tasks, too many to name")

@@ -1,4 +1,4 @@
-"""The clusters found: a table on the screen, ``clusters.json`` and pictures in the run directory."""
+"""The clusters found: a table on the screen; a page, ``clusters.json`` and pictures in the run directory."""
 
 import json
 import re
@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from lightning_ncmtl.callbacks._tables import cluster_table, evidence_line, score_table, write_task_table
 from lightning_ncmtl.callbacks.network_clustering import NetworkClusteringCallback
+from lightning_ncmtl.callbacks.page.follow import RunPage
 from lightning_ncmtl.clustering.evidence import Evidence
 from lightning_ncmtl.compatibility import (
     Callback,
@@ -31,7 +32,13 @@ _MAX_POINTS = 2000  # of the clustering loss that are kept per layer
 class ClusterReport(Callback):
     """At the end of training, shows which tasks share each layer and how well each task does.
 
-    Beside the logs (``trainer.log_dir``) it writes ``clusters.json``::
+    Beside the logs (``trainer.log_dir``) it writes ``report.html``, a page for people in one file, which needs neither
+    a network nor matplotlib: what was found and how sure that is, what was trained, what each task reached, the
+    clusters, curves of the loss and of all that is logged as ``val...`` or ``train...``, and what to do next. After an
+    evaluation by the same trainer it has those values, too; in a run directory of its own, an evaluation writes its
+    own page.
+
+    And for programs ``clusters.json``::
 
         {"layers": {NAME: {"num_clusters": K, "assignment": {TASK: k}, "frozen_at_step": int | null,
                            "trace": [[step, [a_0, ..., a_N-1]], ...]}},
@@ -48,7 +55,7 @@ class ClusterReport(Callback):
     standard error of it, null where tasks are too few; and the gain of each number of clusters tried. The table says it
     in a line under its title.
 
-    And in ``pictures/``, for TensorBoard, too, if it is among the loggers: ``flow.png``, the tasks' way through the
+    In ``pictures/``, and for TensorBoard, too, if it is among the loggers: ``flow.png``, the tasks' way through the
     layers (the paper, Fig. 4); ``coclustering-NAME.png``, how long each two tasks shared a cluster of a layer; and
     ``history.png``, the clustering loss and the changes of cluster over the steps of training. Where there is evidence,
     ``evidence.png`` shows how similar the tasks are in each half of the data, and the clusters of the first layer in
@@ -74,10 +81,13 @@ class ClusterReport(Callback):
         self.every_n_epochs = every_n_epochs
         self._directory: Path | None = None  # known once training starts
         self._losses: dict[str, list[tuple[int, float]]] = {}
+        self._page = RunPage()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.global_step == 0:
+        fresh = stage == "fit" and trainer.global_step == 0
+        if fresh:
             self._losses = {}  # a checkpoint is restored later
+        self._page.begin(stage, fresh)
         if (number := len(_clusterings(trainer))) > 1:
             raise InputError(
                 f"ClusterReport shows one NetworkClusteringCallback, found {number}: leave it out, and read their "
@@ -90,8 +100,11 @@ class ClusterReport(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: it is broadcast
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Keep the clustering loss, as often as it is logged; of a long training fewer and fewer points."""
+        self._page.history.add_loss(outputs, trainer.accumulate_grad_batches)
         every = max(1, attributes(trainer).log_every_n_steps)
         for clustering in _clusterings(trainer):
             for name, (step, loss) in clustering.clusters.losses.items():
@@ -101,23 +114,40 @@ class ClusterReport(Callback):
                     if len(points) > _MAX_POINTS:
                         del points[1::2]
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._page.keep_logged(trainer, "train", _tasks(trainer))  # of the epoch before: known behind its end
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._page.keep_logged(trainer, "train", _tasks(trainer))
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
+        self._page.history.end_epoch(epoch, trainer.global_step)
         if self.every_n_epochs is not None and epoch % self.every_n_epochs == 0:
             self._show(trainer, f"epoch-{epoch}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._write_tasks(trainer, pl_module, "val")
+        if trainer.sanity_checking:
+            return
+        self._write_tasks(trainer, pl_module, "val")
+        self._page.keep_scores(trainer, _metrics(pl_module), "val", _tasks(trainer))
+        if trainer.state.fn == "fit":
+            self._page.keep_logged(trainer, "val", _tasks(trainer))
+        else:
+            self._write_page(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write_tasks(trainer, pl_module, "test")
+        self._page.keep_scores(trainer, _metrics(pl_module), "test", _tasks(trainer))
+        self._write_page(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": self._losses}
+        return {"losses": self._losses, "history": self._page.history.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._losses = state_dict["losses"]
+        if "history" in state_dict:  # checkpoints of former days have none
+            self._page.history.load_state_dict(state_dict["history"])
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """An interrupted training leaves its clusters, too."""
@@ -125,14 +155,14 @@ class ClusterReport(Callback):
             self._write(self.report(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        self._show(trainer)
-        console = Console()
-        table = score_table(trainer.callback_metrics, _metrics(pl_module))
-        if table.row_count:
-            console.print(table)
-        console.print(f"Run directory: {escape(str(self._directory))}", soft_wrap=True)
+        if trainer.is_global_zero:
+            self._show(trainer)
+            console = Console()
+            table = score_table(trainer.callback_metrics, _metrics(pl_module))
+            if table.row_count:
+                console.print(table)
+            console.print(f"Run directory: {escape(str(self._directory))}", soft_wrap=True)
+        self._write_page(trainer, pl_module)
 
     def _show(self, trainer: Trainer, folder: str = "") -> None:
         """Write, draw and print the clusters."""
@@ -147,6 +177,16 @@ class ClusterReport(Callback):
         assert self._directory is not None
         with whole(self._directory / "clusters.json") as part:
             part.write_text(json.dumps(report) + "\n", encoding="utf-8")
+
+    def _write_page(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: it is broadcast
+        if not trainer.is_global_zero or attributes(trainer).fast_dev_run:
+            return
+        evidence = _find_evidence(trainer)
+        similarities = None if evidence is None else evidence.similarities.double().numpy()
+        report, tasks = self.report(trainer), _tasks(trainer)
+        file = self._page.write(trainer, pl_module, directory, report, tasks, similarities, self._losses)
+        Console().print(f"Report: {escape(str(file))}", soft_wrap=True)
 
     def _write_tasks(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         metrics = _metrics(pl_module)

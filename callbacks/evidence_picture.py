@@ -9,16 +9,15 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.spatial.distance import squareform
+from scipy.cluster.hierarchy import leaves_list
 
-from lightning_ncmtl.callbacks.cluster_pictures import _MAX_NAMED, _font_size, _name_tasks
+from lightning_ncmtl.callbacks.arrangement import MAX_NAMED, build_tree
+from lightning_ncmtl.callbacks.cluster_pictures import _font_size, _name_tasks
 from lightning_ncmtl.clustering.evidence import Evidence
 from lightning_ncmtl.drawing import COLORS, DPI, measure_width
 
 _TREE, _SIDE = 1.0, 2.1  # width of the dendrogram and of what is right of the map, in inches
 _MAX_INCHES = 13.0  # of the map, so that the rest can be read beside it
-_FAR = 5.0  # is added between clusters: more than twice what any two tasks can be apart
 
 
 def draw_evidence(evidence: Evidence, assignment: Sequence[int], tasks: Sequence[str], title: str) -> Figure:
@@ -43,7 +42,7 @@ def draw_evidence(evidence: Evidence, assignment: Sequence[int], tasks: Sequence
     order = leaves_list(tree)
     size = _font_size(count)
     side = float(np.clip(1.3 * size * count / 72, 2.6, _MAX_INCHES))
-    label = measure_width(tasks if count <= _MAX_NAMED else [], size) + 0.15
+    label = measure_width(tasks if count <= MAX_NAMED else [], size) + 0.15
     top, bottom, left = 0.75, label + 0.3, _TREE + 0.15
     height = top + side + bottom
     width = max(left + side + label + 0.5 + _SIDE + 0.25, measure_width([title], 11) + 0.3)
@@ -83,28 +82,6 @@ def draw_evidence(evidence: Evidence, assignment: Sequence[int], tasks: Sequence
     return figure
 
 
-def build_tree(similarity: NDArray[np.float64], assignment: Sequence[int]) -> NDArray[np.float64]:
-    """A hierarchy of tasks in which each cluster is a branch.
-
-    Args:
-        similarity: ``[N, N]``, 1 at most.
-        assignment: Cluster number of each task ``[N]``.
-
-    Returns:
-        ``[N - 1, 4]``, as :func:`scipy.cluster.hierarchy.linkage` describes it; heights are 1 - similarity, and no
-        branch is lower than those that it consists of.
-    """
-    different = np.not_equal.outer(assignment, assignment)
-    distance = np.maximum(1 - similarity, 0) + _FAR * different
-    tree: NDArray[np.float64] = linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
-    heights = np.concatenate([np.zeros(len(tree) + 1), tree[:, 2]])
-    heights[heights > _FAR / 2] -= _FAR
-    for node, branches in enumerate(tree[:, :2].astype(int), start=len(tree) + 1):
-        heights[node] = max(heights[node], *heights[branches])
-    tree[:, 2] = heights[len(tree) + 1 :]
-    return tree
-
-
 def _draw_tree(axes: Axes, tree: NDArray[np.float64]) -> None:
     """Not by scipy, whose recursion ends at a thousand tasks."""
     count = len(tree) + 1
@@ -117,7 +94,7 @@ def _draw_tree(axes: Axes, tree: NDArray[np.float64]) -> None:
         place[node] = (place[one] + place[other]) / 2
         heights = height[[one, node, node, other]]
         brackets.append(np.stack([heights, place[[one, one, other, other]]], axis=1))
-    axes.add_collection(LineCollection(brackets, colors="0.3", lw=0.8 if count <= _MAX_NAMED else 0.4))
+    axes.add_collection(LineCollection(brackets, colors="0.3", lw=0.8 if count <= MAX_NAMED else 0.4))
     axes.set(xlim=(high + 0.03 * (high - low), low), ylim=(count - 0.5, -0.5))
     axes.set_axis_off()
 

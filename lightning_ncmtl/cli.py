@@ -63,7 +63,13 @@ RUN_DIR = "NCMTL_RUN_DIR"  # how the main process tells the processes that DDP s
 
 
 class NCMTLTrainer(Trainer):
-    """A trainer that can also ``export``."""
+    """A trainer that can also ``export``.
+
+    Attributes:
+        command: The command that makes it, by which a report says what to do next.
+    """
+
+    command = "ncmtl"
 
     def export(
         self,

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
+from html_pages import Page
 from ranks import on_ranks
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -110,6 +111,12 @@ def test_a_run_directory_holds_everything(folder: Path) -> None:
     report = json.loads((run / "clusters.json").read_text())
     assert list(report["layers"]) == ["cluster_layers.0", "cluster_layers.1"]
     assert report["layers"]["cluster_layers.1"]["frozen_at_step"] is not None
+    page = Page.read(run / "report.html")
+    assert page.unclosed == []
+    checkpoints = (run / "checkpoints").resolve()
+    assert f"ncmtl test --ckpt_path {checkpoints / 'best.ckpt'}" in page.words
+    assert f"ncmtl fit --ckpt_path {checkpoints / 'last.ckpt'} --trainer.max_epochs 8" in page.words
+    assert (run / "config.yaml").read_text().strip() in page.text
     rows = metrics(run)
     assert len([row for row in rows if row["val/accuracy"]]) == 4
     assert all(f"val/accuracy/domain{number:02d}" in rows[0] for number in range(4))
@@ -125,6 +132,9 @@ def test_the_saved_configuration_reproduces_the_run(folder: Path) -> None:
 def test_evaluation_needs_the_checkpoint_alone(folder: Path, stage: str) -> None:
     ncmtl(folder, stage, "--ckpt_path", "whole/checkpoints/last.ckpt", "--run_dir", f"only_{stage}")
     row = metrics(folder / f"only_{stage}")[-1]
+    page = Page.read(folder / f"only_{stage}" / "report.html")
+    assert page.headings[0] == Page.read(folder / "whole/report.html").headings[0]
+    assert "checkpoint whole/checkpoints/last.ckpt" in page.words
     if stage == "validate":
         last = [row for row in metrics(folder / "whole") if row["val/accuracy"]][-1]
         assert row["val/accuracy"] == last["val/accuracy"]
@@ -330,7 +340,7 @@ def test_systems_without_cluster_layers(tmp_path: Path, name: str, caplog: pytes
     ncmtl(tmp_path, "fit", "--config", "it.yaml", "--run_dir", "run", "--trainer.max_epochs", "1")
     assert f"{name} has no cluster layers: nothing is clustered" in caplog.messages
     files = {file.name.split(".")[0] for file in (tmp_path / "run").iterdir()}
-    assert files == {"checkpoints", "config", "events", "hparams", "metrics"}  # no clusters.json, no pictures
+    assert files == {"checkpoints", "config", "events", "hparams", "metrics", "report"}  # no clusters.json, no pictures
     saved = checkpoint(tmp_path / "run/checkpoints/last.ckpt")
     assert "NetworkClusteringCallback" not in saved["callbacks"]
 

@@ -10,8 +10,8 @@ import lightning_ncmtl
 
 # What the extras bring, and what is slow to import
 HEAVY = {
-    "accelerate", "datasets", "filelock", "huggingface_hub", "jinja2", "jsonargparse", "matplotlib", "pandas",
-    "pyarrow", "rdkit", "sklearn", "tabulate", "tensorboard", "tokenizers", "transformers", "yaml",
+    "accelerate", "datasets", "filelock", "huggingface_hub", "jsonargparse", "matplotlib", "pandas", "pyarrow", "rdkit",
+    "sklearn", "tabulate", "tensorboard", "tokenizers", "transformers", "yaml",
 }  # fmt: skip
 
 # Lightning imports some of them by itself, if they are there. They are hidden once it has.

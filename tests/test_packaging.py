@@ -42,7 +42,8 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     expected = {str(file.relative_to(ROOT / "lightning_ncmtl")) for file in (ROOT / "lightning_ncmtl").rglob("*.py")}
     for folder in ("callbacks", "datamodules"):  # not all Pythons look into links
         expected |= {str(file.relative_to(ROOT)) for file in (ROOT / folder).rglob("*.py")}
-    assert ours == expected | {"py.typed", "lightning_cli.yaml", "comparison/report.md.j2"}
+    page = {f"callbacks/page/{name}" for name in ("page.html.j2", "charts.html.j2", "page.css", "page.js")}
+    assert ours == expected | page | {"py.typed", "lightning_cli.yaml", "comparison/report.md.j2"}
     assert len(names) == len(set(names))
     assert read(wheel)["lightning_ncmtl/lightning_cli.yaml"] == (ROOT / "lightning_cli.yaml").read_bytes()
 
@@ -72,3 +73,4 @@ def test_the_default_experiment_runs_from_an_installed_wheel(wheel: Path, tmp_pa
     assert str(tmp_path / "site") in result.stdout
     assert (tmp_path / "empty/run/clusters.json").is_file()
     assert (tmp_path / "empty/run/config.yaml").is_file()
+    assert (tmp_path / "empty/run/report.html").is_file()

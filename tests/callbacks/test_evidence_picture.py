@@ -10,7 +10,8 @@ from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
 from scipy.spatial.distance import squareform
 from sklearn.metrics import adjusted_rand_score
 
-from lightning_ncmtl.callbacks.evidence_picture import build_tree, draw_evidence
+from lightning_ncmtl.callbacks.arrangement import build_tree
+from lightning_ncmtl.callbacks.evidence_picture import draw_evidence
 
 DOMAINS = ["apparel", "baby", "sports_outdoors", "kitchen_housewares", "$x_1$ & $y$"]
 TITLE = "no evidence for clusters (agreement of halves -0.03 ± 0.06, p = 0.45): all tasks share"
