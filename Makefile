@@ -1,8 +1,8 @@
-# The commands of a newcomer (fit, test) and of a contributor (lint, format). Each installs what it needs.
+# The commands of a newcomer (fit, test) and of a contributor (lint, format, docs). Each installs what it needs.
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: fit test lint format clean
+.PHONY: fit test test-oldest lint format docs clean
 
 # Train on the embedded corpus and show the clusters found
 fit: .venv/installed
@@ -11,6 +11,12 @@ fit: .venv/installed
 # Run the tests, on all cores
 test: .venv/installed
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+# Run the tests of the callback, the layers and the models with the oldest versions that setup.cfg allows. What these
+# warn of is left alone.
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest --numprocesses auto --dist worksteal --override-ini filterwarnings=default \
+		tests/callbacks tests/lightning_ncmtl --ignore tests/lightning_ncmtl/comparison
 
 # Check style and types
 lint: .venv/installed
@@ -23,6 +29,10 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Build the documentation, without a network: build/docs/index.html. What is wrong in it is an error
+docs: .venv/installed
+	$(BIN)/sphinx-build --conf-dir docs --nitpicky --fail-on-warning --keep-going --quiet . build/docs
+
 # torch first, by its exact version: another package would ask for the newest
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -30,5 +40,12 @@ format: .venv/installed
 	$(BIN)/pip install --constraint constraints.txt --no-build-isolation --editable '.[cpu,dev]'
 	touch .venv/installed
 
+.venv-oldest/installed: setup.cfg pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --constraint constraints-oldest.txt torch setuptools
+	.venv-oldest/bin/pip install --constraint constraints-oldest.txt --no-build-isolation --editable \
+		'.[cpu,compare,molecules]' fsspec hypothesis lightning pytest pytest-timeout pytest-xdist
+	touch .venv-oldest/installed
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-oldest build dist *.egg-info docs/reference/lightning_ncmtl.*

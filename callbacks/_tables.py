@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_ncmtl.clustering.decision import describe_evidence
 from lightning_ncmtl.metrics import MAX_LOGGED_TASKS, WORST, TaskMetrics
+from lightning_ncmtl.whole_files import whole
 
 _SHOWN_TASKS = 5  # of a cluster, where there are too many tasks to show all
 _SHOWN_CLUSTERS = 50  # of a layer
@@ -113,7 +114,7 @@ def write_task_table(path: Path, tasks: Sequence[str], columns: Mapping[str, Ten
         columns: More columns, ``[N]`` each; NaN becomes an empty cell.
     """
     values = [column.tolist() if isinstance(column, Tensor) else column for column in columns.values()]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["task", *columns])
         for task, row in zip(tasks, zip(*values, strict=True), strict=True):

@@ -24,6 +24,7 @@ from lightning_ncmtl.compatibility import (
 )
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import TaskMetrics
+from lightning_ncmtl.whole_files import whole
 
 _MAX_POINTS = 2000  # of the clustering loss that are kept per layer
 
@@ -177,8 +178,8 @@ class ClusterReport(Callback):
 
     def _write(self, report: dict[str, Any]) -> None:
         assert self._directory is not None
-        self._directory.mkdir(parents=True, exist_ok=True)
-        (self._directory / "clusters.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
+        with whole(self._directory / "clusters.json") as part:
+            part.write_text(json.dumps(report) + "\n", encoding="utf-8")
 
     def _write_page(self, trainer: Trainer, pl_module: LightningModule) -> None:
         directory = Path(trainer.log_dir or trainer.default_root_dir)  # on all ranks: it is broadcast
@@ -204,7 +205,6 @@ class ClusterReport(Callback):
         for name, layer in report["layers"].items():
             if len(layer["assignment"]) == len(metrics.task_names):
                 columns[name] = list(layer["assignment"].values())
-        directory.mkdir(parents=True, exist_ok=True)
         write_task_table(directory / f"tasks-{stage}.csv", metrics.task_names, columns)
         for name in {"accuracy", "rmse"} & metrics.per_task.keys():
             value = metrics.per_task[name]

@@ -115,6 +115,13 @@ class NetworkClusteringCallback(Callback):
         """Names of the tasks; empty before training starts or is restored."""
         return list(self.clusters.tasks)
 
+    def on_init_end(self, *args: Any, **kwargs: Any) -> None:
+        """No hook of Lightning's, but the first of Hugging Face's."""
+        raise InputError(
+            "NetworkClusteringCallback is for Lightning: a Trainer of Hugging Face takes "
+            "lightning_ncmtl.hugging_face.NetworkClusteringTrainerCallback, with the same targets"
+        )
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
@@ -218,7 +225,7 @@ class NetworkClusteringCallback(Callback):
         self.clusters.release()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue exactly, see :meth:`NetworkClustering.state_dict`."""
+        """Everything needed to continue exactly, see :meth:`.NetworkClustering.state_dict`."""
         return self.clusters.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

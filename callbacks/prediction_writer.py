@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer, attributes
+from lightning_ncmtl.whole_files import whole
 
 
 class PredictionWriter(Callback):
@@ -50,8 +51,7 @@ class PredictionWriter(Callback):
         if not trainer.is_global_zero:
             return
         data = attributes(trainer).datamodule
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:
+        with whole(path) as part, part.open("w", encoding="utf-8") as file:
             for line in _lines(data, _sort([outputs for part in parts for outputs in part])):
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         print(f"Predictions: {path}")

@@ -110,7 +110,7 @@ class Corpus:
 
     @property
     def class_names(self) -> list[Label]:
-        """All classes: the place of a name is its number."""
+        """All classes; the place of a name is its number."""
         return sort_labels({name for names in self.domain_classes.values() for name in names})
 
     def state_dict(self) -> dict[str, Any]:

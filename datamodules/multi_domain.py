@@ -59,7 +59,7 @@ class MultiDomainDataModule(LightningDataModule):
         text: How text becomes numbers.
         batches: How batches are drawn.
         predict_path: What ``predict`` reads: a table with the columns ``text`` and ``domain`` (see
-            :func:`lightning_ncmtl.datamodules.predict_file.predict_table`), or of features as the source reads them.
+            ``datamodules/predict_file.py``), or of features as the source reads them.
         cache_dir: Where prepared documents stay; in the cache of the ``datasets`` library by default.
         num_workers: Processes that make batches in the background.
         num_proc: Processes that encode documents; by default one, or all cores for more than 50,000 documents.
@@ -139,7 +139,7 @@ class MultiDomainDataModule(LightningDataModule):
 
     @property
     def class_names(self) -> list[Label]:
-        """All classes: the place of a name is its number."""
+        """All classes; the place of a name is its number."""
         return self.corpus.class_names
 
     @property

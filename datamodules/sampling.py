@@ -21,7 +21,7 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
     """Draws batches that mix domains, hold texts of similar length, and depend only on (seed, epoch).
 
     It yields whole batches: use it as ``DataLoader(dataset, sampler=sampler, batch_size=None)``. Being a
-    :class:`DistributedSampler`, it is left alone by Lightning, which calls its ``set_epoch``.
+    :class:`torch.utils.data.DistributedSampler`, it is left alone by Lightning, which calls its ``set_epoch``.
 
     Training (``shuffle=True``): an epoch has as many documents as there are, drawn at random, and divided over its
     steps and ranks as evenly as possible; all ranks have the same number of steps. Runs of ``pool`` consecutive global

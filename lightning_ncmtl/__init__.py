@@ -9,15 +9,18 @@ if TYPE_CHECKING:
     from lightning_ncmtl.clustering import KMeansResult, NetworkClustering, kmeans
     from lightning_ncmtl.compaction import compact, count_parameters, load, save
     from lightning_ncmtl.layers import ClusterLinear, Routing, TaskLinear, TaskModule, route
-    from lightning_ncmtl.modules import ASPMTL, NCMTL, HardShare, SingleTask, SoftShare
+    from lightning_ncmtl.modules import ASPMTL, NCMTL, PLE, CrossStitch, HardShare, MMoE, SingleTask, SoftShare
 
 __version__ = version("lightning-ncmtl")
 __all__ = [
     "ASPMTL",
     "NCMTL",
+    "PLE",
     "ClusterLinear",
+    "CrossStitch",
     "HardShare",
     "KMeansResult",
+    "MMoE",
     "NetworkClustering",
     "NetworkClusteringCallback",
     "Routing",
@@ -39,7 +42,7 @@ _FOLDERS = {
     "clustering": ["KMeansResult", "NetworkClustering", "kmeans"],
     "compaction": ["compact", "count_parameters", "load", "save"],
     "layers": ["ClusterLinear", "Routing", "TaskLinear", "TaskModule", "route"],
-    "modules": ["ASPMTL", "NCMTL", "HardShare", "SingleTask", "SoftShare"],
+    "modules": ["ASPMTL", "NCMTL", "PLE", "CrossStitch", "HardShare", "MMoE", "SingleTask", "SoftShare"],
 }
 
 

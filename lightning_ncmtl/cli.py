@@ -1,7 +1,10 @@
 """The subcommands of the command line that work on one model: ``ncmtl fit | validate | test | predict | export``."""
 
 import argparse
+import logging
 import os
+import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning_utilities.core import rank_zero
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,10 +23,14 @@ import lightning_ncmtl.encoders
 import lightning_ncmtl.modules  # noqa: F401
 from lightning_ncmtl.callbacks import (
     ClusterReport,
+    Interrupted,
+    LastCheckpoint,
     NetworkClusteringCallback,
+    ParameterSummary,
     PredictionWriter,
     ResumableCheckpoint,
     StepSeed,
+    TrainingProgress,
 )
 from lightning_ncmtl.compaction import compact, count_bytes, count_parameters
 from lightning_ncmtl.compatibility import (
@@ -32,9 +40,12 @@ from lightning_ncmtl.compatibility import (
     LightningArgumentParser,
     LightningCLI,
     LightningModule,
-    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
     SaveConfigCallback,
+    SIGTERMException,
     TensorBoardLogger,
+    TorchCheckpointIO,
     Trainer,
     attributes,
     find_callbacks,
@@ -45,10 +56,9 @@ from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.exported import config_of, find_folder, restore, short_classes, write
 from lightning_ncmtl.layers import cluster_layers
+from lightning_ncmtl.usage import DEFAULT_CONFIG, usage
+from lightning_ncmtl.whole_files import WholeCheckpoints
 
-# In a checkout it is at the root, in an installed package within
-_PLACES = [folder / "lightning_cli.yaml" for folder in Path(__file__).parents[:2]]
-DEFAULT_CONFIG = next((place for place in _PLACES if place.is_file()), _PLACES[0])
 RUN_DIR = "NCMTL_RUN_DIR"  # how the main process tells the processes that DDP starts
 
 
@@ -207,7 +217,17 @@ class NCMTLCLI(LightningCLI):
         run_dir = _make_run_dir(settings.run_dir, str(parent), self.subcommand)
         if settings.trainer.logger in (None, True):
             kwargs["logger"] = [logger(run_dir, name="", version="") for logger in (CSVLogger, TensorBoardLogger)]
-        trainer = super().instantiate_trainer(default_root_dir=run_dir, **kwargs)
+        callbacks = self.config_init[self.subcommand].trainer.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        for wanted, kind, ours in (
+            (settings.trainer.enable_progress_bar, ProgressBar, TrainingProgress),
+            (settings.trainer.enable_model_summary, ModelSummary, ParameterSummary),
+        ):
+            if wanted is not False and not any(isinstance(callback, kind) for callback in callbacks):
+                callbacks = [*callbacks, ours()]
+        trainer = super().instantiate_trainer(default_root_dir=run_dir, callbacks=callbacks, **kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
         clustering = self.config_init[self.subcommand].clustering
         if clustering.clusters.targets is None and not cluster_layers(self.model):
             rank_zero_info(f"{type(self.model).__name__} has no cluster layers: nothing is clustered")
@@ -223,6 +243,12 @@ def main(args: list[str]) -> None:
     """
     try:
         make_cli(args)
+    except Interrupted as stop:
+        if stop.code:  # other processes leave it to the first
+            print(f"Interrupted. To go on: ncmtl fit --ckpt_path {shlex.quote(str(stop.checkpoint))}")
+        raise
+    except SIGTERMException:  # of Lightning, while no model is trained; its exit status would be 0
+        sys.exit(128 + signal.SIGTERM)
     finally:
         os.environ.pop(RUN_DIR, None)
 
@@ -239,9 +265,10 @@ def make_cli(args: list[str], cli_class: type[NCMTLCLI] = NCMTLCLI, save_last: b
     warnings.filterwarnings("ignore", "The dirpath has changed from")
     # pytorch-lightning 2.6 with torch 2.13
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
+    rank_zero.log.addFilter(_is_of_use)
     callbacks: list[Callback] = [StepSeed()]
     if save_last:  # Lightning's own save_last keeps the last checkpoint that was among the best.
-        callbacks.append(ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True))
+        callbacks.append(LastCheckpoint())
     return cli_class(
         LightningModule,
         MultiDomainDataModule,
@@ -252,10 +279,18 @@ def make_cli(args: list[str], cli_class: type[NCMTLCLI] = NCMTLCLI, save_last: b
         trainer_defaults={"callbacks": callbacks},
         parser_kwargs={
             "description": "Network clustering for multi-task learning. All subcommands: ncmtl --help",
-            **{name: {"default_config_files": [str(DEFAULT_CONFIG)]} for name in NCMTLCLI.subcommands()},
+            **{
+                name: {"default_config_files": [str(DEFAULT_CONFIG)], "usage": usage(name)}
+                for name in NCMTLCLI.subcommands()
+            },
         },
         args=args,
     )
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Not what Lightning says of other products, of hardware that is not there, and of our own callbacks."""
+    return not record.getMessage().startswith(("💡 Tip", "TPU available: False", "Trainer already configured with"))
 
 
 def find_option(option: str, arguments: Sequence[str]) -> str | None:
@@ -283,8 +318,6 @@ def _clustering_of(checkpoint: dict[str, Any]) -> NetworkClusteringCallback:
 
 def _config_of(checkpoint: str, subcommand: str) -> str:
     """The configuration in a checkpoint, as YAML; empty if it was not written by this command line."""
-    if not Path(checkpoint).is_file():
-        raise InputError(f"the checkpoint {checkpoint!r} does not exist: set --ckpt_path to a file")
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
@@ -315,7 +348,10 @@ def _make_run_dir(wanted: str | None, parent: str, subcommand: str) -> str:
         try:
             run_dir.mkdir(parents=True, exist_ok=wanted is not None)
             break
-        except FileExistsError:  # another run started in the same second
+        except OSError as error:
+            if not isinstance(error, FileExistsError) or wanted is not None:
+                raise InputError(f"the run directory {str(run_dir)!r} cannot be made: {error.strerror}") from error
+            # Another run started in the same second
             run_dir = run_dir.with_name(f"{run_dir.name}x")
     os.environ[RUN_DIR] = str(run_dir)
     return str(run_dir)

@@ -18,6 +18,7 @@ from lightning_ncmtl.clustering.target_spec import TargetLike, read_target, read
 from lightning_ncmtl.compatibility import instantiate_module, made_by_cli, without_maker
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import CompactLayer, TaskLinear, TaskModule, cluster_layers, uncompiled
+from lightning_ncmtl.whole_files import whole
 
 Module = TypeVar("Module", bound=nn.Module)
 _SETTINGS, _WEIGHTS = "settings.json", "model.safetensors"
@@ -118,8 +119,6 @@ def save(module: nn.Module, folder: str | Path, data: Mapping[str, Any] | None =
     folder = Path(folder)
     if not hasattr(module, "compact_clusters"):
         raise InputError(f"{type(module).__name__} is not compact: save(compact(module), ...)")
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"the folder {str(folder)!r} is not empty: choose another one")
     if others := [name for name, value in module.state_dict().items() if not isinstance(value, Tensor)]:
         raise InputError(f"safetensors can hold only tensors, but the state of {', '.join(others)} is something else")
     cls = parametrize.type_before_parametrizations(module)
@@ -133,9 +132,10 @@ def save(module: nn.Module, folder: str | Path, data: Mapping[str, Any] | None =
     }
     if not _is_json(settings["data"]):
         raise InputError(f"data must be plain JSON values, found {data}")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_model(module, str(folder / _WEIGHTS))  # knows tied parameters
-    (folder / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    with whole(folder) as part:
+        part.mkdir()
+        save_model(module, str(part / _WEIGHTS))  # knows tied parameters
+        (part / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def load(folder: str | Path, module: nn.Module | None = None) -> nn.Module:
@@ -216,11 +216,11 @@ def _restructure(module: nn.Module, clusters: Mapping[str, Tensor], specs: Seque
         if isinstance(layer, (TaskLinear, TaskModule)):
             setattr(module.get_submodule(path), attribute, CompactLayer(layer, assignment))
             continue
-        for whole, part in module.named_modules():
-            if isinstance(part, TaskModule) and target.name.startswith(f"{whole}."):
+        for place, part in module.named_modules():
+            if isinstance(part, TaskModule) and target.name.startswith(f"{place}."):
                 raise InputError(
-                    f"{target.name} is a part of the TaskModule {whole}, which can only be made compact as a whole: "
-                    f"train with the target {whole!r}"
+                    f"{target.name} is a part of the TaskModule {place}, which can only be made compact as a whole: "
+                    f"train with the target {place!r}"
                 )
         for name, parameter in target.parameters[0]:
             path, _, attribute = name.rpartition(".")

@@ -15,10 +15,10 @@ from torch.optim.swa_utils import AveragedModel
 
 if TYPE_CHECKING or find_spec("pytorch_lightning"):
     import pytorch_lightning as pl
-    from pytorch_lightning import callbacks, cli, loggers, utilities
+    from pytorch_lightning import callbacks, cli, loggers, plugins, utilities
 else:
     import lightning.pytorch as pl
-    from lightning.pytorch import callbacks, cli, loggers, utilities
+    from lightning.pytorch import callbacks, cli, loggers, plugins, utilities
 
 LightningDataModule = pl.LightningDataModule
 LightningModule = pl.LightningModule
@@ -26,15 +26,21 @@ Trainer = pl.Trainer
 Callback = pl.Callback
 ModelCheckpoint = callbacks.ModelCheckpoint
 WeightAveraging = callbacks.WeightAveraging
+ModelSummary = callbacks.ModelSummary
+ProgressBar = callbacks.ProgressBar
+RichModelSummary = callbacks.RichModelSummary
+RichProgressBar = callbacks.RichProgressBar
 ArgsType = cli.ArgsType
 LRSchedulerCallable = cli.LRSchedulerCallable
 LightningArgumentParser = cli.LightningArgumentParser
 LightningCLI = cli.LightningCLI
 OptimizerCallable = cli.OptimizerCallable
 SaveConfigCallback = cli.SaveConfigCallback
+SIGTERMException = utilities.exceptions.SIGTERMException
 instantiate_module = cli.instantiate_module
 CSVLogger = loggers.CSVLogger
 TensorBoardLogger = loggers.TensorBoardLogger
+TorchCheckpointIO = plugins.TorchCheckpointIO
 rank_zero_info = utilities.rank_zero_info
 rank_zero_only = utilities.rank_zero_only
 rank_zero_warn = utilities.rank_zero_warn

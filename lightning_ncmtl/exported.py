@@ -9,6 +9,7 @@ from lightning_ncmtl.compaction import load, save
 from lightning_ncmtl.compatibility import LightningModule
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.whole_files import whole
 
 _SETTINGS, _TOKENIZER = "settings.json", "tokenizer.json"
 _LEARNED = ("scaling",)  # of what is saved of the data: what is no argument of the data module
@@ -36,9 +37,10 @@ def write(model: LightningModule, data: MultiDomainDataModule, folder: Path) -> 
     else:
         source = data.source.settings_of_new()
     text = {} if data.features is not None else {"vocab_size": data.vocab_size, **data.text.limits}
-    save(model, folder, {**state, "source": source, "text": text})
-    if data.tokenizer is not None:
-        data.tokenizer.save(str(folder / _TOKENIZER))
+    with whole(folder) as part:
+        save(model, part, {**state, "source": source, "text": text})
+        if data.tokenizer is not None:
+            data.tokenizer.save(str(part / _TOKENIZER))
 
 
 def find_folder(subcommand: str, model: str | None, checkpoint: str | None) -> str | None:

@@ -4,16 +4,9 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from lightning_ncmtl import __version__
 from lightning_ncmtl.errors import InputError, find_message, forget_left_out
-
-SUBCOMMANDS = {
-    "fit": "Train a model; what comes of it goes to a run directory.",
-    "validate": "Evaluate a checkpoint on validation data.",
-    "test": "Evaluate a checkpoint on test data.",
-    "predict": "Write the predictions of a checkpoint, or of an exported model, to a file.",
-    "export": "Save a trained model with one set of weights per cluster.",
-    "compare": "Train systems x seeds x folds and report tables, tests and figures.",
-}
+from lightning_ncmtl.usage import SUBCOMMANDS, check, describe, describe_subcommand
 
 
 def main(args: list[str] | None = None) -> None:
@@ -26,6 +19,12 @@ def main(args: list[str] | None = None) -> None:
     forget_left_out()
     try:
         _run(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SystemExit as stop:  # Lightning exits with 1 after Ctrl-C
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            sys.exit(130)
+        raise
     except Exception as error:
         if (message := find_message(error)) is None:
             raise
@@ -34,20 +33,28 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    first = arguments[0] if arguments else "--help"
+    first, *others = arguments or ["--help"]
     if first in ("-h", "--help"):
-        print("usage: ncmtl SUBCOMMAND [options]\n\nNetwork clustering for multi-task learning.\n\nsubcommands:")
-        print("\n".join(f"  {name:<10}{about}" for name, about in SUBCOMMANDS.items()))
-        print("\nThe options of each: ncmtl SUBCOMMAND --help")
-    elif first == "compare":
-        _load("lightning_ncmtl.comparison", extra="compare").main(arguments[1:])
-    elif first in SUBCOMMANDS or first.startswith("-"):
+        print(describe())
+    elif first == "--version":
+        print(__version__)
+    elif first.startswith("-"):  # a configuration for several subcommands
         _load("lightning_ncmtl.cli", extra="text").main(arguments)
-    else:
+    elif first not in SUBCOMMANDS:
         raise InputError(f"unknown subcommand {first!r}: choose one of {', '.join(SUBCOMMANDS)}")
+    elif {"-h", "--help"}.intersection(others):
+        print(describe_subcommand(first))
+    elif first == "doctor":
+        _load("lightning_ncmtl.doctor").main(others)
+    elif first == "compare":
+        _load("lightning_ncmtl.comparison", extra="compare").main(others)
+    else:
+        others = ["--help" if argument == "--help_all" else argument for argument in others]
+        check(first, others)
+        _load("lightning_ncmtl.cli", extra="text").main([first, *others])
 
 
-def _load(module: str, extra: str) -> Any:
+def _load(module: str, extra: str = "") -> Any:
     """Import what a subcommand needs, which other uses of this package do without."""
     try:
         return import_module(module)

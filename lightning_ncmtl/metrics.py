@@ -43,7 +43,7 @@ class TaskMetrics(Metric):
     Where it is known which documents have a copy in the training data, accuracy on the others is reported, too.
 
     A logger is no place for a thousand values: of more than 50 tasks the result has a summary instead, and the values
-    of each task are left to :attr:`per_task`, which :class:`lightning_ncmtl.callbacks.ClusterReport` writes to a file.
+    of each task are left to ``per_task``, which :class:`lightning_ncmtl.callbacks.ClusterReport` writes to a file.
 
     Args:
         task_names: Name of each task, for the keys of the result.

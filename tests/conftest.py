@@ -23,8 +23,11 @@ from lightning_ncmtl.callbacks import NetworkClusteringCallback
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.sources import Synthetic
 from lightning_ncmtl.encoders import HAN
+from lightning_ncmtl.torch_versions import RESHARDS
 
 collect_ignore = ["slow", "support"]  # programs that tests, or people, start
+if not RESHARDS:  # sharded parameters are refused
+    collect_ignore += ["callbacks/test_network_clustering_sharded.py", "lightning_ncmtl/clustering/test_slices.py"]
 datasets.disable_progress_bars()
 torch.set_num_threads(1)  # tiny models
 

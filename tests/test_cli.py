@@ -4,9 +4,13 @@ import csv
 import inspect
 import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +326,9 @@ SYSTEMS = {
     "SoftShare": {"features": [6], "strength": 0.1},
     "HardShare": {"features": [6]},
     "ASPMTL": {"adversarial": 0.1},
+    "MMoE": {"num_experts": 2},
+    "PLE": {"expert_features": [6, 5]},
+    "CrossStitch": {"own_weight": 0.7},
 }
 
 
@@ -396,6 +403,43 @@ def test_resuming_in_a_new_process_continues_exactly(folder: Path) -> None:
     assert_same_training(folder / "resumed", folder / "whole")
     resumed, whole = metrics(folder / "resumed"), metrics(folder / "whole")
     assert resumed == [row for row in whole if int(row["step"]) >= int(resumed[0]["step"])]
+
+
+def test_an_interrupted_training_goes_on_by_the_command_that_it_prints(folder: Path) -> None:
+    arguments = ["fit", "--config", "small.yaml", "--run_dir", "it's", "--trainer.max_epochs", "10000"]
+    # In the background of a shell, where the tests may run, processes ignore the signal.
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(
+        [sys.executable, "-m", "lightning_ncmtl", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed,
+    ) as process:
+        while not (folder / "it's" / "checkpoints" / "last.ckpt").exists():  # it trains
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        line = process.communicate()[0].splitlines()[-1]
+    assert process.returncode == 130
+    command = line.removeprefix("Interrupted. To go on: ncmtl ")
+    assert shlex.split(command) == ["fit", "--ckpt_path", "it's/checkpoints/last.ckpt"]
+    stopped = checkpoint(folder / "it's/checkpoints/last.ckpt")
+    epochs = stopped["epoch"] + 2
+    ncmtl(folder, *shlex.split(command), "--run_dir", "on", "--trainer.max_epochs", str(epochs))
+    steps = checkpoint(folder / "whole/checkpoints/last.ckpt")["global_step"]  # of 4 epochs
+    assert (
+        checkpoint(folder / "on/checkpoints/last.ckpt")["global_step"] == epochs * steps // 4 > stopped["global_step"]
+    )
+
+
+@pytest.mark.parametrize("run_dir", ["small.yaml", "small.yaml/run", "/dev/null/run", "/proc/run"])
+def test_a_run_directory_that_cannot_be_made(folder: Path, run_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        ncmtl(folder, "fit", "--config", "small.yaml", "--run_dir", run_dir)
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert line.startswith(f"ncmtl: error: the run directory '{run_dir}' cannot be made: ")
 
 
 def test_two_processes(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,11 @@ def test_it_finds_the_groups(tmp_path: Path, script: Path) -> None:
     assert indices
     assert min(indices) >= 0.9
     CHECKS[script.stem](result.stdout, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["plain_loop", "fabric", "hugging_face"])
+def test_examples_of_loops_are_short(name: str) -> None:
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 40
 
 
 def check_module_dict(output: str, folder: Path) -> None:
@@ -84,7 +90,62 @@ def check_feature_tables(output: str, folder: Path) -> None:
     assert not list(folder.iterdir())
 
 
+def check_plain_loop(output: str, folder: Path) -> None:
+    assert not list(folder.iterdir())
+
+
+def check_fabric(output: str, folder: Path) -> None:
+    assert [file.name for file in folder.iterdir()] == ["last.ckpt"]
+    again = kill_and_go_on("fabric", folder / "again", output)
+    assert (folder / "last.ckpt").read_bytes() == (again / "last.ckpt").read_bytes()
+
+
+def check_hugging_face(output: str, folder: Path) -> None:
+    again = kill_and_go_on("hugging_face", folder / "again", output)
+    ours, theirs = (each / "run/checkpoint-600" for each in (folder, again))
+    assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+    states = [torch.load(each / "optimizer.pt", weights_only=True)["state"] for each in (ours, theirs)]
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+def kill_and_go_on(name: str, folder: Path, output: str) -> Path:
+    """Run an example that is killed in the middle, and again, which must print the same at its end."""
+    folder.mkdir()
+    script = str(EXAMPLES / f"{name}.py")
+    for code in (KILLED, "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"):
+        result = subprocess.run(
+            [sys.executable, "-c", code, script],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        assert result.returncode == (-signal.SIGKILL if code == KILLED else 0), result.stderr
+    assert result.stdout.splitlines()[-2:] == output.splitlines()[-2:]
+    return folder
+
+
+KILLED = """
+import os, runpy, signal, sys
+from lightning_ncmtl import NetworkClustering
+
+step = NetworkClustering.step
+
+def step_or_die(self, *args):
+    step(self, *args)
+    if self.steps == 227:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+NetworkClustering.step = step_or_die
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
 CHECKS = {
+    "plain_loop": check_plain_loop,
+    "fabric": check_fabric,
+    "hugging_face": check_hugging_face,
     "feature_tables": check_feature_tables,
     "module_dict": check_module_dict,
     "many_tasks": check_many_tasks,

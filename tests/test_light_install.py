@@ -10,7 +10,7 @@ import lightning_ncmtl
 
 # What the extras bring, and what is slow to import
 HEAVY = {
-    "datasets", "filelock", "huggingface_hub", "jsonargparse", "matplotlib", "pandas", "pyarrow", "rdkit",
+    "accelerate", "datasets", "filelock", "huggingface_hub", "jsonargparse", "matplotlib", "pandas", "pyarrow", "rdkit",
     "sklearn", "tabulate", "tensorboard", "tokenizers", "transformers", "yaml",
 }  # fmt: skip
 
@@ -96,3 +96,9 @@ def test_all_names_are_there() -> None:
     assert all(getattr(lightning_ncmtl, name).__name__ == name for name in lightning_ncmtl.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         lightning_ncmtl.nothing  # noqa: B018
+
+
+def test_the_trainer_of_hugging_face_says_what_to_install(tmp_path: Path) -> None:
+    result = run("import lightning_ncmtl.hugging_face", tmp_path)
+    expected = "InputError: lightning_ncmtl.hugging_face needs accelerate, which is not installed: pip install"
+    assert expected in result.stderr.splitlines()[-1]

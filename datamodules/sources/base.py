@@ -100,7 +100,7 @@ class Source(ABC):
         """A source that can :meth:`read_new` and no more, without files of its own: what an exported model knows of it.
 
         Returns:
-            Plain values: ``class_path``, and the ``init_args`` that reading needs; by default none.
+            Plain values, ``class_path``, and the ``init_args`` that reading needs; by default none.
         """
         return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": {}}
 

@@ -43,7 +43,7 @@ def read_rows(file: Path, columns: Collection[str] = (), optional: Collection[st
 
     Args:
         file: A ``.csv``, ``.tsv`` or ``.jsonl`` file, plain or ``.gz``, or a ``.parquet`` file.
-        columns: Columns that rows need, and have under these names (see :mod:`.columns`). What lacks one is a problem,
+        columns: Columns that rows need, and have under these names (see ``columns.py``). What lacks one is a problem,
             and of a Parquet file no others are read.
         optional: Those of them that a JSON object may lack.
 

@@ -68,7 +68,7 @@ class Molecules(FeatureTables):
         return self._bits()
 
     def read_new(self, file: Path, features: Sequence[str], domains: Collection[str]) -> Iterator[Document | Problem]:
-        """As :meth:`Source.read_new`; of a wide table, each row is in every task."""
+        """As :meth:`FeatureTables.read_new`; of a wide table, each row is in every task."""
         found = {name: place for place, name in enumerate(self._bits())}
         if missing := [name for name in features if name not in found]:
             raise InputError(

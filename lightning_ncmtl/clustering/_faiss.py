@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from io import StringIO
@@ -78,6 +78,23 @@ def check_faiss() -> None:
 def faiss_on_gpu(device: torch.device) -> bool:
     """Whether the installed FAISS computes on this device, a GPU. The first call for a GPU takes seconds."""
     return device.type == "cuda" and _why_not_on_gpu(device) is None
+
+
+def describe_faiss(devices: Sequence[torch.device]) -> list[str]:
+    """Lines that say which FAISS is installed, and whether it runs on the CPU and on these GPUs."""
+    try:
+        check_faiss()
+    except InputError as error:
+        return [str(error)]
+    points = torch.eye(4) - 0.25
+    labels = faiss_lloyd(points, points[None, :2], 4)
+    runs = "runs" if len(labels.unique()) == 2 else f"gives wrong clusters {labels.tolist()}"
+    build = "GPUs" if hasattr(faiss, "StandardGpuResources") else "CPUs"
+    lines = [f"{faiss.__version__}, a build for {build}, {runs} on the CPU"]
+    for device in devices:
+        reason = _why_not_on_gpu(device)
+        lines.append(f"{device}: " + ("runs" if reason is None else f"copies weights to the CPU, as {reason}"))
+    return lines
 
 
 def _why_not_on_gpu(device: torch.device) -> str | None:

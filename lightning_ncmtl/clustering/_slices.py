@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+
+from lightning_ncmtl.torch_versions import DTensor, Placement, Replicate, Shard
 
 
 def mesh_of(parameter: Tensor) -> DeviceMesh | None:

@@ -160,7 +160,7 @@ def group_tasks(
     """The clusters of tasks with such inner products.
 
     Args:
-        products: ``[N, N]``, :attr:`Evidence.products`.
+        products: ``[N, N]``, ``Evidence.products``.
         num_clusters: Number of clusters, in 1 .. N.
         within: ``[N]``, fewer clusters that are to be divided: in two, one after the other, always the one whose
             division brings its tasks nearest to their means.

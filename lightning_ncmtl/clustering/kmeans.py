@@ -149,7 +149,7 @@ def unit_rows(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
 
 def check_backend(backend: Backend) -> None:
-    """Raise :class:`InputError` unless the backend is known and installed."""
+    """Raise :class:`~lightning_ncmtl.errors.InputError` unless the backend is known and installed."""
     if backend not in get_args(Backend):
         raise InputError(f"unknown k-means backend {backend!r}: choose one of {', '.join(get_args(Backend))}")
     if backend == "faiss":

@@ -44,11 +44,12 @@ class NetworkClustering:
             silhouette, at least 2 (see :func:`lightning_ncmtl.clustering.choose_num_clusters`).
         targets: Names of the per-task parts of the module, one cluster layer each: a ``ModuleList`` or ``ModuleDict``
             with one child per task (``"heads"``), a part of each child (``"heads.*.fc1"``), modules whose names fit
-            a pattern (``"*_tower"``), or a parameter or module whose parameters have the task as their first dimension.
-            Mappings say more: ``{"name": "out", "rows_per_task": 2}``, with ``"layout": "interleaved"`` where the
-            first rows of all tasks come before the second ones; ``{"name": "table", "dim": 1}``;
-            ``{"ctr": "click_net", "cvr": "buy_net"}``, a part of the module for each task
-            (:class:`lightning_ncmtl.clustering.target_spec.TargetSpec`). By default every ``ClusterLinear``.
+            a pattern (``"*_tower"``, or ``"**.lora_?.*"``, what tasks have in all layers), or a parameter or module
+            whose parameters have the task as their first dimension. Mappings say more: ``{"name": "out",
+            "rows_per_task": 2}``, with ``"layout": "interleaved"`` where the first rows of all tasks come before the
+            second ones; ``{"name": "table", "dim": 1}``; ``{"ctr": "click_net", "cvr": "buy_net"}``, a part of the
+            module for each task, or a list of parts (:class:`lightning_ncmtl.clustering.target_spec.TargetSpec`). By
+            default every ``ClusterLinear``.
         task_names: Names of the tasks; by default the keys of the ``ModuleDict``, or indices.
         warmup_steps: Steps before the first clustering: as many as the shared part of the network needs to become
             useful. Of a shared warm-up that is the most (by default 1000); it ends when its clusters, if there are any,

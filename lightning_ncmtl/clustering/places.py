@@ -1,6 +1,7 @@
 """Where a module holds the parameters of its targets: whether they are still there, at each step and in little time."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import takewhile
 
 from torch import nn
 
@@ -50,10 +51,13 @@ class Places:
         for target in self._targets:
             for name, _ in (pair for task in target.parameters for pair in task):
                 links.update({(id(held), key): (held, key, part) for held, key, part in _walk(self._module, name)})
-            name = target.name.partition(".*")[0]
-            holder = None if target.stacked else _find(self._module, name)
-            if isinstance(holder, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
-                self._containers.append((name, holder._modules or holder._parameters, len(target.tasks)))
+            # Two tasks have their containers in common
+            pairs = () if target.stacked else zip(target.parameters[0], target.parameters[-1], strict=True)
+            for name in {_common(one, other) for (one, _), (other, _) in pairs}:
+                holder = _find(self._module, name)
+                if isinstance(holder, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
+                    held = holder._modules or holder._parameters
+                    self._containers += [(name, held, len(held))] if len(held) == len(target.tasks) else []
         self._links = list(links.values())
 
 
@@ -74,3 +78,9 @@ def _walk(module: nn.Module, name: str) -> Iterator[tuple[Mapping[str, object], 
         following = getattr(inner, part)
         yield from ((held, part, following) for held in (inner._modules, inner._parameters) if part in held)
         holder = following
+
+
+def _common(one: str, other: str) -> str:
+    """What two dotted names begin with."""
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return ".".join(part for part, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -60,7 +60,8 @@ def assign_tasks(
         num_clusters: Number of clusters K of each layer; ``None`` to choose it, see :func:`choose_num_clusters`.
         previous: The previous assignment of each layer, ``[N]``; its clusters keep their numbers. ``None`` at the
             first clustering.
-        centers: The :func:`means` of the previous clusters of each layer, ``[K, D]``, where they are known already.
+        centers: The :func:`lightning_ncmtl.clustering.means` of the previous clusters of each layer, ``[K, D]``, where
+            they are known already.
         metric: Group tasks whose weights are near (``"euclidean"``), or that went in the same direction from their
             origin, however far (``"cosine"``).
         origins: For the metric cosine, the weights ``[D]`` of each layer with which all tasks started.
@@ -118,7 +119,7 @@ def share(
             from before the optimizer step is needed: the optimizer moves each row of ``W`` away from its centre by
             the task's own update.)
         assignment: ``[N]``, the cluster of each task.
-        centers: ``[K, D]``, the :func:`means` of the clusters.
+        centers: ``[K, D]``, the :func:`lightning_ncmtl.clustering.means` of the clusters.
         commitment: Fraction in [0, 1] of its distance to the centre that a task gives up. 1 is the paper's
             replacement; with plain SGD, the paper's clustering loss with weight alpha is ``2 * alpha * lr``.
         dtype: Type of the weights, that of ``own`` by default.

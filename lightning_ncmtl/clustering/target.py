@@ -12,6 +12,7 @@ from torch import distributed as dist
 from lightning_ncmtl.clustering import _slices
 from lightning_ncmtl.clustering._direct import means
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.torch_versions import RESHARDS
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -64,7 +65,7 @@ class Target:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the rows: the widest of the parameters."""
+        """The type of the rows, the widest of the parameters."""
         return reduce(torch.promote_types, (p.dtype for _, p in self.parameters[0]))
 
     @property
@@ -208,6 +209,11 @@ def check_mesh(target: Target) -> None:
     """Refuse a target of whose parameters some ranks hold a slice, and others not, or slices of another mesh."""
     named = [pair for task in target.parameters for pair in task]
     first, mesh = named[0][0], _slices.mesh_of(named[0][1])
+    if mesh is not None and not RESHARDS:
+        raise InputError(
+            f"{first} of the target {target.name!r} is sharded, which needs torch 2.11 or newer: "
+            f"found torch {torch.__version__}"
+        )
     for name, parameter in named:
         if (other := _slices.mesh_of(parameter)) != mesh:
             raise InputError(

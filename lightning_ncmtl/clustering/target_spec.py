@@ -22,14 +22,14 @@ class TargetSpec:
         layout: Whether these follow one another (``"blocked"``, a dimension that ``view(tasks, rows)`` divides), or the
             first ones of all tasks come first (``"interleaved"``, as ``view(rows, tasks)`` or ``chunk(rows)`` divides).
         dim: The task dimension of each parameter, counted from the end if negative.
-        tasks: Modules or parameters that are one task each, ``{task: dotted name}``.
+        tasks: Modules or parameters that are one task each, ``{task: dotted name}``, or several, ``{task: [names]}``.
     """
 
     name: str
     rows_per_task: int = 1
     layout: str = "blocked"
     dim: int = 0
-    tasks: dict[str, str] | None = None
+    tasks: dict[str, str | list[str]] | None = None
 
     def __post_init__(self) -> None:
         tasks = self.tasks
@@ -47,7 +47,10 @@ class TargetSpec:
             (_is_int(self.dim), f"dim of {self.name} must be a whole number, found {self.dim!r}"),
             (
                 tasks is None
-                or (len(tasks) > 1 and all(isinstance(word, str) for pair in tasks.items() for word in pair)),
+                or (
+                    len(tasks) > 1
+                    and all(isinstance(task, str) and parts and _are_names(parts) for task, parts in tasks.items())
+                ),
                 f"tasks of {self.name} must name a part of the module for each of two tasks or more, found {tasks}",
             ),
             (
@@ -68,21 +71,21 @@ def read_target(given: str | Mapping[str, Any]) -> TargetSpec:
     """Read what a user says of a target.
 
     Args:
-        given: A name; a mapping of the attributes of :class:`TargetSpec`; or ``{task: dotted name}``.
+        given: A name; a mapping of the attributes of :class:`TargetSpec`; or its ``tasks`` alone.
 
     Raises:
         InputError: If it is none of these.
     """
     if isinstance(given, str):
         return TargetSpec(given)
-    keys = TargetSpec.__dataclass_fields__
-    if isinstance(given, Mapping) and given.keys() <= keys.keys() and "name" in given:
-        return TargetSpec(**plain(given))
-    if isinstance(given, Mapping) and "name" not in given and all(isinstance(part, str) for part in given.values()):
-        return TargetSpec("tasks", tasks=plain(given))
+    keys, given = TargetSpec.__dataclass_fields__, plain(given)
+    if isinstance(given, dict) and given.keys() <= keys.keys() and "name" in given:
+        return TargetSpec(**given)
+    if isinstance(given, dict) and "name" not in given and all(map(_are_names, given.values())):
+        return TargetSpec("tasks", tasks=given)
     raise InputError(
-        f"a target is a name, {{task: name}} for parts that are one task each, or a mapping of {', '.join(keys)}: "
-        f"found {given!r}"
+        f"a target is a name, {{task: name}} or {{task: [names]}} for the parts of each task, or a mapping of "
+        f"{', '.join(keys)}: found {given!r}"
     )
 
 
@@ -119,6 +122,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [plain(each) for each in value]
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
+def _are_names(value: object) -> bool:
+    return all(isinstance(each, str) for each in (value if isinstance(value, list) else [value]))
 
 
 def _is_int(value: object) -> bool:

@@ -1,11 +1,11 @@
 """Finding the targets that a user names in a module, and refusing what cannot be clustered."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
 from typing import Any
 
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
@@ -13,6 +13,7 @@ from lightning_ncmtl.clustering.target import Named, Target, check_mesh, list_so
 from lightning_ncmtl.clustering.target_spec import TargetSpec, read_target
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import PerTask, plain_name, uncompiled
+from lightning_ncmtl.torch_versions import FSDPModule
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -24,9 +25,11 @@ def find_targets(module: nn.Module, names: Sequence[str | Mapping[str, Any]], tr
         module: The module that holds them.
         names: Each the dotted name of a ``ModuleList`` or ``ModuleDict`` whose children are one task each; such a name
             with a part of every child (``heads.*.fc1``); a pattern that the names of several modules fit
-            (``*_tower``, ``*_tower.fc1``); or the name of a parameter, or of a module all of whose parameters have the
-            task as their first dimension. (What an ``Embedding`` has at its ``padding_idx`` is no task.) Or a mapping
-            that says more, see :class:`lightning_ncmtl.clustering.target_spec.TargetSpec`.
+            (``*_tower``, ``*_tower.fc1``); all that fits a pattern with ``**`` for any stretch of a name, and perhaps
+            ``?`` for a letter (``**.lora_?.*``: what a task has in all layers); or the name of a parameter, or of a
+            module all of whose parameters have the task as their first dimension. (What an ``Embedding`` has at its
+            ``padding_idx`` is no task.) Or a mapping that says more, see
+            :class:`lightning_ncmtl.clustering.target_spec.TargetSpec`.
         trainable: Refuse what cannot be trained together: frozen parameters, targets of different tasks.
 
     Returns:
@@ -83,9 +86,13 @@ def _find(module: nn.Module, spec: TargetSpec) -> Target:
                 f"rows_per_task and dim are for tasks in one parameter, but {name!r} has a part for each task: leave "
                 "them out"
             )
-        parts = [uncompiled(_look_up(module, path, name)) for path in paths.values()]
-        parameters = [_named(part, path) for part, path in zip(parts, paths.values(), strict=True)]
-        _check_alike(list(paths), parts, parameters, list(paths.values()), name)
+        parameters, kinds = [], []
+        for theirs in paths.values():
+            parts = [uncompiled(_look_up(module, path, name)) for path in theirs]
+            named_parts = [_named(part, path) for part, path in zip(parts, theirs, strict=True)]
+            parameters.append(list(chain(*named_parts)))
+            kinds.append(list(chain(*map(_describe, parts, named_parts, theirs))))
+        _check_alike(list(paths), kinds, name)
         return Target(name, list(paths), parameters, stacked=False)
     found = uncompiled(_look_up(module, name, name))
     if isinstance(found, PerTask) and not spec.is_plain:
@@ -114,10 +121,12 @@ def _find(module: nn.Module, spec: TargetSpec) -> Target:
     return Target(name, tasks, [named], True, spec.dim, order)
 
 
-def _find_tasks(module: nn.Module, spec: TargetSpec) -> dict[str, str]:
-    """The path of each task that has a part of its own; none if they are in one parameter."""
+def _find_tasks(module: nn.Module, spec: TargetSpec) -> dict[str, list[str]]:
+    """The paths of the parts that each task has of its own; none if they are in one parameter."""
     if spec.tasks is not None:
-        return spec.tasks
+        return {task: [parts] if isinstance(parts, str) else parts for task, parts in spec.tasks.items()}
+    if "**" in spec.name:
+        return _find_everywhere(module, spec.name)
     parts = spec.name.split(".")
     starred = [place for place, part in enumerate(parts) if "*" in part]
     if spec.name.count("*") > 1:
@@ -145,7 +154,39 @@ def _find_tasks(module: nn.Module, spec: TargetSpec) -> dict[str, str]:
                 f"the target {spec.name!r} must fit the names of two tasks or more in {type(holder).__name__}, which "
                 f"has {list_some(there)}"
             )
-    return {task: ".".join([*head, key, *tail]) for task, key in keys.items()}
+    return {task: [".".join([*head, key, *tail])] for task, key in keys.items()}
+
+
+def _find_everywhere(module: nn.Module, name: str) -> dict[str, list[str]]:
+    """All parts, in their order, that fit a pattern in which ``**`` stands for any stretch of a name."""
+    parts = name.split(".")
+    if [part.count("*") for part in parts if part != "**" and "*" in part] != [1]:
+        raise InputError(
+            f"cannot read the target {name!r}: beside '**' one '*' must stand for the tasks, as in '**.lora_?.*'"
+        )
+    pattern = ""
+    for part in parts:
+        one = re.escape(part).replace(r"\*", r"([^.]+)").replace(r"\?", "[^.]") + r"\."
+        pattern += r"(?:[^.]+\.)*" if part == "**" else one
+    found: dict[str, dict[str, str]] = {}
+    inside: set[str] = set()  # of modules that are parts
+    for path in map(plain_name, [*dict(module.named_modules()), *dict(module.named_parameters())]):
+        above = path.rpartition(".")[0]
+        if above in inside:
+            inside.add(path)
+        elif fit := re.fullmatch(pattern, f"{path}."):
+            inside.add(path)
+            found.setdefault(fit[1], {})[f"{path[: fit.start(1)]}*{path[fit.end(1) :]}"] = path
+    if len(found) < 2:
+        raise InputError(
+            f"the target {name!r} must fit the names of parts of two tasks or more, found tasks: "
+            f"{list_some(list(found)) or 'none'}"
+        )
+    everywhere = list(dict.fromkeys(chain(*found.values())))
+    for task, places in found.items():
+        if missing := [place for place in everywhere if place not in places]:
+            raise InputError(f"all tasks of the target {name!r} need the same parts: {task!r} has no {missing[0]}")
+    return {task: [places[place] for place in everywhere] for task, places in found.items()}
 
 
 def _find_padding(module: nn.Module, named: Named) -> set[int]:
@@ -203,11 +244,10 @@ def _named(part: nn.Module | nn.Parameter, prefix: str) -> Named:
     return named
 
 
-def _check_alike(tasks: list[str], parts: list[Any], parameters: list[Named], prefixes: list[str], name: str) -> None:
+def _check_alike(tasks: list[str], kinds: list[list[str]], name: str) -> None:
     """Tasks that shall share weights need the same modules, and parameters of the same shape and type."""
-    described = [_describe(*task) for task in zip(parts, parameters, prefixes, strict=True)]
-    for task, theirs in zip(tasks, described, strict=True):
-        for ours, other in zip_longest(described[0], theirs, fillvalue="nothing"):
+    for task, theirs in zip(tasks, kinds, strict=True):
+        for ours, other in zip_longest(kinds[0], theirs, fillvalue="nothing"):
             if ours != other:
                 raise InputError(
                     f"all tasks of the target {name!r} need the same modules and parameters: {tasks[0]!r} has {ours} "
@@ -260,7 +300,7 @@ def _check_apart(module: nn.Module, targets: list[Target], trainable: bool) -> N
             other, where = seen.get(id(parameter), (name, target.name))
             if where != target.name:
                 raise InputError(f"{name} belongs to two targets, {where!r} and {target.name!r}")
-            tied = owners[id(parameter)] if other == name else [other, name]
+            tied = [other, name] if id(parameter) in seen else owners[id(parameter)]
             if len(tied) > 1:
                 raise InputError(f"tasks need parameters of their own, but {list_some(tied)} are one and the same")
             seen[id(parameter)] = (name, target.name)

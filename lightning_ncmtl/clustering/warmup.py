@@ -21,7 +21,7 @@ from lightning_ncmtl.clustering.decision import fix_clusters
 from lightning_ncmtl.clustering.evidence import Evidence, group_tasks, multiply_halves, weigh_evidence
 from lightning_ncmtl.clustering.kmeans import Backend
 from lightning_ncmtl.clustering.layer_state import LayerState, widen
-from lightning_ncmtl.clustering.target import Target, check_mesh
+from lightning_ncmtl.clustering.target import Target, check_mesh, list_some
 from lightning_ncmtl.clustering.undone import warn_if_lost
 from lightning_ncmtl.errors import InputError
 
@@ -110,8 +110,11 @@ class SharedWarmup:
         """The evidence so far; ``None`` if there is none, as no layer decides, or steps of one half are missing.
 
         Raises:
-            InputError: If weights are not finite.
+            InputError: If weights are not finite, or tasks come in one half only.
         """
+        for views in self._views:
+            if self.steps >= 4 * views.halves.shape[1]:  # in fewer, tasks may have missed a half by chance
+                views.check_both()
         products = self._products
         if self.steps % EVERY:  # since the last measurement
             self._measure()
@@ -236,6 +239,25 @@ class _Views:
         parts = dict(zip(self._names, self.halves.split(self._widths, dim=2), strict=True))
         group = self._target.group
         return {name: multiply_halves(part[0], part[1], group).cpu() for name, part in parts.items() if name in names}
+
+    def check_both(self) -> None:
+        """Refuse batches of one task each that take turns with the halves, so that each task is in one of them.
+
+        Tasks without a gradient in any step of a half have one and the same view there. The halves would agree on these
+        tasks, against those of the other half, whatever the data.
+        """
+        found = [self.halves.sum(2, dtype=torch.float64), torch.linalg.vector_norm(self.halves, dim=2).double()]
+        absent = []
+        for views in self._target.total(torch.stack(found, 2)).cpu():
+            _, kinds, counts = views.unique(dim=0, return_inverse=True, return_counts=True)
+            absent.append({task for task, kind in enumerate(kinds.tolist()) if counts[kind] > 1})
+        if all(absent) and not absent[0] & absent[1] and 2 * sum(map(len, absent)) >= len(self.halves[0]):
+            names = [list_some([self._target.tasks[task] for task in sorted(tasks)]) for tasks in absent]
+            raise InputError(
+                f"the tasks {names[1]} come only in steps of the first half of the data, {names[0]} only in those of "
+                "the second, which would look like clusters: let each step have examples of all tasks (gradients can "
+                "be accumulated), or say 'half' in the batch, so that each task comes in both"
+            )
 
     def save(self) -> dict[str, Tensor]:
         kept = {"halves": self.halves, "squares": self.squares}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_ncmtl.encoders._packing import Packing, apply_lstm
 from lightning_ncmtl.encoders._words import WordEncoder, check_sizes, flatten
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.torch_versions import is_exporting
 
 
 class HAN(WordEncoder):
@@ -55,7 +56,7 @@ class HAN(WordEncoder):
         Raises:
             InputError: If tokens without padding meet ``torch.export``.
         """
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return self._padded(documents)
         words, sentences = Packing.of(documents["sentence_lengths"]), Packing.of(documents["document_lengths"])
         x = self.dropout(self.embedding(flatten(documents)[0][words.source]))

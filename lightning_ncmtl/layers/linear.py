@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers._grouped_linear import grouped_linear
 from lightning_ncmtl.layers.names import plain_name
 from lightning_ncmtl.layers.per_task import PerTask, select_clusters
 from lightning_ncmtl.layers.routing import Routing, route
+from lightning_ncmtl.torch_versions import DTensor, distribute_tensor, is_exporting
 
 
 class TaskLinear(PerTask):
@@ -95,7 +95,7 @@ class TaskLinear(PerTask):
         ids = task_ids.task_ids if isinstance(task_ids, Routing) else task_ids
         if x.ndim != 2 or ids.shape != x.shape[:1]:
             raise InputError(f"found {list(ids.shape)} task ids for an input of shape {list(x.shape)}")
-        if torch.compiler.is_exporting():  # plain operations, which run without this package
+        if is_exporting():  # plain operations, which run without this package
             out = torch.einsum("boi,bi->bo", self.weight[ids], x)
             return out if self.bias is None else out + self.bias[ids]
         routing, clusters = route(task_ids, self.num_tasks), self.frozen_clusters
@@ -123,7 +123,7 @@ class ClusterLinear(TaskLinear):
 
     The layer only computes. Which tasks share weights is decided by
     :class:`lightning_ncmtl.callbacks.NetworkClusteringCallback`, which writes equal weights to all tasks of a cluster.
-    Once these are frozen, the layer computes with K sets of weights (:meth:`freeze_clusters`).
+    Once these are frozen, the layer computes with K sets of weights (:meth:`.PerTask.freeze_clusters`).
 
     All tasks start with the same weights (the shared start), so that weights differ only by what tasks learned.
     This departs from the paper, whose independent random start decides the clusters for good.

@@ -106,4 +106,5 @@ def select_clusters(clusters: Clusters, *parameters: Tensor) -> tuple[Tensor, ..
     device = parameters[0].device
     if not torch.is_grad_enabled():  # torch.compile would give forward the context, which it does not take
         return tuple([parameter.index_select(0, clusters.first.to(device)) for parameter in parameters])
-    return _apply(*[values.to(device) for values in clusters[:3]], *parameters)
+    indices = (clusters.of_task, clusters.first, clusters.sizes)  # torch 2.6 and 2.7 do not compile a slice of clusters
+    return _apply(*[values.to(device) for values in indices], *parameters)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers.per_task import Clusters
+from lightning_ncmtl.torch_versions import is_exporting
 
 # Numbers in the matrix of a task from which on padding costs a CPU more than a call for each task (as measured by
 # benchmarks/task_layers.py: so it is with 256 x 256, not with 100 x 32)
@@ -63,7 +64,7 @@ class Routing:
         self._merged: dict[bytes, Routing] = {}
         self._on_host: Integers | None = None
         self._sorted = rows  # as of sort(), where that is known
-        if rows is not None or torch.compiler.is_exporting():
+        if rows is not None or is_exporting():
             return  # when exported, layers read only the task ids
         if torch.compiler.is_compiling():
             self._sorted = _sort_op(task_ids, num_tasks)
@@ -152,8 +153,8 @@ def _sort(ids: Integers, num_tasks: int) -> tuple[Tensor, Tensor]:
 def _numpy(integers: Tensor) -> Integers:
     try:
         return integers.numpy()
-    except RuntimeError:  # inside of torch.func
-        return np.array(integers.tolist(), dtype=np.int64)
+    except RuntimeError:  # inside of torch.func, where tolist() fails, too, in torch 2.8 and before
+        return np.array([int(value) for value in integers], dtype=np.int64)
 
 
 # torch.compile leaves the sorting to Python: one step for it, and an error for ids out of range.

@@ -20,6 +20,7 @@ from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers._cells import PlainCells
 from lightning_ncmtl.layers.per_task import Clusters, PerTask, select_clusters
 from lightning_ncmtl.layers.routing import Routing, route
+from lightning_ncmtl.torch_versions import is_exporting
 
 
 class TaskModule(PerTask):
@@ -97,7 +98,7 @@ class TaskModule(PerTask):
 
     def _compute(self, arguments: Any, task_ids: Tensor | Routing, ids: Tensor) -> Any:
         weights: dict[str, Tensor] = dict(self.module.named_parameters())
-        if torch.compiler.is_exporting():  # plain operations for any number of rows: each with weights of its own
+        if is_exporting():  # plain operations for any number of rows: each with weights of its own
             weights = {name: values[ids] for name, values in weights.items()}
             out = self._batched(weights, tree_map(lambda values: values.unsqueeze(1), arguments))
             return tree_map(lambda values: values.squeeze(1), out)

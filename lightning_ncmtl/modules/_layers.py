@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lightning_ncmtl.layers import TaskLinear, route, uncompiled
+from lightning_ncmtl.layers import Routing, TaskLinear, route, uncompiled
 
 
 def make_specific(num_tasks: int, in_features: int, out_features: int) -> TaskLinear:
@@ -18,7 +18,7 @@ def make_specific(num_tasks: int, in_features: int, out_features: int) -> TaskLi
 
 
 def apply_layers(
-    layers: Sequence[nn.Module], dropout: nn.Module, x: Tensor, task_ids: Tensor, num_tasks: int
+    layers: Sequence[nn.Module], dropout: nn.Module, x: Tensor, task_ids: Tensor | Routing, num_tasks: int
 ) -> Tensor:
     """Apply layers, with ReLU and dropout between them.
 
@@ -26,7 +26,7 @@ def apply_layers(
         layers: Of all tasks, ``layer(x)``, or with weights per task, ``layer(x, task_ids)``.
         dropout: What comes behind each ReLU.
         x: ``[R, F]``.
-        task_ids: ``[R]``, the task of each row.
+        task_ids: ``[R]``, the task of each row, or what ``route`` made of them.
         num_tasks: Number of tasks N.
     """
     routing = route(task_ids, num_tasks)  # once for all layers

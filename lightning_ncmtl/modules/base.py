@@ -207,8 +207,8 @@ class MultiTaskModule(LightningModule):
             batch: The batch; inputs are not needed.
 
         Returns:
-            Of entries with a label: ``index`` (``None`` where the batch has none), ``task_ids``, ``clean`` where the
-            batch has it, and whether the right class was found, ``correct``, which is never so of numbers.
+            Of entries with a label their ``index`` (``None`` where the batch has none), ``task_ids``, ``clean`` where
+            the batch has it, and whether the right class was found, ``correct``, which is never so of numbers.
         """
         labels, task_ids, values = batch["labels"], batch["task_ids"], batch.get("values")
         units = None if values is None else (self.value_mean, self.value_scale)

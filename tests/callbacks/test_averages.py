@@ -63,7 +63,8 @@ def test_averaged_weights_of_a_cluster_are_equal(
     assert len(validated) == 3 * 3  # three epochs of three batches after the first clustering
     assert not any(validated)
     saved = Heads()
-    saved.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
+    plain = averaging is not StochasticWeightAveraging or torch.__version__ >= "2.11"  # older ones refuse its state
+    saved.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=plain)["state_dict"])
     assert unshared(rows_of(saved), ours.assignments["heads"]) == 0
     if averaging is not StochasticWeightAveraging:
         assert torch.equal(rows_of(saved), rows_of(model))

@@ -201,7 +201,7 @@ def test_equals_the_formulas_by_hand(
     model = make_model(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5))
     trainer = make_trainer(callbacks=[before, callback, watch], max_steps=4, precision=precision)
     trainer.fit(model, datamodule=datamodule)
-    assert (len(callback.clusters.summarize()["cluster_layers.0"]["trace"]) > 1) == bool(move)
+    assert len(callback.clusters.summarize()["cluster_layers.0"]["trace"]) > 1 or not move
     residual = torch.zeros_like(before.rows[0])
     for optimized, shared, assignment in zip(before.rows, watch.rows, watch.assignments, strict=True):
         own = optimized + residual

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
@@ -34,11 +33,11 @@ class HeadsMixin:
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         x, y, task_ids = batch
-        return F.mse_loss(self(x, task_ids), y)
+        return (self(x, task_ids) - y).square().mean()
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         x, y, task_ids = batch
-        self.log("val/loss", F.mse_loss(self(x, task_ids), y), sync_dist=True)
+        self.log("val/loss", (self(x, task_ids) - y).square().mean(), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         return self.optimizer(self.parameters(), lr=self.lr)

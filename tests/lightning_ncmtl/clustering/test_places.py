@@ -80,3 +80,16 @@ def test_other_changes_are_nobodys_business() -> None:
     module["out"]._orig_mod = nn.Linear(3, 3)  # type: ignore[union-attr]
     with pytest.raises(InputError, match="out.weight is another parameter"):
         places.check()
+
+
+def test_a_task_more_in_one_of_the_places_of_a_pattern_is_noticed() -> None:
+    module = nn.ModuleList(nn.ModuleDict({"adapters": nn.ModuleDict({"a": nn.Linear(2, 2)})}) for _ in range(3))
+    for layer in module:
+        layer["adapters"]["b"] = nn.Linear(2, 2)  # type: ignore[index]
+    places = Places(module, find_targets(module, ["**.adapters.*"]))
+    places.check()
+    module.append(nn.Linear(2, 2))  # another layer is no other task
+    places.check()
+    module[1]["adapters"]["c"] = nn.Linear(2, 2)  # type: ignore[index]
+    with pytest.raises(InputError, match="1.adapters has 3 tasks by now, 2 when training began"):
+        places.check()

@@ -78,10 +78,10 @@ def test_equals_plain_lstms_and_the_form_for_export(seed: int, bidirectional: bo
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_torch_export_needs_padded_tokens() -> None:
     encoder, inputs = HAN(20, 6, 5).eval(), batch(DOCUMENTS)
-    program = torch.export.export(encoder, (padded(inputs),))
+    program = torch.export.export(encoder, (padded(inputs),), strict=False)
     torch.testing.assert_close(program.module()(padded(inputs)), encoder(inputs))
     with pytest.raises(InputError, match=r"torch.export needs tokens \[S, L\], a sentence a row"):
-        torch.export.export(encoder, (inputs,))
+        torch.export.export(encoder, (inputs,), strict=False)
 
 
 def test_the_order_of_words_and_sentences_matters() -> None:

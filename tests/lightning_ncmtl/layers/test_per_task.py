@@ -319,10 +319,12 @@ def test_functional_gradients() -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("make", ["linear", "module"])
 def test_exported(make: str) -> None:
+    if make == "module" and torch.__version__ < "2.11":
+        pytest.skip("torch.export in 2.8 and before takes no functional calls of modules within modules")
     layer, frozen = pair(LAYERS[make]())
     rows = Dim("rows")
     x, ids = torch.randn(6, 4), torch.arange(6)
-    program = torch.export.export(frozen, (x, ids), dynamic_shapes=({0: rows}, {0: rows}))
+    program = torch.export.export(frozen, (x, ids), dynamic_shapes=({0: rows}, {0: rows}), strict=False)
     for ids in (BATCHES["skewed"], BATCHES["large"]):
         x = torch.randn(len(ids), 4)
         expected = layer(x, ids)

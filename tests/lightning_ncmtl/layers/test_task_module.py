@@ -207,8 +207,11 @@ def test_compiled_and_exported() -> None:
     inputs = torch.randn(12, 4)
     assert torch.equal(torch.compile(layer, backend="eager")(inputs, EVEN), layer(inputs, EVEN))
     torch._dynamo.reset()
+    if torch.__version__ < "2.11":
+        pytest.skip("torch.export in 2.8 and before takes no functional calls of modules within modules")
     rows = Dim("rows")
-    exported = torch.export.export(layer, (inputs[:5], EVEN[:5]), dynamic_shapes=({0: rows}, {0: rows})).module()
+    shapes = ({0: rows}, {0: rows})
+    exported = torch.export.export(layer, (inputs[:5], EVEN[:5]), dynamic_shapes=shapes, strict=False).module()
     torch.testing.assert_close(exported(inputs, EVEN), layer(inputs, EVEN), rtol=0, atol=1e-6)
 
 

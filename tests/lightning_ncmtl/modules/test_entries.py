@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader
 
-from lightning_ncmtl import ASPMTL, NCMTL, HardShare, SingleTask, SoftShare
+from lightning_ncmtl import ASPMTL, NCMTL, PLE, CrossStitch, HardShare, MMoE, SingleTask, SoftShare
 from lightning_ncmtl.encoders import HAN
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.modules._per_task import select_documents
@@ -22,6 +22,9 @@ SYSTEMS: dict[Any, dict[str, Any]] = {
     SoftShare: {"features": (6,), "strength": 0.5},
     HardShare: {"features": (6,), "share_layers": True},
     ASPMTL: {"adversarial": 0.5, "orthogonality": 0.25},
+    MMoE: {"num_experts": 2, "expert_features": (6,), "features": (6,)},
+    PLE: {"expert_features": (6, 5), "features": (6,)},
+    CrossStitch: {"features": (6,)},
 }
 ALONE: dict[Any, dict[str, Any]] = {SoftShare: {"strength": 0}, ASPMTL: {"adversarial": 0, "orthogonality": 0}}
 CLASSES = [[0, 1, 2, 3, 4], [1, 3], [0, 2, 4], [2]]
