@@ -115,10 +115,13 @@ class ClusterReport(Callback):
                         del points[1::2]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._page.keep_logged(trainer, "train", _tasks(trainer))  # of the epoch before: known behind its end
+        self._keep_logged(trainer, pl_module, "train")  # of the epoch before: it is known behind its end
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._page.keep_logged(trainer, "train", _tasks(trainer))
+        self._keep_logged(trainer, pl_module, "train")
+
+    def _keep_logged(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._page.keep_logged(trainer, _metrics(pl_module), stage, _tasks(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
@@ -132,7 +135,7 @@ class ClusterReport(Callback):
         self._write_tasks(trainer, pl_module, "val")
         self._page.keep_scores(trainer, _metrics(pl_module), "val", _tasks(trainer))
         if trainer.state.fn == "fit":
-            self._page.keep_logged(trainer, "val", _tasks(trainer))
+            self._keep_logged(trainer, pl_module, "val")
         else:
             self._write_page(trainer, pl_module)
 

@@ -79,6 +79,7 @@ def chart_curves(
     last_step: int,
     happened: Mapping[str, int],
     best: tuple[int, float] | None = None,
+    least: float = 0.0,
 ) -> Chart | None:
     """A chart of values over the steps of a training, in epochs if these are known; ``None`` without finite values.
 
@@ -89,6 +90,7 @@ def chart_curves(
         last_step: Where the training ended.
         happened: What happened at which step.
         best: Step and value of the point to stand out.
+        least: Smallest distance of the numbers along the left edge: 1 of counts.
     """
     finite = {name: [(step, value) for step, value in line if abs(value) < _LARGEST] for name, line in curves.items()}
     finite = {name: line for name, line in finite.items() if line}
@@ -96,7 +98,7 @@ def chart_curves(
         return None
     end = max(1, last_step, *(line[-1][0] for line in finite.values()))
     values = [value for line in finite.values() for _, value in line]
-    y_values, y_labels = find_ticks(min(values), max(values))
+    y_values, y_labels = find_ticks(min(values), max(values), least)
     low, high = min(y_values[0], *values), max(y_values[-1], *values)
     box = (_LEFT, _TOP, _WIDTH - _RIGHT, _HEIGHT - _BOTTOM)
 
@@ -172,8 +174,8 @@ def chart_gains(gains: Mapping[int, float], chosen: int) -> Chart:
     return Chart(title, about, _WIDTH, _HEIGHT, box, lines, x_ticks, y_ticks, name, [], found, keyed=False)
 
 
-def find_ticks(low: float, high: float, most: int = 5) -> tuple[list[float], list[str]]:
-    """Round numbers from at most ``low`` to at least ``high``, and how they are written.
+def find_ticks(low: float, high: float, least: float = 0.0) -> tuple[list[float], list[str]]:
+    """About five round numbers, not nearer than ``least``, around ``low`` and ``high``; and how they are written.
 
     >>> find_ticks(0.12, 0.93)
     ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], ['0.0', '0.2', '0.4', '0.6', '0.8', '1.0'])
@@ -182,7 +184,7 @@ def find_ticks(low: float, high: float, most: int = 5) -> tuple[list[float], lis
     if high - low <= 1e-9 * max(largest, 1e-300):
         around = 0.1 * largest if largest > 1e-300 else 1.0
         low, high = low - around, high + around
-    size = _round_up((high - low) / most)
+    size = max(least, _round_up((high - low) / 5))
     first, last = floor(low / size + 1e-9), -floor(-high / size + 1e-9)
     values = [number * size for number in range(first, last + 1)]
     digits = max(0, -floor(log10(size) + 1e-9))

@@ -36,9 +36,10 @@ class RunPage:
         if fresh:
             self.history = History()
 
-    def keep_logged(self, trainer: Trainer, stage: str, tasks: list[str]) -> None:
+    def keep_logged(self, trainer: Trainer, metrics: TaskMetrics | None, stage: str, tasks: list[str]) -> None:
         """Take what was logged of a stage, ``train`` or ``val``: on all ranks, which may have to average it."""
-        self.history.add_logged(trainer.callback_metrics, stage, trainer.global_step, tasks)
+        names = {*tasks, *(() if metrics is None else metrics.task_names)}  # either may be numbers
+        self.history.add_logged(trainer.callback_metrics, stage, trainer.global_step, names)
 
     def keep_scores(self, trainer: Trainer, metrics: TaskMetrics | None, stage: str, tasks: list[str]) -> None:
         """Take what each task reached in an evaluation, ``val`` or ``test``: on all ranks, too."""

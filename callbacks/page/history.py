@@ -49,7 +49,7 @@ class History:
                 self._add(f"{stage}/{name}", step, float(value))
 
     def _add(self, name: str, step: int, value: float) -> None:
-        if name not in self.curves and len(self.curves) >= _MOST_NAMES:
+        if name not in self.curves and len(self.curves) >= _MOST_NAMES and not name.endswith("/loss"):
             return
         points = self.curves.setdefault(name, [])
         if points and points[-1][0] == step:

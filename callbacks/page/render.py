@@ -126,19 +126,23 @@ def _happened(content: Content) -> dict[str, int]:
 
 
 def _draw_settling(content: Content) -> list[Chart]:
-    """How clusters settled, where they were looked for more than once."""
-    layers = {name: layer for name, layer in content.divided.items() if len(layer["trace"]) > 1}
-    moves = {}
-    for name, layer in layers.items():
-        total, points = 0, [(layer["trace"][0][0], 0.0)]
-        for (_, old), (step, new) in pairwise(layer["trace"]):
+    """How clusters settled, where they were looked for again and again."""
+    moves: dict[str, list[tuple[int, float]]] = {}
+    for name, layer in content.divided.items():
+        trace, total = layer["trace"], 0
+        points = [(trace[0][0], 0.0)] if len(trace) > 1 else []
+        for (_, old), (step, new) in pairwise(trace):
             points.append((step, float(total)))  # a step, not a slope
             total += sum(one != other for one, other in zip(old, new, strict=True))
             points.append((step, float(total)))
-        moves[name] = [*points, (max(content.last_step, points[-1][0]), float(total))]
-    losses = {name: content.losses[name] for name in layers if content.losses.get(name)}
+        moves[name] = [*points, (max(content.last_step, points[-1][0]), float(total))] if points else []
+    losses = {}
+    for name, layer in content.divided.items():
+        end = layer["frozen_at_step"] or content.last_step + 1  # from then on there is none
+        losses[name] = [(step, loss) for step, loss in content.losses.get(name, ()) if step < end]
+    settings = (content.epochs, content.last_step, _happened(content))
     charts = [
-        chart_curves("clustering loss", losses, content.epochs, content.last_step, _happened(content)),
-        chart_curves("changes of cluster so far", moves, content.epochs, content.last_step, _happened(content)),
+        chart_curves("clustering loss", losses, *settings),
+        chart_curves("changes of cluster so far", moves, *settings, least=1),
     ]
     return [chart for chart in charts if chart is not None]

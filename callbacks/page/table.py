@@ -48,7 +48,7 @@ class Group(NamedTuple):
         names: Names of the layers.
         layer: What is known of the first of them.
         ari: Adjusted Rand index with planted groups; ``None`` if there are none.
-        clusters: The clusters, largest first.
+        clusters: The clusters by number.
     """
 
     names: list[str]
@@ -125,7 +125,7 @@ def group_layers(content: Content) -> list[Group]:
         for task, cluster in enumerate(assignment):
             members.setdefault(cluster, []).append(task)
         clusters = []
-        for number in sorted(members, key=lambda each: (-len(members[each]), each)):
+        for number in sorted(members):
             values = [ranked[1][task] for task in members[number]] if ranked else []
             values = [value for value in values if isfinite(value)]
             mean = write_number(content.headline[0], sum(values) / len(values)) if values and content.headline else ""

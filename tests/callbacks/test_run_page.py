@@ -168,6 +168,15 @@ def test_a_module_without_anything(
     assert "No tasks are known" in page.words
 
 
+def test_values_of_single_tasks_are_no_curves(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    model = HardShare(torch.nn.Linear(3, 3), 40, task_names=[f"t{task}" for task in range(40)])
+    rows = [{"inputs": torch.randn(3), "task_ids": task, "labels": task % 2} for task in range(40)]
+    loader = DataLoader(rows, batch_size=20)
+    make_trainer(max_epochs=2, callbacks=[report := ClusterReport()]).fit(model, loader, loader)
+    assert report.state_dict()["history"]["curves"].keys() == {"train/loss", "val/loss", "val/accuracy"}
+    assert "loss: validation from" in read(tmp_path).words
+
+
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 def test_without_validation_tasks_are_known(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     model = HardShare(torch.nn.Linear(3, 3), 2, task_names=["ant", "bee"])
