@@ -92,6 +92,6 @@ class RunPage:
         if stage == "fit":
             self._content = content
         file = directory / "report.html"
-        with whole(file) as part:
-            part.write_text(render_page(content), encoding="utf-8", errors="replace")  # names of files may be no Unicode
+        with whole(file) as part:  # names of files need not be Unicode
+            part.write_text(render_page(content), encoding="utf-8", errors="replace")
         return file
