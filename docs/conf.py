@@ -41,7 +41,7 @@ toc_object_entries_show_parents = "hide"
 # A name of ours that does not exist is an error. Foreign packages have pages elsewhere, and nothing is fetched.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|torchmetrics|lightning|pytorch_lightning|numpy|datasets|tokenizers)\..*"),
+    ("py:.*", r"(torch|torchmetrics|lightning|pytorch_lightning|numpy|datasets|tokenizers|transformers)\..*"),
     ("py:.*", r"(abc|collections|datetime|pathlib)\..*"),
     ("py:.*", r"lightning_ncmtl\.compatibility\..*"),  # Lightning's classes
     ("py:class", r"_\w+|Sampler|Dataset|lightning_ncmtl\.compaction\.Module"),  # torch's own words; type variables
