@@ -12,6 +12,7 @@ from lightning_ncmtl.callbacks.page.content import Content
 from lightning_ncmtl.callbacks.page.history import History
 from lightning_ncmtl.compatibility import LightningModule, Trainer, attributes
 from lightning_ncmtl.metrics import TaskMetrics
+from lightning_ncmtl.whole_files import whole
 
 
 class RunPage:
@@ -90,7 +91,7 @@ class RunPage:
             )
         if stage == "fit":
             self._content = content
-        directory.mkdir(parents=True, exist_ok=True)
         file = directory / "report.html"
-        file.write_text(render_page(content), encoding="utf-8", errors="replace")  # names of files need not be Unicode
+        with whole(file) as part:  # names of files need not be Unicode
+            part.write_text(render_page(content), encoding="utf-8", errors="replace")
         return file
