@@ -60,7 +60,9 @@ class Aggregation:
         if isinstance(self.module, FAMO):
             raise InputError("the aggregator FAMO needs each batch twice, which it does not get here: take UW or DWA")
         self._by_epochs = isinstance(self.module, DWA)
-        self._stateful = {name: part for name, part in self.module.named_modules() if isinstance(part, Stateful)}
+        self._stateful: dict[str, Any] = {
+            name: part for name, part in self.module.named_modules() if isinstance(part, Stateful)
+        }
 
     def start(self, model: LightningModule, shared: list[nn.Parameter], has_own_loss: bool) -> None:
         """Check whether training can have it.
@@ -212,7 +214,7 @@ class Aggregation:
         return {
             "name": self.name,
             "epoch": self._epoch,
-            "weights": self.module.state_dict(),
+            "parameters": {name: each.detach().cpu() for name, each in self.module.named_parameters()},
             "devices": [each.device.type if isinstance(each, Tensor) else "" for each in tree_leaves(memory)],
             "memory": tree_map(lambda each: each.cpu() if isinstance(each, Tensor) else each, memory),
         }
@@ -222,13 +224,15 @@ class Aggregation:
         if self._missing or state.get("name") != self.name:
             return
         self._epoch = state["epoch"]
-        self.module.load_state_dict(state["weights"])
+        for name, parameter in self.module.named_parameters():
+            parameter.data.copy_(state["parameters"][name])
         leaves, structure = tree_flatten(state["memory"])
         places = [self._device if place not in ("", "cpu") else None for place in state["devices"]]
         moved = [each if place is None else each.to(place) for each, place in zip(leaves, places, strict=True)]
         memory = tree_unflatten(moved, structure)
         for name, part in self._stateful.items():
-            vars(part).update(memory.get(name, {}))
+            for key, value in memory.get(name, {}).items():
+                setattr(part, key, value)
         if memory.keys() != self._stateful.keys():
             rank_zero_warn(f"the aggregator {self.name} starts anew: what it remembers cannot be saved")
 
@@ -242,8 +246,9 @@ def _make(value: Any) -> Any:
     return getattr(import_module(module), name)(**arguments)
 
 
-def _memory_of(part: object) -> dict[str, Any]:
-    return {name: value for name, value in vars(part).items() if name not in _OF_MODULES}
+def _memory_of(part: nn.Module) -> dict[str, Any]:
+    """All attributes, and buffers, which may be ``None``: a state dict would leave out both."""
+    return {name: value for name, value in vars(part).items() if name not in _OF_MODULES} | part._buffers
 
 
 def _is_plain(values: Any) -> bool:
