@@ -160,8 +160,8 @@ class Aggregation:
     def backward(self, loss: Tensor, shared: list[nn.Parameter], parameters: Iterable[nn.Parameter]) -> None:
         """Add to the gradients: of shared parameters those of the tasks, aggregated; of the others that of the loss.
 
-        Gradients of tasks are computed one after the other. ``torch.vmap`` over tasks, TorchJD's default, can neither
-        run recurrent networks on CUDA nor compiled functions.
+        Gradients of tasks are computed one after the other. ``torch.vmap`` over tasks, TorchJD's default, can run
+        neither layers with weights per task, nor recurrent networks on CUDA, nor compiled functions.
 
         Args:
             loss: What :meth:`loss` gave, perhaps divided since, as for the accumulation of gradients.
@@ -177,18 +177,22 @@ class Aggregation:
         known = {id(parameter) for parameter in shared}
         others = [each for each in parameters if each.requires_grad and id(each) not in known]
         ranks = _number_of_ranks()
-        rows = [_gradients(each, shared) for each in means.unbind()]
-        # As ever, parameters that no task used have no gradient, so that optimizers leave them as they are
-        used = [n for n in range(len(shared)) if ranks > 1 or any(row[n] is not None for row in rows)]
+        sizes = [parameter.numel() for parameter in shared]
+        # Aggregators solve equations: in 32 bits at least
+        matrix = torch.zeros(len(means), sum(sizes), dtype=means.dtype, device=means.device)
+        used: set[int] = set(range(len(shared)) if ranks > 1 else ())
+        for row, each in zip(matrix, means.unbind(), strict=True):
+            for n, (place, grad) in enumerate(zip(row.split(sizes), _gradients(each, shared), strict=True)):
+                if grad is not None:
+                    place.copy_(grad.flatten())
+                    used.add(n)
         if used:
-            shared = [shared[n] for n in used]
-            parts = [_stack([row[n] for row in rows], like) for n, like in zip(used, shared, strict=True)]
-            matrix = torch.cat(parts, 1)
             _average(matrix, ranks)
             vector = self._apply(matrix) * factor
             if ranks > 1:
                 dist.broadcast(vector, 0)  # ranks draw random numbers of their own
-            _add(shared, vector.split([parameter.numel() for parameter in shared]))
+            # As ever, parameters that no task used have no gradient, so that optimizers leave them as they are
+            _add(shared, [grad if n in used else None for n, grad in enumerate(vector.split(sizes))])
         grads = _gradients(loss, others)
         if ranks > 1:
             full = [torch.zeros_like(like) if grad is None else grad for like, grad in zip(others, grads, strict=True)]
@@ -274,13 +278,7 @@ def _average(values: Tensor, ranks: int) -> None:
         values /= ranks
 
 
-def _stack(grads: list[Tensor | None], like: Tensor) -> Tensor:
-    """``[P, n]``; no gradient is one of 0. Aggregators solve equations: in 32 bits at least."""
-    stacked = torch.stack([torch.zeros_like(like) if grad is None else grad for grad in grads]).flatten(1)
-    return stacked.float() if stacked.dtype in (torch.float16, torch.bfloat16) else stacked
-
-
-def _add(parameters: list[nn.Parameter], grads: Iterable[Tensor | None]) -> None:
+def _add(parameters: list[nn.Parameter], grads: list[Tensor | None]) -> None:
     for parameter, grad in zip(parameters, grads, strict=True):
         if grad is not None:
             grad = grad.view_as(parameter).to(parameter.dtype)

@@ -218,9 +218,8 @@ class TestTraining:
             torch.cat([value.flatten().double() for value in each.values()])  # type: ignore[union-attr]
             for each in (changes, expected)
         )
-        assert F.cosine_similarity(found_, -wanted, dim=0) > (
-            0.9 if precision == "bf16-true" else 0.98
-        )  # whose weights are rounded, too
+        least = 0.9 if precision == "bf16-true" else 0.98  # the weights are rounded, too
+        assert F.cosine_similarity(found_, -wanted, dim=0) > least
 
     @pytest.mark.parametrize("system", [SingleTask, SoftShare, ASPMTL])
     def test_systems_with_another_loss_are_refused(self, make_trainer: MakeTrainer, system: Any) -> None:
