@@ -206,7 +206,8 @@ class Aggregation:
         try:
             result: Tensor = self.module(values)
         except ValueError as error:  # of TorchJD: what it was made with does not fit the number of tasks
-            raise InputError(f"the aggregator {self.name} found labels of {len(values)} tasks: {error}") from error
+            what = f"labels of {len(values)} tasks" if values.isfinite().all() else "numbers that are not finite"
+            raise InputError(f"the aggregator {self.name} found {what}: {error}") from error
         return result
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,20 +1,22 @@
 """Gradients and losses of tasks, made one by TorchJD, against autograd and formulas for two tasks."""
 
-import importlib
 import sys
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 from ranks import on_ranks
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from torchjd import Stateful
 from torchjd.aggregation import MGDA, Constant, GradVac, Mean, PCGrad, Random, Sum, UPGrad
 from torchjd.scalarization import DWA, UW
 
@@ -23,6 +25,7 @@ from lightning_ncmtl.callbacks import NetworkClusteringCallback, StepSeed
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.encoders import Identity
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.main import main
 from lightning_ncmtl.modules import MultiTaskModule
 
 pytestmark = [
@@ -376,20 +379,32 @@ def test_what_training_cannot_have_is_refused_before_it_starts(monkeypatch: pyte
             {"class_path": "torchjd.aggregation.PCGrad", "init_args": {"c": 1}},
             "cannot be made: .*unexpected keyword argument 'c'",
         ),
-        (
-            {"class_path": "torchjd.aggregation.MGDA", "init_args": {"epsilon": 0.1}, "dict_kwargs": {}},
-            None,
-        ),
         ({"class_path": "torchjd.scalarization.DWA", "init_args": {"temperature": 0}}, "cannot be made: .*temperature"),
         ({"class_path": "torchjd.scalarization.FAMO", "init_args": {"shape": 4}}, "FAMO needs each batch twice"),
     ],
 )
-def test_aggregators_that_cannot_be_made(aggregator: Any, message: str | None) -> None:
-    if message is None:
-        new_model(aggregator)
-        return
+def test_aggregators_that_cannot_be_made(aggregator: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         new_model(aggregator)
+
+
+class Forgetful(PCGrad, Stateful):
+    """It remembers what checkpoints cannot hold, as NashMTL does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = object()
+
+    def reset(self) -> None:
+        pass
+
+
+def test_what_cannot_be_saved_is_told() -> None:
+    aggregation = new_model(Forgetful())._aggregation
+    assert aggregation is not None
+    state = aggregation.state_dict()
+    with pytest.warns(UserWarning, match="the aggregator Forgetful starts anew: what it remembers cannot be saved"):
+        aggregation.load_state_dict(state)
 
 
 def test_arguments_may_be_objects() -> None:
@@ -412,13 +427,20 @@ def test_tasks_that_an_aggregator_needs_must_be_in_a_batch() -> None:
         new_model(UW(5)).loss(new_batch([0, 1, 2, 3]))
 
 
-def test_only_training_needs_torchjd(monkeypatch: pytest.MonkeyPatch) -> None:
-    aggregator = {"class_path": "torchjd.aggregation.PCGrad"}
+def hide_torchjd(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchjd"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "path", [])
-    importlib.invalidate_caches()
-    model = new_model(aggregator)
+    find_spec = PathFinder.find_spec
+
+    def find_others(name: str, *args: Any) -> Any:
+        return None if name == "torchjd" else find_spec(name, *args)
+
+    monkeypatch.setattr(PathFinder, "find_spec", staticmethod(find_others))
+
+
+def test_only_training_needs_torchjd(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_torchjd(monkeypatch)
+    model = new_model({"class_path": "torchjd.aggregation.PCGrad"})
     batch = new_batch([0, 1])
     assert model(batch["inputs"], batch["task_ids"]).shape == (2, 3)
     with pytest.raises(InputError, match=r"No module named 'torchjd': pip install 'lightning-ncmtl\[torchjd\]'"):
@@ -429,13 +451,14 @@ RANKS = [[new_batch([0, 1, 0, 2], 1), new_batch([0, 1, 2, 3], 3)], [new_batch([1
 
 
 def _train_on_rank(rank: int, folder: Path) -> None:
-    for name, aggregator in (("mgda", MGDA()), ("random", Random())):
+    for name, aggregator, steps in (("mgda", MGDA(), 1), ("random", Random(), 1), ("accumulated", MGDA(), 2)):
         model = new_model(aggregator)
         trainer = Trainer(
             accelerator="cpu",
             devices=2,
             strategy="ddp",
             max_epochs=1,
+            accumulate_grad_batches=steps,
             use_distributed_sampler=False,
             callbacks=[StepSeed(0)],  # another on each rank
             logger=False,
@@ -449,11 +472,47 @@ def _train_on_rank(rank: int, folder: Path) -> None:
 
 def test_two_ranks_are_one_with_both_their_batches(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     on_ranks(2, _train_on_rank, tmp_path)
-    model = new_model(MGDA())
     both = [{name: torch.cat([one[name], other[name]]) for name in one} for one, other in zip(*RANKS, strict=True)]
-    train(make_trainer(max_epochs=1, log_every_n_steps=1), model, both)
     results = {file.stem: torch.load(file, weights_only=True) for file in tmp_path.glob("*.pt")}
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(results["mgda0"][name], value)
-        for kind in ("mgda", "random"):
-            assert torch.equal(results[f"{kind}0"][name], results[f"{kind}1"][name])
+    for kind, steps in (("mgda", 1), ("accumulated", 2)):
+        model = new_model(MGDA())
+        train(make_trainer(max_epochs=1, log_every_n_steps=1, accumulate_grad_batches=steps), model, both)
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(results[f"{kind}0"][name], value)
+    for kind in ("mgda", "random", "accumulated"):
+        assert all(torch.equal(value, results[f"{kind}1"][name]) for name, value in results[f"{kind}0"].items())
+
+
+CONFIG = """
+data:
+  source:
+    class_path: lightning_ncmtl.datamodules.sources.Synthetic
+    init_args: {num_domains: 4, num_groups: 2, train_documents: 40, test_documents: 21}
+  batches: {size: 8}
+  split: {validation_size: 11}
+model:
+  init_args:
+    encoder: {init_args: {embedding_dim: 8, hidden_size: 4}}
+    aggregator: {class_path: torchjd.aggregation.PCGrad}
+trainer: {max_epochs: 1, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}
+report: {pictures: false}
+"""
+
+
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(CONFIG)
+    main(["fit", "--config", "config.yaml", "--run_dir", "fit"])
+    wanted = {"class_path": "torchjd.aggregation.PCGrad"}
+    assert yaml.safe_load(Path("fit/config.yaml").read_text())["model"]["init_args"]["aggregator"] == wanted
+    checkpoint = "fit/checkpoints/last.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["hyper_parameters"]["aggregator"] == wanted
+    assert content["aggregator"]["name"] == "PCGrad"
+    main(["fit", "--ckpt_path", checkpoint, "--trainer.max_epochs", "2", "--run_dir", "more"])
+    hide_torchjd(monkeypatch)
+    main(["test", "--ckpt_path", checkpoint, "--run_dir", "test"])
+    main(["export", "--ckpt_path", checkpoint, "--output", "compact"])
+    assert isinstance(NCMTL.load_from_checkpoint(checkpoint, weights_only=True), NCMTL)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "config.yaml", "--run_dir", "again"])
