@@ -37,7 +37,8 @@ class Aggregation:
         self._missing = ""
         self._pending: tuple[Tensor, Tensor] | None = None  # the losses of tasks, and their mean
         self._epoch = 0
-        self._device = torch.device("cpu")
+        self._ranks = 1
+        self._device: torch.device | None = None  # that of training, once it starts
         try:
             from torchjd import Stateful
             from torchjd.aggregation import Aggregator
@@ -106,6 +107,7 @@ class Aggregation:
             )
         if (number := getattr(self.module, "n_tasks", self.num_tasks)) != self.num_tasks:
             raise InputError(f"the aggregator {self.name} is for {number} tasks, and there are {self.num_tasks}")
+        self._ranks = model.trainer.world_size
         self._device = strategy.root_device
         self.module.to(self._device)
 
@@ -134,8 +136,7 @@ class Aggregation:
             InputError: If tasks are missing that the aggregator needs.
         """
         counts = task_ids[known].bincount(minlength=self.num_tasks)
-        ranks = _number_of_ranks()
-        if ranks > 1:
+        if self._ranks > 1:
             dist.all_reduce(counts)
         present = counts.nonzero().squeeze(1)
         losses = losses.to(torch.promote_types(losses.dtype, torch.float32))
@@ -150,7 +151,7 @@ class Aggregation:
         if self._by_epochs and epoch != self._epoch:
             self.module.step()
         self._epoch = epoch
-        means = sums[present] / counts[present] * ranks
+        means = sums[present] / counts[present] * self._ranks
         if self.scalarizes:
             return self._apply(means)
         mean = means.mean()
@@ -176,7 +177,7 @@ class Aggregation:
         shared = [parameter for parameter in shared if parameter.requires_grad]
         known = {id(parameter) for parameter in shared}
         others = [each for each in parameters if each.requires_grad and id(each) not in known]
-        ranks = _number_of_ranks()
+        ranks = self._ranks
         sizes = [parameter.numel() for parameter in shared]
         # Aggregators solve equations: in 32 bits at least
         matrix = torch.zeros(len(means), sum(sizes), dtype=means.dtype, device=means.device)
@@ -225,8 +226,8 @@ class Aggregation:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a :meth:`state_dict`, unless that is of another aggregator."""
-        if self._missing or state.get("name") != self.name:
+        """Continue from a :meth:`state_dict`, if training does, and unless that is of another aggregator."""
+        if self._device is None or state.get("name") != self.name:
             return
         self._epoch = state["epoch"]
         for name, parameter in self.module.named_parameters():
@@ -260,10 +261,6 @@ def _is_plain(values: Any) -> bool:
     """Whether checkpoints can hold it, which are loaded with ``weights_only``."""
     plain = (Tensor, bool, int, float, str, torch.dtype, torch.device, type(None))
     return all(type(each) in plain or isinstance(each, Tensor) for each in tree_leaves(values))
-
-
-def _number_of_ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _gradients(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor | None]:

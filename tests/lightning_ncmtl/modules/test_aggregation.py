@@ -338,7 +338,7 @@ def start(model: MultiTaskModule, strategy: type = SingleDeviceStrategy, precisi
     made: Any = object.__new__(strategy)
     if strategy is SingleDeviceStrategy:
         made._root_device = torch.device("cpu")
-    fake: Any = SimpleNamespace(strategy=made, precision=precision, datamodule=None, callbacks=[])
+    fake: Any = SimpleNamespace(strategy=made, precision=precision, world_size=1, datamodule=None, callbacks=[])
     model._trainer = fake
     model.setup("fit")
 
@@ -400,8 +400,9 @@ class Forgetful(PCGrad, Stateful):
 
 
 def test_what_cannot_be_saved_is_told() -> None:
-    aggregation = new_model(Forgetful())._aggregation
-    assert aggregation is not None
+    model = new_model(Forgetful())
+    start(model)
+    aggregation: Any = model._aggregation
     state = aggregation.state_dict()
     with pytest.warns(UserWarning, match="the aggregator Forgetful starts anew: what it remembers cannot be saved"):
         aggregation.load_state_dict(state)
