@@ -59,6 +59,7 @@ from lightning_ncmtl.layers import cluster_layers
 from lightning_ncmtl.usage import DEFAULT_CONFIG, usage
 from lightning_ncmtl.whole_files import WholeCheckpoints
 
+_RESULTS = ("checkpoints", "compact", "metrics.csv", "predictions.jsonl", "report.html")  # of a run
 RUN_DIR = "NCMTL_RUN_DIR"  # how the main process tells the processes that DDP starts
 
 
@@ -275,6 +276,7 @@ def make_cli(args: list[str], cli_class: type[NCMTLCLI] = NCMTLCLI, save_last: b
         trainer_class=NCMTLTrainer,
         subclass_mode_model=True,
         save_config_callback=SaveConfig,
+        save_config_kwargs={"overwrite": True},  # of a run that was refused, which left nothing else
         auto_configure_optimizers=False,
         trainer_defaults={"callbacks": callbacks},
         parser_kwargs={
@@ -339,7 +341,7 @@ def _dump(config: dict[str, Any]) -> str:
 def _make_run_dir(wanted: str | None, parent: str, subcommand: str) -> str:
     if RUN_DIR in os.environ:  # a process that DDP started
         return os.environ[RUN_DIR]
-    if wanted is not None and (Path(wanted) / "config.yaml").exists():
+    if wanted is not None and any((Path(wanted) / name).exists() for name in _RESULTS):
         raise InputError(f"the directory {wanted!r} already holds a run: choose another --run_dir")
     run_dir = Path(wanted or f"{parent}/{datetime.now():%Y-%m-%d_%H-%M-%S}-{subcommand}")
     if getattr(rank_zero_only, "rank", 0) != 0:

@@ -15,10 +15,10 @@ from torch.optim.swa_utils import AveragedModel
 
 if TYPE_CHECKING or find_spec("pytorch_lightning"):
     import pytorch_lightning as pl
-    from pytorch_lightning import callbacks, cli, loggers, plugins, utilities
+    from pytorch_lightning import callbacks, cli, loggers, plugins, strategies, utilities
 else:
     import lightning.pytorch as pl
-    from lightning.pytorch import callbacks, cli, loggers, plugins, utilities
+    from lightning.pytorch import callbacks, cli, loggers, plugins, strategies, utilities
 
 LightningDataModule = pl.LightningDataModule
 LightningModule = pl.LightningModule
@@ -40,6 +40,8 @@ SIGTERMException = utilities.exceptions.SIGTERMException
 instantiate_module = cli.instantiate_module
 CSVLogger = loggers.CSVLogger
 TensorBoardLogger = loggers.TensorBoardLogger
+DDPStrategy = strategies.DDPStrategy
+SingleDeviceStrategy = strategies.SingleDeviceStrategy
 TorchCheckpointIO = plugins.TorchCheckpointIO
 rank_zero_info = utilities.rank_zero_info
 rank_zero_only = utilities.rank_zero_only

@@ -11,7 +11,7 @@ import lightning_ncmtl
 # What the extras bring, and what is slow to import
 HEAVY = {
     "accelerate", "datasets", "filelock", "huggingface_hub", "jsonargparse", "matplotlib", "pandas", "pyarrow", "rdkit",
-    "sklearn", "tabulate", "tensorboard", "tokenizers", "transformers", "yaml",
+    "sklearn", "tabulate", "tensorboard", "tokenizers", "torchjd", "transformers", "yaml",
 }  # fmt: skip
 
 # Lightning imports some of them by itself, if they are there. They are hidden once it has.

@@ -15,8 +15,10 @@ from lightning_ncmtl.compatibility import (
     made_by_cli,
 )
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.layers import PerTask
 from lightning_ncmtl.losses import entry_losses, is_known, mean_loss
 from lightning_ncmtl.metrics import TaskMetrics
+from lightning_ncmtl.modules._aggregation import Aggregation
 
 
 class MultiTaskModule(LightningModule):
@@ -51,6 +53,12 @@ class MultiTaskModule(LightningModule):
             or ``torchmetrics.regression``, such as ``AUROC`` (see :class:`lightning_ncmtl.metrics.TaskMetrics`).
         optimizer: Makes the optimizer of the parameters.
         lr_scheduler: Makes a scheduler of the optimizer, stepped each epoch.
+        aggregator: What makes one step of many tasks, of TorchJD (``pip install 'lightning-ncmtl[torchjd]'``). It is an
+            ``Aggregator`` of the tasks' gradients of :meth:`shared_parameters`, where all others keep the gradient of
+            the mean over tasks, or a ``Scalarizer`` of the tasks' losses; or ``{"class_path":
+            "torchjd.aggregation.PCGrad"}``. The loss of a task is the mean over its entries in the batch, and only
+            tasks that have some take part. By default the loss is the mean over all entries, so that a task counts by
+            how many it has. See ``docs/aggregation.md``.
 
     Attributes:
         skips_absent_tasks: Whether tasks that are absent from a batch have no gradient.
@@ -78,10 +86,11 @@ class MultiTaskModule(LightningModule):
         metrics: list[str] | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
+        aggregator: dict[str, Any] | nn.Module | None = None,
     ) -> None:
         super().__init__()
         # Of all constructors down to the system's own.
-        self.save_hyperparameters(ignore=["encoder", "optimizer", "lr_scheduler"], logger=False)
+        self.save_hyperparameters(ignore=["encoder", "optimizer", "lr_scheduler", "aggregator"], logger=False)
         if made_by_cli(self.hparams):  # the encoder, too, is a plain value
             self.save_hyperparameters(logger=False)
             # The command line gives an encoder both sizes, of which it has only one
@@ -104,6 +113,7 @@ class MultiTaskModule(LightningModule):
         self._started = False  # whether there are trained weights, which what data says must not replace
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self._aggregation = None if aggregator is None else Aggregation(aggregator, num_tasks)
 
     def setup(self, stage: str) -> None:
         """Start from the data module's word vectors and scale of numbers, if it has any and nothing was learned yet."""
@@ -115,6 +125,8 @@ class MultiTaskModule(LightningModule):
             )
         if stage == "fit":
             self._check_monitors()
+            if self._aggregation is not None:
+                self._aggregation.start(self, self.shared_parameters(), type(self).loss is not MultiTaskModule.loss)
         scale = getattr(data, "value_scale", None)
         if stage == "fit" and not self._started and scale is not None and self.regression_tasks:
             for buffer, values in zip((self.value_mean, self.value_scale), scale(), strict=True):
@@ -141,6 +153,8 @@ class MultiTaskModule(LightningModule):
                 f"{type(self).__name__} leaves the networks of absent tasks out of a step, of which DDP must know: set "
                 "--trainer.strategy ddp_find_unused_parameters_true"
             )
+        if self._aggregation is not None:
+            self._aggregation.leave_gradients_alone(model)
 
     def forward(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:
         """What is predicted for the entries of a batch.
@@ -173,8 +187,11 @@ class MultiTaskModule(LightningModule):
         return logits.masked_fill(self.output_mask[task_ids] == 0, -torch.inf)
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """What training minimises, 0-d: the mean loss of entries with a label."""
-        return mean_loss(*self.losses(self(batch["inputs"], batch["task_ids"], batch.get("rows")), batch))
+        """What training minimises, 0-d: the mean loss of entries with a label, or what an aggregator says."""
+        losses, known = self.losses(self(batch["inputs"], batch["task_ids"], batch.get("rows")), batch)
+        if self._aggregation is None:
+            return mean_loss(losses, known)
+        return self._aggregation.loss(losses, known, batch["task_ids"], self.current_epoch)
 
     def losses(self, outputs: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """The loss ``[R]`` of each entry times its weight, 0 where the label is unknown; and where it is known ``[R]``.
@@ -194,6 +211,17 @@ class MultiTaskModule(LightningModule):
         loss = self.loss(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self._aggregation is None:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self._aggregation.backward(loss, self.shared_parameters(), self.parameters())
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Those that tasks have in common: all but those of :class:`lightning_ncmtl.layers.PerTask`."""
+        own = {id(p) for module in self.modules() if isinstance(module, PerTask) for p in module.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in own]
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor | None]:
         """As :meth:`evaluate`, of a batch."""
@@ -242,9 +270,15 @@ class MultiTaskModule(LightningModule):
         return found
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
+        learned = () if self._aggregation is None else self._aggregation.parameters()
+        optimizer = self.optimizer([*self.parameters(), *learned])
         scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
         return LightningCLI.configure_optimizers(self, optimizer, scheduler)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what an aggregator learned and remembers."""
+        if self._aggregation is not None:
+            checkpoint["aggregator"] = self._aggregation.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model in one line, before anything is overwritten."""
@@ -257,6 +291,8 @@ class MultiTaskModule(LightningModule):
                     f"the checkpoint is of another model: it has {name} of shape {theirs.get(name)}, "
                     f"this model {ours.get(name)}"
                 )
+        if self._aggregation is not None:
+            self._aggregation.load_state_dict(checkpoint.get("aggregator", {}))
 
     def _check_monitors(self) -> None:
         """Refuse callbacks that would take the worst for the best, or that wait for what there is not."""

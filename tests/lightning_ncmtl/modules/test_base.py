@@ -49,9 +49,9 @@ def test_hyperparameters_are_all_arguments(system: Callable[..., Any]) -> None:
     systems = [cls for cls in inspect.getmro(system) if issubclass(cls, MultiTaskModule)]  # type: ignore[arg-type]
     arguments = {name: p for cls in systems[::-1] for name, p in inspect.signature(cls).parameters.items()}
     del arguments["settings"]  # those of the class that it derives from
-    assert {"encoder", "optimizer", "lr_scheduler"} < arguments.keys()
+    assert {"encoder", "optimizer", "lr_scheduler", "aggregator"} < arguments.keys()
     assert dict(model.hparams) == settings
-    assert settings.keys() == arguments.keys() - {"encoder", "optimizer", "lr_scheduler"}
+    assert settings.keys() == arguments.keys() - {"encoder", "optimizer", "lr_scheduler", "aggregator"}
     assert all(arguments[name].default != value for name, value in SMALL[system].items())
 
 
