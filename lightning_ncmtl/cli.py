@@ -264,6 +264,8 @@ def make_cli(args: list[str], cli_class: type[NCMTLCLI] = NCMTLCLI, save_last: b
     """
     # Each run has a directory of its own, so a checkpoint always comes from another one.
     warnings.filterwarnings("ignore", "The dirpath has changed from")
+    # Nor has its directory any results, see _make_run_dir.
+    warnings.filterwarnings("ignore", "Experiment logs directory")
     # pytorch-lightning 2.6 with torch 2.13
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
     rank_zero.log.addFilter(_is_of_use)

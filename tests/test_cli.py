@@ -434,6 +434,19 @@ def test_an_interrupted_training_goes_on_by_the_command_that_it_prints(folder: P
     )
 
 
+def test_a_refused_run_does_not_take_its_directory(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["fit", "--config", "small.yaml", "--run_dir", "corrected", "--trainer.max_epochs", "1"]
+    with pytest.raises(SystemExit, match="2"):
+        ncmtl(folder, *arguments, "--clustering.targets", "[nowhere]")
+    assert "nowhere" in capsys.readouterr().err
+    assert (folder / "corrected/config.yaml").exists()
+    ncmtl(folder, *arguments)
+    assert "nowhere" not in (folder / "corrected/config.yaml").read_text()
+    with pytest.raises(SystemExit, match="2"):
+        ncmtl(folder, *arguments)
+    assert "already holds a run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("run_dir", ["small.yaml", "small.yaml/run", "/dev/null/run", "/proc/run"])
 def test_a_run_directory_that_cannot_be_made(folder: Path, run_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
