@@ -435,7 +435,7 @@ def test_an_interrupted_training_goes_on_by_the_command_that_it_prints(folder: P
 
 
 def test_a_refused_run_does_not_take_its_directory(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["fit", "--config", "small.yaml", "--run_dir", "corrected", "--trainer.max_epochs", "1"]
+    arguments = ["fit", "--config", "small.yaml", "--run_dir", "corrected", "--trainer.max_epochs", "2"]
     with pytest.raises(SystemExit, match="2"):
         ncmtl(folder, *arguments, "--clustering.targets", "[nowhere]")
     assert "nowhere" in capsys.readouterr().err
