@@ -29,9 +29,9 @@ import argparse
 import contextlib
 import importlib.util
 import io
-import itertools
 import json
 import logging
+import math
 import multiprocessing
 import platform
 import statistics
@@ -68,6 +68,7 @@ DEFAULT = "NCMTL"  # its default: a shared warm-up, and as many clusters as ther
 SPEED = (PER_TASK, ONE_PASS, PLAIN, *CLUSTERINGS)
 ACCURACY = (PER_TASK, ONE_PASS, PLAIN, DEFAULT)
 AIM = 2.0
+DOCUMENTS = 4  # of each task in a step, in trainings for accuracy
 MISSING = (
     "LibMTL is not there: pip install --target FOLDER --no-deps libmtl==1.1.5, then --libmtl FOLDER (one of its "
     "own, as its requirements bring other packages)"
@@ -95,9 +96,8 @@ class Case(NamedTuple):
     threads: int
     libmtl: str | None
     cache_dir: str
-    documents: int = 4  # of each task in a step
-    epochs: int = 1
-    steps: int = 1  # of an epoch
+    documents: int = DOCUMENTS  # of each task in a step
+    steps: int = 1
     seed: int = 0
 
 
@@ -122,26 +122,21 @@ class Turns:
 
 
 class Batches:
-    """A loader for both trainers, of batches that are ready: each pass over it is an epoch, with the next of them."""
+    """A loader for both trainers, of batches that are ready. ``step`` is called before each."""
 
-    def __init__(self, batches: Iterable[Any], length: int, step: Callable[[], None] | None = None) -> None:
-        self._batches, self._length, self._step = iter(batches), length, step
-        self._left = 0
+    def __init__(self, batches: list[Any], step: Callable[[], None]) -> None:
+        self._length, self._batches, self._step = len(batches), iter(batches), step
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> "Batches":
-        self._left = self._length
         return self
 
     def __next__(self) -> Any:
-        if not self._left:
-            raise StopIteration
-        self._left -= 1
-        if self._step is not None:
-            self._step()
-        return next(self._batches)
+        batch = next(self._batches)
+        self._step()
+        return batch
 
     next = __next__  # the name that LibMTL calls
 
@@ -188,14 +183,15 @@ def make_data(case: Case) -> MultiDomainDataModule:
 class Steps:
     """The documents of each step."""
 
-    def __init__(self, data: MultiDomainDataModule, case: Case) -> None:
+    def __init__(self, data: MultiDomainDataModule, number: int) -> None:
         loader: Any = data.train_dataloader()
         self._documents = loader.dataset
         self._tasks = self._documents.tasks()
         self._places: list[Any] = []
-        for epoch in range(case.epochs):
-            loader.sampler.set_epoch(epoch)
-            self._places += [np.array(places) for places in itertools.islice(loader.sampler, case.steps)]
+        while len(self._places) < number:
+            self._places += [np.array(places) for places in loader.sampler]
+            loader.sampler.set_epoch(loader.sampler.epoch + 1)
+        del self._places[number:]
 
     def mixed(self) -> list[dict[str, Any]]:
         return [self._documents[places] for places in self._places]
@@ -208,9 +204,13 @@ class Steps:
         return [self._documents[places[self._tasks[places] == task]] for places in self._places]
 
 
-def train(system: str, case: Case, data: MultiDomainDataModule, step: Callable[[], None] | None = None) -> Predict:
-    """Train a system, and give what makes logits of a mixed batch. ``step`` is called before each step, and may wait."""
-    corpus, steps = case.corpus, Steps(data, case)
+def wait_for_nothing() -> None:
+    pass
+
+
+def train(system: str, case: Case, data: MultiDomainDataModule, step: Callable[[], None] = wait_for_nothing) -> Predict:
+    """Train a system, and give what makes logits of a mixed batch. ``step`` is called before each step."""
+    corpus, steps = case.corpus, Steps(data, case.steps)
     torch.manual_seed(case.seed)
     encoder = HAN(data.vocab_size, **corpus.encoder)
     settings: dict[str, Any] = {
@@ -221,26 +221,21 @@ def train(system: str, case: Case, data: MultiDomainDataModule, step: Callable[[
         clusters: Any = "auto" if system == DEFAULT else corpus.num_clusters
         ncmtl = NCMTL(encoder, data.num_tasks, cluster_features=corpus.features, num_clusters=clusters, **settings)
         clustering = NetworkClusteringCallback(seed=case.seed, **CLUSTERINGS.get(system, {}))
-        return train_ours(ncmtl, [clustering], case, steps, step)
+        return train_ours(ncmtl, [clustering], Batches(steps.mixed(), step))
     hard_share = HardShare(encoder, data.num_tasks, features=corpus.features, **settings)
     if system == PLAIN:
-        return train_ours(hard_share, [], case, steps, step)
+        return train_ours(hard_share, [], Batches(steps.mixed(), step))
     return train_libmtl(hard_share, case, steps, step, one_pass=system == ONE_PASS)
 
 
-def train_ours(
-    model: MultiTaskModule, callbacks: list[Any], case: Case, steps: Steps, step: Callable[[], None] | None
-) -> Predict:
+def train_ours(model: MultiTaskModule, callbacks: list[Any], batches: Batches) -> Predict:
     silent: Any = {f"enable_{part}": False for part in ("checkpointing", "progress_bar", "model_summary")}
-    trainer = Trainer(accelerator="cpu", max_epochs=case.epochs, logger=False, callbacks=callbacks, **silent)
-    trainer.fit(model, Batches(steps.mixed(), case.steps, step))
+    Trainer(accelerator="cpu", max_epochs=1, logger=False, callbacks=callbacks, **silent).fit(model, batches)
     model.eval()
     return lambda batch: model(batch["inputs"], batch["task_ids"])
 
 
-def train_libmtl(
-    start: HardShare, case: Case, steps: Steps, step: Callable[[], None] | None, one_pass: bool
-) -> Predict:
+def train_libmtl(start: HardShare, case: Case, steps: Steps, step: Callable[[], None], one_pass: bool) -> Predict:
     """With the encoder and the first weights of a network of ours."""
     library = import_libmtl(case.libmtl)
     encoder, decoders = start.encoder, split_layers(start)
@@ -257,17 +252,6 @@ def train_libmtl(
     tasks = {
         name: {"metrics": ["Acc"], "metrics_fn": metrics(), "loss_fn": losses(), "weight": [1]} for name in decoders
     }
-    loaders: Any = {}
-    for task, name in enumerate(decoders) if not one_pass else ():
-        ready: list[Any] = [(Inputs(batch["inputs"]), batch["labels"]) for batch in steps.of(task)]
-        loaders[name] = Batches(ready, case.steps, None if task else step)
-    if one_pass:
-        ready = []
-        for batch in steps.sorted():
-            inputs = Inputs(batch["inputs"])
-            inputs.counts = batch["task_ids"].bincount(minlength=len(decoders)).tolist()
-            ready.append((inputs, dict(zip(decoders, batch["labels"].split(inputs.counts), strict=True))))
-        loaders = Batches(ready, case.steps, step)
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = OnCPU(
             tasks,
@@ -282,7 +266,8 @@ def train_libmtl(
             weight_args={},
             arch_args={},
         )
-        trainer.train(loaders, None, case.epochs)
+        loaders: Any = merge(steps, list(decoders), step) if one_pass else divide(steps, list(decoders), step)
+        trainer.train(loaders, None, epochs=1)
     trainer.model.eval()
 
     def predict(batch: dict[str, Any]) -> Tensor:
@@ -291,6 +276,25 @@ def train_libmtl(
         return of_all[batch["task_ids"], torch.arange(len(encoded))]
 
     return predict
+
+
+def merge(steps: Steps, tasks: list[str], step: Callable[[], None]) -> Batches:
+    """For one pass: all documents, and the labels of each task."""
+    ready = []
+    for batch in steps.sorted():
+        inputs = Inputs(batch["inputs"])
+        inputs.counts = batch["task_ids"].bincount(minlength=len(tasks)).tolist()
+        ready.append((inputs, dict(zip(tasks, batch["labels"].split(inputs.counts), strict=True))))
+    return Batches(ready, step)
+
+
+def divide(steps: Steps, tasks: list[str], step: Callable[[], None]) -> dict[str, Batches]:
+    """For a batch per task: a loader each, of which the first is asked first in each step."""
+    loaders = {}
+    for task, name in enumerate(tasks):
+        ready = [(Inputs(batch["inputs"]), batch["labels"]) for batch in steps.of(task)]
+        loaders[name] = Batches(ready, wait_for_nothing if task else step)
+    return loaders
 
 
 def split_layers(network: HardShare) -> nn.ModuleDict:
@@ -351,7 +355,7 @@ def run_side_by_side(systems: Sequence[str], case: Case, turn: int) -> dict[str,
         processes.append(context.Process(target=work, args=(system, case, turn, theirs), daemon=True))
         processes[-1].start()
         theirs.close()  # so that the end of the process is noticed
-    for number in range(case.epochs * case.steps // turn):
+    for number in range(case.steps // turn):
         for system in systems[:: 1 if number % 2 else -1]:
             pipes[system].send(None)
             times[system].append(pipes[system].recv())
@@ -377,24 +381,23 @@ def describe(fdu_mtl: str | None) -> Corpus:
     return Corpus(FDUMTL(fdu_mtl), text, 200, encoder, (32, 32, 16), (3, 5, 10), 0.001)
 
 
-def speeds(runs: Runs, system: str, documents: int) -> dict[str, Any]:
-    """Documents per second, of turns with so many documents, and how many times as fast as LibMTL: quartiles."""
-    turns = [seconds for run in runs for seconds in run[system][0]]
-    found: dict[str, Any] = {"system": system, "rate": documents / statistics.median(turns)}
+def summarize(runs: Runs, system: str, documents: int) -> dict[str, Any]:
+    """Of all turns, with so many documents, and all runs.
+
+    Documents per second; how many times as fast as LibMTL it is (quartiles); the accuracy and what it is more than
+    LibMTL's with a batch per task (mean and standard error).
+    """
+    turns = {name: [seconds for run in runs for seconds in run[name][0]] for name in (system, PER_TASK, ONE_PASS)}
+    found: dict[str, Any] = {"system": system, "rate": documents / statistics.median(turns[system])}
     for base in (PER_TASK, ONE_PASS):
-        theirs = [seconds for run in runs for seconds in run[base][0]]
-        ratios = [other / mine for mine, other in zip(turns, theirs, strict=True)]
-        found[base] = statistics.quantiles(ratios, n=4, method="inclusive")
+        ratios = [theirs / mine for mine, theirs in zip(turns[system], turns[base], strict=True)]
+        found[base] = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
+    accuracies = {"accuracy": [run[system][1] for run in runs]}
+    accuracies["difference"] = [run[system][1] - run[PER_TASK][1] for run in runs]
+    for name, values in accuracies.items():
+        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
+        found[name] = [statistics.mean(values), error]
     return found
-
-
-def accuracies(runs: Runs, system: str) -> dict[str, Any]:
-    """Mean and standard deviation over seeds, and mean and standard error of the difference to LibMTL's."""
-    found = np.array([run[system][1] for run in runs])
-    differences = found - np.array([run[PER_TASK][1] for run in runs])
-    error = differences.std(ddof=1) / len(runs) ** 0.5 if len(runs) > 1 else np.nan
-    spread = found.std(ddof=1) if len(runs) > 1 else np.nan
-    return {"accuracy": [found.mean(), spread], "difference": [differences.mean(), error]}
 
 
 def row(cells: Iterable[object], header: bool = False) -> None:
@@ -415,7 +418,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="turns of each system, for speed")
     parser.add_argument("--steps", type=int, default=10, help="steps in a turn")
     parser.add_argument("--seeds", type=int, default=5, help="trainings for accuracy; 0 for none")
-    parser.add_argument("--epochs", type=int, default=10, help="of these; their steps have 4 documents of each task")
+    parser.add_argument("--training", type=int, default=750, help="steps of these")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--json", help="file for all figures")
     arguments = parser.parse_args()
@@ -429,26 +432,23 @@ def main() -> None:
     row(["documents a step", "system", *times], header=True)
     speed, accuracy = list[dict[str, Any]](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as folder:
-        common = {"corpus": corpus, "threads": arguments.threads, "libmtl": arguments.libmtl, "cache_dir": folder}
-        make_data(Case(**common))  # for all processes, which find it there
+        case = Case(corpus, arguments.threads, arguments.libmtl, folder)
+        make_data(case)  # for all processes, which find it there
         for documents in arguments.documents:
-            case = Case(**common, documents=documents, steps=turn * (arguments.rounds + 1))
+            case = case._replace(documents=documents, steps=turn * (arguments.rounds + 1))
             runs = [run_side_by_side(SPEED, case, turn)]
             for system in SPEED:
-                speed.append({"documents": documents * tasks, **speeds(runs, system, documents * tasks * turn)})
+                speed.append({"documents": documents * tasks, **summarize(runs, system, documents * tasks * turn)})
                 row([documents * tasks, system, *speed_cells(speed[-1])])
         if arguments.seeds:
-            case = Case(**common)
-            length = len(make_data(case).train_dataloader())
-            print(f"\nAccuracy after {arguments.epochs} epochs of {length} steps:\n")
+            case = case._replace(documents=DOCUMENTS, steps=arguments.training)
+            print(f"\nTrainings of {case.steps} steps with {DOCUMENTS * tasks} documents:\n")
             row(["system", "accuracy", "less LibMTL's", *times], header=True)
-            case = case._replace(epochs=arguments.epochs, steps=length)
             runs = [run_side_by_side(ACCURACY, case._replace(seed=seed), turn) for seed in range(arguments.seeds)]
             for system in ACCURACY:
-                each = {**accuracies(runs, system), **speeds(runs, system, case.documents * tasks * turn)}
-                accuracy.append(each)
-                cells = ["{:.4f} ± {:.4f}".format(*each[key]) for key in ("accuracy", "difference")]
-                row([system, *cells, *speed_cells(each)])
+                accuracy.append(summarize(runs, system, DOCUMENTS * tasks * turn))
+                cells = ["{:.4f} ± {:.4f}".format(*accuracy[-1][key]) for key in ("accuracy", "difference")]
+                row([system, *cells, *speed_cells(accuracy[-1])])
     if arguments.json:
         content = {"machine": machine, "speed": speed, "accuracy": accuracy}
         Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
