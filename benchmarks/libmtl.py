@@ -5,11 +5,11 @@
 
 prints Markdown: documents per second of training, and the accuracy after as many steps. LibMTL trains hard parameter
 sharing (architecture ``HPS``, weighting ``EW``) with its own Trainer. Equal on both sides are the encoder (our HAN) and
-the layers of each task behind it with their widths and first weights, Adam (fused) and its learning rate, float32,
-threads of torch, and the documents of each step: the same number of each task. Batches lie ready in memory, so that
-loading is no part of it. LibMTL's sum over tasks of mean losses and our mean loss differ by a factor that Adam cancels.
-With HardShare, our network without clustering, both train the same to the last digits but for dropout (the test of this
-file checks it); NCMTL is the same network with network clustering.
+the layers of each task behind it with their widths, Adam (fused) and its learning rate, float32, threads of torch, and
+the documents of each step: the same number of each task. Batches lie ready in memory, so that loading is no part of it.
+LibMTL's sum over tasks of mean losses and our mean loss differ by a factor that Adam cancels. LibMTL starts from the
+weights of our HardShare, the network without clustering, and without dropout both learn the same weights (the test of
+this file checks it). NCMTL is the same network with network clustering.
 
 LibMTL is run in two ways:
 
@@ -17,28 +17,21 @@ LibMTL is run in two ways:
 - *one pass*: the fastest that its Trainer takes. The encoder gets all documents of a step and returns a list, the rows
   of each task, which ``multi_input=False`` hands to the decoders. Layers of tasks, losses and metrics remain a loop.
 
-LibMTL 1.1.5 asks for ``cuda:0``, and for names that torch and torchvision no longer have. Here it is not changed: a
-subclass of its Trainer sets the device before the model is made, our batches have the method ``next``, and the module
-``torchvision.models.utils`` is a stand-in. Its Trainer evaluates in each epoch, which is left out.
+``benchmarks/libmtl_trainer.py`` says how it runs on a CPU.
 
 All networks take turns of some steps, each in a process of its own, so that what disturbs the machine for longer than a
 turn disturbs all: compare their ratios, medians over the rounds (and quartiles).
 """
 
 import argparse
-import contextlib
-import importlib.util
-import io
 import json
 import logging
 import math
 import multiprocessing
 import platform
 import statistics
-import sys
 import tempfile
 import time
-import types
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
@@ -48,7 +41,7 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import torch
-from torch import Tensor, nn
+from libmtl_trainer import Batches, Predict, Steps, import_libmtl, train_libmtl, wait_for_nothing
 
 from lightning_ncmtl import NCMTL, HardShare
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
@@ -69,11 +62,6 @@ SPEED = (PER_TASK, ONE_PASS, PLAIN, *CLUSTERINGS)
 ACCURACY = (PER_TASK, ONE_PASS, PLAIN, DEFAULT)
 AIM = 2.0
 DOCUMENTS = 4  # of each task in a step, in trainings for accuracy
-MISSING = (
-    "LibMTL is not there: pip install --target FOLDER --no-deps libmtl==1.1.5, then --libmtl FOLDER (one of its "
-    "own, as its requirements bring other packages)"
-)
-Predict = Callable[[dict[str, Any]], Tensor]
 Runs = list[dict[str, tuple[list[float], float]]]  # of each, by system: seconds of turns, accuracy
 
 
@@ -121,48 +109,6 @@ class Turns:
             self.parent.send(time.perf_counter() - self._start)
 
 
-class Batches:
-    """A loader for both trainers, of batches that are ready. ``step`` is called before each."""
-
-    def __init__(self, batches: list[Any], step: Callable[[], None]) -> None:
-        self._length, self._batches, self._step = len(batches), iter(batches), step
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> "Batches":
-        return self
-
-    def __next__(self) -> Any:
-        batch = next(self._batches)
-        self._step()
-        return batch
-
-    next = __next__  # the name that LibMTL calls
-
-
-class Inputs(dict[str, Tensor]):
-    """Documents with the method that LibMTL calls, and for :class:`OnePass` how many of them each task has."""
-
-    counts: Sequence[int] = ()
-
-    def to(self, *args: Any, **kwargs: Any) -> "Inputs":
-        moved = Inputs({name: value.to(*args, **kwargs) for name, value in self.items()})
-        moved.counts = self.counts
-        return moved
-
-
-class OnePass(nn.Module):
-    """An encoder that returns a list: the rows of each task."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, inputs: Inputs) -> list[Tensor]:
-        return list(self.encoder(inputs).split(inputs.counts))
-
-
 def make_data(case: Case) -> MultiDomainDataModule:
     """Each batch has as many documents of each task."""
     corpus = case.corpus
@@ -178,34 +124,6 @@ def make_data(case: Case) -> MultiDomainDataModule:
     for stage in ("fit", "test"):
         data.setup(stage)
     return data
-
-
-class Steps:
-    """The documents of each step."""
-
-    def __init__(self, data: MultiDomainDataModule, number: int) -> None:
-        loader: Any = data.train_dataloader()
-        self._documents = loader.dataset
-        self._tasks = self._documents.tasks()
-        self._places: list[Any] = []
-        while len(self._places) < number:
-            self._places += [np.array(places) for places in loader.sampler]
-            loader.sampler.set_epoch(loader.sampler.epoch + 1)
-        del self._places[number:]
-
-    def mixed(self) -> list[dict[str, Any]]:
-        return [self._documents[places] for places in self._places]
-
-    def sorted(self) -> list[dict[str, Any]]:
-        """One task after the other."""
-        return [self._documents[places[self._tasks[places].argsort(kind="stable")]] for places in self._places]
-
-    def of(self, task: int) -> list[dict[str, Any]]:
-        return [self._documents[places[self._tasks[places] == task]] for places in self._places]
-
-
-def wait_for_nothing() -> None:
-    pass
 
 
 def train(system: str, case: Case, data: MultiDomainDataModule, step: Callable[[], None] = wait_for_nothing) -> Predict:
@@ -225,7 +143,8 @@ def train(system: str, case: Case, data: MultiDomainDataModule, step: Callable[[
     hard_share = HardShare(encoder, data.num_tasks, features=corpus.features, **settings)
     if system == PLAIN:
         return train_ours(hard_share, [], Batches(steps.mixed(), step))
-    return train_libmtl(hard_share, case, steps, step, one_pass=system == ONE_PASS)
+    one_pass, rate = system == ONE_PASS, corpus.learning_rate
+    return train_libmtl(hard_share, steps, step, one_pass=one_pass, learning_rate=rate, path=case.libmtl)
 
 
 def train_ours(model: MultiTaskModule, callbacks: list[Any], batches: Batches) -> Predict:
@@ -233,93 +152,6 @@ def train_ours(model: MultiTaskModule, callbacks: list[Any], batches: Batches) -
     Trainer(accelerator="cpu", max_epochs=1, logger=False, callbacks=callbacks, **silent).fit(model, batches)
     model.eval()
     return lambda batch: model(batch["inputs"], batch["task_ids"])
-
-
-def train_libmtl(start: HardShare, case: Case, steps: Steps, step: Callable[[], None], one_pass: bool) -> Predict:
-    """With the encoder and the first weights of a network of ours."""
-    library = import_libmtl(case.libmtl)
-    encoder, decoders = start.encoder, split_layers(start)
-
-    class OnCPU(library.Trainer):  # type: ignore[misc, name-defined]
-        def _prepare_model(self, *args: Any) -> None:
-            self.device = torch.device("cpu")
-            super()._prepare_model(*args)
-
-        def test(self, *args: Any, **kwargs: Any) -> None:
-            pass
-
-    metrics, losses = library.metrics.AccMetric, library.loss.CELoss
-    tasks = {
-        name: {"metrics": ["Acc"], "metrics_fn": metrics(), "loss_fn": losses(), "weight": [1]} for name in decoders
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        trainer = OnCPU(
-            tasks,
-            library.weighting.EW,
-            library.architecture.HPS,
-            encoder_class=lambda: OnePass(encoder) if one_pass else encoder,
-            decoders=decoders,
-            rep_grad=False,
-            multi_input=not one_pass,
-            optim_param={"optim": "adam", "lr": case.corpus.learning_rate, "fused": True},
-            scheduler_param=None,
-            weight_args={},
-            arch_args={},
-        )
-        loaders: Any = merge(steps, list(decoders), step) if one_pass else divide(steps, list(decoders), step)
-        trainer.train(loaders, None, epochs=1)
-    trainer.model.eval()
-
-    def predict(batch: dict[str, Any]) -> Tensor:
-        encoded = encoder(batch["inputs"])
-        of_all = torch.stack([decoder(encoded) for decoder in decoders.values()])
-        return of_all[batch["task_ids"], torch.arange(len(encoded))]
-
-    return predict
-
-
-def merge(steps: Steps, tasks: list[str], step: Callable[[], None]) -> Batches:
-    """For one pass: all documents, and the labels of each task."""
-    ready = []
-    for batch in steps.sorted():
-        inputs = Inputs(batch["inputs"])
-        inputs.counts = batch["task_ids"].bincount(minlength=len(tasks)).tolist()
-        ready.append((inputs, dict(zip(tasks, batch["labels"].split(inputs.counts), strict=True))))
-    return Batches(ready, step)
-
-
-def divide(steps: Steps, tasks: list[str], step: Callable[[], None]) -> dict[str, Batches]:
-    """For a batch per task: a loader each, of which the first is asked first in each step."""
-    loaders = {}
-    for task, name in enumerate(tasks):
-        ready = [(Inputs(batch["inputs"]), batch["labels"]) for batch in steps.of(task)]
-        loaders[name] = Batches(ready, wait_for_nothing if task else step)
-    return loaders
-
-
-def split_layers(network: HardShare) -> nn.ModuleDict:
-    """The layers of each task as plain ones, with the same weights."""
-
-    def of(task: int) -> nn.Sequential:
-        parts: list[nn.Module] = []
-        for layer in (*network.layers, network.head):
-            plain = nn.Linear(layer.in_features, layer.out_features)  # type: ignore[arg-type]
-            plain.load_state_dict({name: weights[task] for name, weights in layer.state_dict().items()})
-            parts += [nn.ReLU(), plain]
-        return nn.Sequential(*parts[1:])
-
-    return nn.ModuleDict({f"task{task}": of(task) for task in range(network.num_tasks)})
-
-
-def import_libmtl(path: str | None) -> Any:
-    if path is not None:
-        sys.path.append(path)
-    if importlib.util.find_spec("LibMTL") is None:
-        raise SystemExit(MISSING)
-    gone = types.ModuleType("torchvision.models.utils")  # for its residual networks
-    gone.load_state_dict_from_url = torch.hub.load_state_dict_from_url  # type: ignore[attr-defined]
-    sys.modules.setdefault(gone.__name__, gone)
-    return importlib.import_module("LibMTL")
 
 
 @torch.no_grad()
