@@ -31,7 +31,7 @@ def test_without_dropout_and_clustering_both_train_the_same(benchmark: ModuleTyp
     corpus = benchmark.Corpus(source, TextSettings(vocab_size=400), 11, encoder, (8, 6), (2, 3), 0.01)
     case = benchmark.Case(corpus, 1, None, str(tmp_path), documents=3, steps=30)
     data = benchmark.make_data(case)
-    batch = next(iter(data.test_dataloader()))
+    batch = next(iter(data.val_dataloader()))
     expected = benchmark.train(benchmark.PLAIN, case, data)(batch)
     before = benchmark.train(benchmark.PLAIN, case._replace(steps=1), data)(batch)
     assert (before - expected).abs().max() > 0.05
