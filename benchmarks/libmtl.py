@@ -245,7 +245,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--libmtl", help="folder that LibMTL is in, where it is not installed")
     parser.add_argument("--fdu_mtl", help="folder of FDU-MTL, in the place of the embedded corpus")
-    parser.add_argument("--documents", type=int, nargs="*", default=[2, 4, 16], help="of each task in a step")
+    parser.add_argument(
+        "--documents", type=int, nargs="*", default=[2, 4, 16], help="of each task in a step; none for no speed"
+    )
     parser.add_argument("--rounds", type=int, default=20, help="turns of each system, for speed")
     parser.add_argument("--steps", type=int, default=10, help="steps in a turn")
     parser.add_argument("--seeds", type=int, default=5, help="trainings for accuracy; 0 for none")
@@ -258,9 +260,10 @@ def main() -> None:
     corpus = describe(arguments.fdu_mtl)
     tasks, turn = len(corpus.source.domains()), arguments.steps
     machine = f"{platform.machine()}, threads: {arguments.threads}, torch {torch.__version__}"
-    print(f"{machine}, Python {platform.python_version()}; {tasks} tasks\n\nSpeed:\n")
+    print(f"{machine}, Python {platform.python_version()}; {tasks} tasks\n")
     times = ["documents/s", *(f"times {base}" for base in (PER_TASK, ONE_PASS))]
-    row(["documents a step", "system", *times], header=True)
+    if arguments.documents:
+        row(["documents a step", "system", *times], header=True)
     speed, accuracy = list[dict[str, Any]](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as folder:
         case = Case(corpus, arguments.threads, arguments.libmtl, folder)
@@ -272,7 +275,7 @@ def main() -> None:
                 speed.append({"documents": documents * tasks, **summarize(runs, system, documents * tasks * turn)})
                 row([documents * tasks, system, *speed_cells(speed[-1])])
         if arguments.seeds:
-            case = case._replace(documents=DOCUMENTS, steps=arguments.training)
+            case = case._replace(documents=DOCUMENTS, steps=arguments.training // turn * turn)
             print(f"\nTrainings of {case.steps} steps with {DOCUMENTS * tasks} documents:\n")
             row(["system", "accuracy", "less LibMTL's", *times], header=True)
             runs = [run_side_by_side(ACCURACY, case._replace(seed=seed), turn) for seed in range(arguments.seeds)]
@@ -284,7 +287,7 @@ def main() -> None:
         content = {"machine": machine, "speed": speed, "accuracy": accuracy}
         Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
     clustered = [case for case in speed if case["system"] in CLUSTERINGS]
-    for base in (PER_TASK, ONE_PASS):
+    for base in (PER_TASK, ONE_PASS) if speed else ():
         missed = [f"{case['documents']} documents, {case['system']}" for case in clustered if case[base][1] < AIM]
         print(f"\nLess than {AIM:.0f} times {base}: {'; '.join(missed) or 'none'}")
 
