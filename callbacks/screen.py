@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from math import isfinite
+from math import inf, isfinite
 from time import monotonic
 from typing import Any
 
@@ -22,7 +22,7 @@ class TrainingProgress(RichProgressBar):
     """
 
     _started = _told = 0.0  # seconds
-    _first_step = 0
+    _first_step, _total = 0, inf  # steps
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -34,7 +34,7 @@ class TrainingProgress(RichProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._started = self._told = monotonic()
-        self._first_step = trainer.global_step
+        self._first_step, self._total = trainer.global_step, float(trainer.estimated_stepping_batches)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
@@ -48,9 +48,9 @@ class TrainingProgress(RichProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The metrics of the bar, and the time that is left."""
         metrics = super().get_metrics(trainer, pl_module)
-        done, total = trainer.global_step - self._first_step, float(trainer.estimated_stepping_batches)
-        if trainer.training and done and isfinite(total):
-            left = (monotonic() - self._started) / done * max(0.0, total - trainer.global_step)
+        done = trainer.global_step - self._first_step
+        if trainer.training and done and isfinite(self._total):
+            left = (monotonic() - self._started) / done * max(0.0, self._total - trainer.global_step)
             metrics["time left"] = str(timedelta(seconds=round(left)))
         return metrics
 

@@ -36,18 +36,17 @@ def diagnose() -> Iterator[tuple[str, str]]:
     free = shutil.disk_usage(".").free / 2**30
     cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads of torch"
     yield "system", f"{platform.platform()}, {cores}, {free:.0f} GiB free on this disk"
-    yield "torch", f"{torch.__version__}, {_describe_cuda()}"
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    none = "" if devices else "; no GPU: trainings run on the CPU"
+    yield "torch", f"{torch.__version__}, {_describe_cuda()}{none}"
     for device in devices:
         found = torch.cuda.get_device_properties(device)
         yield str(device), f"{found.name}, sm_{found.major}{found.minor}, {found.total_memory / 2**30:.0f} GiB"
-    if not devices:
-        yield "devices", "no GPU: trainings run on the CPU"
     for line in describe_faiss(devices):
         yield "FAISS", line
     lightning = [name for name in ("pytorch-lightning", "lightning", "torchmetrics") if _find(name)]
     yield "Lightning", ", ".join(f"{name} {version(name)}" for name in lightning)
-    for extra in ("text", "compare", "transformers", "molecules"):
+    for extra in ("text", "compare", "transformers", "molecules", "torchjd"):
         yield extra, _describe_extra(extra)
 
 

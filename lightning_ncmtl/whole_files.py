@@ -33,7 +33,7 @@ def whole(path: Path) -> Iterator[Path]:
         yield path
         return
     part = path.absolute().with_name(f".{path.absolute().name}.part")
-    remove(part)  # of a process that was killed
+    _remove(part)  # of a process that was killed
     try:
         yield part
         if path.is_dir():  # perhaps someone's working directory, which stays
@@ -45,10 +45,10 @@ def whole(path: Path) -> Iterator[Path]:
         error.filename = str(path)  # of a write Python has none, of a copy the one that is read
         raise
     finally:
-        remove(part)
+        _remove(part)
 
 
-def remove(path: Path) -> None:
+def _remove(path: Path) -> None:
     """Remove a file, or a folder with all that is in it, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)

@@ -14,9 +14,9 @@ from lightning_ncmtl.main import main
 def test_ten_lines(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 10 + torch.cuda.device_count()
+    assert len(lines) == 10 + 2 * torch.cuda.device_count()  # a line for each, and whether FAISS runs there
     text = "\n".join(lines)
-    for name in ("pytorch-lightning", "torchmetrics", "datasets", "pandas"):
+    for name in ("pytorch-lightning", "torchmetrics", "datasets", "pandas", "torchjd"):
         assert f"{name} {version(name)}" in text
     assert re.search(r"^FAISS .*runs on the CPU$", text, re.MULTILINE)
 

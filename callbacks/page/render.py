@@ -98,9 +98,8 @@ def _draw_curves(content: Content) -> list[Chart]:
             named.setdefault(key.split("/", 1)[1], {})[called] = list(content.curves[key])
     first = "" if content.best is None else content.best.monitor.split("/", 1)[-1]
     order = sorted(named, key=lambda name: (name != "loss", name != first))
-    titles: dict[
-        str, str
-    ] = {}  # what is equal all the time, such as accuracies where there are no copies, is one chart
+    # What is equal all the time, such as accuracies where there are no copies, is one chart
+    titles: dict[str, str] = {}
     for name in order:
         same = next((other for other in titles if named[other] == named[name]), name)
         titles[same] = f"{titles[same]}, {name}" if same in titles else name
