@@ -1,8 +1,8 @@
 """A stand-in for a GPU on machines without one: torch's device "meta", which has shapes but no values.
 
 Whatever would make the host wait for a GPU, because it needs a value, raises there by itself: ``item``, ``tolist``,
-``nonzero``, ``unique``, masks as indices, ``repeat_interleave`` without ``output_size``, copies to the CPU. So does most
-of what mixes devices. :class:`DeviceCalls` finds the rest, and counts what a GPU would have to launch.
+``nonzero``, ``unique``, masks as indices, ``repeat_interleave`` without ``output_size``, copies to the CPU. So does
+most of what mixes devices. :class:`DeviceCalls` finds the rest, and counts what a GPU would have to launch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,15 +59,15 @@ class DeviceCalls(TorchDispatchMode):
                 self.waits.append(name)
         elif from_cpu:
             self.mixed.append(name)
-        if name.startswith(("index.", "index_put", "_index_put")):
-            if any(leaf is not None and leaf.dtype in (torch.bool, torch.uint8) for leaf in args[1]):
-                self.waits.append(name)
+        if name.startswith(("index.", "index_put", "_index_put")) and any(
+            leaf is not None and leaf.dtype in (torch.bool, torch.uint8) for leaf in args[1]
+        ):
+            self.waits.append(name)
         return found
 
 
 class _Made(TorchFunctionMode):
-    """Finds ``torch.tensor(values, device=...)``, which copies and waits, and which dispatch does not see (``new_tensor``
-    nobody sees)."""
+    """Finds ``torch.tensor(values, device=...)``, which waits, and which dispatch does not see; nobody sees ``new_tensor``."""
 
     def __init__(self, waits: list[str]) -> None:
         super().__init__()

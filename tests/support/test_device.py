@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.support.device import DEVICE, DeviceCalls
 from torch import Tensor
+
+from tests.support.device import DEVICE, DeviceCalls
 
 X = torch.ones(4, 3, device=DEVICE)
 IDS = torch.zeros(4, dtype=torch.int64, device=DEVICE)
@@ -43,7 +44,8 @@ def test_values_are_refused(wait: Callable[[], object]) -> None:
 def test_waits_are_found(wait: Callable[[], object]) -> None:
     with DeviceCalls() as calls:
         wait()
-    assert len(calls.waits) == 1 and not calls.mixed
+    assert len(calls.waits) == 1
+    assert not calls.mixed
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,9 @@ def test_waits_are_found(wait: Callable[[], object]) -> None:
 def test_others_are_no_waits(go_on: Callable[[], Tensor]) -> None:
     with DeviceCalls() as calls:
         assert go_on().device == DEVICE
-    assert not calls.waits and not calls.mixed and calls.launches
+    assert not calls.waits
+    assert not calls.mixed
+    assert calls.launches
 
 
 def test_indices_of_the_cpu_are_found() -> None:
