@@ -67,7 +67,7 @@ class DeviceCalls(TorchDispatchMode):
 
 
 class _Made(TorchFunctionMode):
-    """Finds ``torch.tensor(values, device=...)``, which waits, and which dispatch does not see; nobody sees ``new_tensor``."""
+    """Finds ``torch.tensor(values, device=...)``: it waits, dispatch does not see it (``new_tensor`` nobody does)."""
 
     def __init__(self, waits: list[str]) -> None:
         super().__init__()
