@@ -15,9 +15,17 @@ from rich.table import Table
 
 from lightning_ncmtl.callbacks.cluster_pictures import draw_flow
 from lightning_ncmtl.comparison import figures
+from lightning_ncmtl.comparison._clusters import (
+    find_choices,
+    find_evidence,
+    find_stability,
+    readable_evidence,
+    readable_stability,
+)
+from lightning_ncmtl.comparison._tables import drop_empty, format_values
 from lightning_ncmtl.comparison.measure import CALIBRATION, Measure, measure_of
 from lightning_ncmtl.comparison.plan import NAMES, OUTCOMES, Cell, Sweep, folder_of, hash_code
-from lightning_ncmtl.comparison.statistics import CellKey, assignment_stability, compare_pairs, mean_agreement
+from lightning_ncmtl.comparison.statistics import CellKey, compare_pairs
 from lightning_ncmtl.errors import InputError
 
 _TEMPLATE = Path(__file__).with_name("report.md.j2")
@@ -46,9 +54,9 @@ def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, b
         )
     table = pd.DataFrame([_row(result, stage, measure) for result in results])
     main, variations = table[table["sweep"].isna()], table[table["sweep"].notna()]
-    pairs = _pairs([cell for cell in cells if cell.sweep is None], main, stage, results, measure)
-    choices = _choices(results)
-    clusters, evidence = _clusters(choices), _evidence(results)
+    pairs = _pairs([cell for cell in cells if cell.sweep is None], main, stage, results, measure, baseline)
+    choices = find_choices(results)
+    clusters, evidence = find_stability(choices), find_evidence(results)
     for name, content in {"results": table, "pairs": pairs, "clusters": clusters}.items():
         content.to_csv(output / f"{name}.csv", index=False)
     summary = _summary(main, measure)
@@ -61,8 +69,8 @@ def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, b
             "domains": _by_domain(main, measure),
             "pairs": _readable_pairs(pairs, measure),
             "variations": _summary(variations, measure),
-            "evidence": _readable_evidence(evidence),
-            "clusters": _readable_clusters(clusters),
+            "evidence": readable_evidence(evidence),
+            "clusters": readable_stability(clusters),
             "copies": _copies(results[0]),
         },
         stage=stage,
@@ -75,6 +83,8 @@ def write_report(cells: list[Cell], sweeps: Mapping[str, Sweep], output: Path, b
         folds=sorted({cell.fold for cell in cells if cell.fold is not None}),
         splits=sorted({cell.split for cell in cells if cell.split is not None}),
         environments=sorted({", ".join(f"{k} {v}" for k, v in result["environment"].items()) for result in results}),
+        baseline=baseline,
+        most_test=(_test_fraction(results[0], stage) or 0) > 0.5,
         code=hash_code(),
         other_code=other_code,
     )
@@ -115,19 +125,19 @@ def _row(result: dict[str, Any], stage: str, measure: Measure) -> dict[str, Any]
 def _summary(table: pd.DataFrame, measure: Measure) -> pd.DataFrame:
     """One row per system, in the order in which they were given; the best values bold."""
     groups, beside = table.groupby("system", sort=False), {*table} - {measure.name}
-    first, last = (_format(epoch, "{:.0f}") for epoch in (groups["best_epoch"].min(), groups["best_epoch"].max()))
+    first, last = (format_values(epoch, "{:.0f}") for epoch in (groups["best_epoch"].min(), groups["best_epoch"].max()))
     columns = {
         measure.epoch: _spread(groups[measure.name], measure),
         **({"without copies": _spread(groups["accuracy_clean"], measure)} if measure.is_accuracy else {}),
         **({"last epoch": _spread(groups[f"last_epoch_{measure.name}"], measure)} if measure.monitored else {}),
         **({"ECE": _spread(groups[CALIBRATION.name], CALIBRATION)} if CALIBRATION.name in beside else {}),
         **({"chosen": first.where(first == last, first + " to " + last)} if measure.monitored else {}),
-        "parameters": _format(groups["parameters"].first(), "{:,.0f}"),
-        "shared": _format(groups["shared_parameters"].mean(), "{:,.0f}"),
-        "seconds": _format(groups["seconds"].mean(), "{:,.0f}"),
-        "cells": _format(groups.size(), "{}"),
+        "parameters": format_values(groups["parameters"].first(), "{:,.0f}"),
+        "shared": format_values(groups["shared_parameters"].mean(), "{:,.0f}"),
+        "seconds": format_values(groups["seconds"].mean(), "{:,.0f}"),
+        "cells": format_values(groups.size(), "{}"),
     }
-    return _filled(pd.DataFrame(columns).reset_index(names="system"))
+    return drop_empty(pd.DataFrame(columns).reset_index(names="system"))
 
 
 def _by_domain(table: pd.DataFrame, measure: Measure) -> pd.DataFrame:
@@ -140,7 +150,12 @@ def _by_domain(table: pd.DataFrame, measure: Measure) -> pd.DataFrame:
 
 
 def _pairs(
-    cells: list[Cell], table: pd.DataFrame, stage: str, results: list[dict[str, Any]], measure: Measure
+    cells: list[Cell],
+    table: pd.DataFrame,
+    stage: str,
+    results: list[dict[str, Any]],
+    measure: Measure,
+    baseline: str,
 ) -> pd.DataFrame:
     """The tests, of systems that were evaluated on the same documents."""
     outcomes: dict[CellKey, dict[str, Any]] = {}
@@ -158,7 +173,7 @@ def _pairs(
     ]
     fraction = _test_fraction(results[0], stage)
     known = outcomes if measure.is_accuracy else None
-    pairs = [compare_pairs(part, known, measure=measure, test_fraction=fraction) for part in tables]
+    pairs = [compare_pairs(part, known, measure=measure, baseline=baseline, test_fraction=fraction) for part in tables]
     return pd.concat(pairs, ignore_index=True)
 
 
@@ -173,92 +188,25 @@ def _test_fraction(result: dict[str, Any], stage: str) -> float | None:
 
 def _readable_pairs(pairs: pd.DataFrame, measure: Measure) -> pd.DataFrame:
     def p(name: str) -> "pd.Series[str]":
-        return _format(pairs[name], "{:.3f}").mask(pairs[name] < 0.001, "< 0.001")
+        plain, adjusted = (
+            format_values(pairs[column], "{:.3f}").mask(pairs[column] < 0.001, "< 0.001")
+            for column in (name, f"{name}_holm")
+        )
+        return plain.where(plain == "", plain + " (" + adjusted + ")")
 
     signed = f"{{:+.{measure.digits + 1}f}}"
     columns = {
         "first": pairs["first"],
         "second": pairs["second"],
-        "difference": _format(pairs["difference"], signed),
-        "interval": _format(pairs["low"], signed + " to ") + _format(pairs["high"], signed),
-        "better in": _format(pairs["wins"], "{:.0f}") + _format(pairs["cells"], " of {}"),
+        "difference": format_values(pairs["difference"], signed),
+        "interval": format_values(pairs["low"], signed + " to ") + format_values(pairs["high"], signed),
+        "cells": format_values(pairs["wins"], "{:.0f}") + format_values(pairs["cells"], " of {}"),
+        "domains": format_values(pairs["domain_wins"], "{:.0f}") + format_values(pairs["domains"], " of {:.0f}"),
         "p, documents": p("p_bootstrap"),
         "p, cells": p("p_t"),
-        "Holm": p("p_bootstrap_holm" if measure.is_accuracy else "p_t_holm"),
+        "p, domains": p("p_domains"),
     }
-    return _filled(pd.DataFrame(columns))
-
-
-def _choices(results: list[dict[str, Any]]) -> pd.DataFrame:
-    """The layers of each cell in which there was a choice of clusters, and their agreement with planted groups."""
-    rows = [
-        {
-            **{key: result[key] for key in NAMES},
-            "layer": layer,
-            "clusters": what["num_clusters"],
-            "assignment": what["assignment"],
-            "planted": np.nan if result["ari"] is None else result["ari"][layer],
-        }
-        for result in results
-        for layer, what in result["clusters"].items()
-        if 1 < what["num_clusters"] < len(result["domains"]) and what["assignment"]
-    ]
-    return pd.DataFrame(rows, columns=[*NAMES, "layer", "clusters", "assignment", "planted"])
-
-
-def _clusters(choices: pd.DataFrame) -> pd.DataFrame:
-    """Stability over seeds, and agreement with planted groups, of each layer in which there was a choice."""
-    keys = ["system", "sweep", "value", "layer", "clusters"]
-    rows = []
-    for key, group in choices.groupby(keys, sort=False, dropna=False):
-        row = dict(zip(keys, key, strict=True)) | {"cells": len(group)}
-        if len(group) > 1:
-            row |= assignment_stability(list(group["assignment"]))._asdict()
-        rows.append(row | {"planted": group["planted"].mean(), "planted_sd": group["planted"].std()})
-    stability = ["cells", "ari", "null_mean", "null_high", "p_value", "planted", "planted_sd"]
-    return pd.DataFrame(rows, columns=[*keys, *stability]).rename(columns={"system": "setting"})
-
-
-def _readable_clusters(clusters: pd.DataFrame) -> pd.DataFrame:
-    columns = {
-        "setting": clusters["setting"],
-        "layer": clusters["layer"],
-        "K": clusters["clusters"],
-        "stability": _format(clusters["ari"], "{:.2f}"),
-        "by chance": _format(clusters["null_mean"], "{:.2f}, ") + _format(clusters["null_high"], "{:.2f}"),
-        "p": _format(clusters["p_value"], "{:.3f}"),
-        "planted": _format(clusters["planted"], "{:.2f}") + _format(clusters["planted_sd"], " ± {:.2f}"),
-        "cells": clusters["cells"],
-    }
-    return _filled(pd.DataFrame(columns))
-
-
-def _evidence(results: list[dict[str, Any]]) -> pd.DataFrame:
-    """What halves of the data say, of each setting that has looked at them; lists have an element for each cell."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        if result.get("evidence"):
-            groups.setdefault(result["system"], []).append(result)
-    names = ["agreement", "agreement_error", "num_clusters", "p_value"]
-    rows = []
-    for setting, group in groups.items():
-        found = {name: [result["evidence"][name] for result in group] for name in names}
-        mean = mean_agreement(found["agreement"], found["agreement_error"], len(group[0]["domains"]))
-        seeds = [f"{result['seed']}" + f"/{result['fold']}" * (result["fold"] is not None) for result in group]
-        rows.append({"setting": setting, **mean._asdict(), **found, "seed": seeds})
-    return pd.DataFrame(rows, columns=["setting", "mean", "low", "high", *names, "seed"])
-
-
-def _readable_evidence(evidence: pd.DataFrame) -> pd.DataFrame:
-    columns = {
-        "setting": evidence["setting"],
-        "agreement": _format(evidence["mean"], "{:.2f}"),
-        "interval": _format(evidence["low"], "{:.2f} to ") + _format(evidence["high"], "{:.2f}"),
-        "K": evidence["num_clusters"].map(lambda found: ", ".join(map(str, found))),
-        "p": evidence["p_value"].map(lambda found: ", ".join(f"{p:.3g}" for p in found)),
-        "seed": evidence["seed"].map(", ".join),
-    }
-    return _filled(pd.DataFrame(columns))
+    return drop_empty(pd.DataFrame(columns))
 
 
 def _copies(result: dict[str, Any]) -> pd.DataFrame:
@@ -269,20 +217,10 @@ def _copies(result: dict[str, Any]) -> pd.DataFrame:
 def _spread(groups: Any, measure: Measure) -> "pd.Series[str]":
     """Mean and standard deviation of each group; the best mean is bold."""
     means, pattern = measure.scale * groups.mean(), f"{{:.{measure.digits}f}}"
-    shown = _format(means, pattern)
-    texts = shown + _format(measure.scale * groups.std(), f" ± {pattern}")
+    shown = format_values(means, pattern)
+    texts = shown + format_values(measure.scale * groups.std(), f" ± {pattern}")
     best = means.max() if measure.higher_is_better else means.min()
     return texts.mask(shown == pattern.format(best), "**" + texts + "**")
-
-
-def _format(values: "pd.Series[Any]", pattern: str) -> "pd.Series[str]":
-    """Values as text, empty where there are none."""
-    return pd.Series(["" if pd.isna(v) else pattern.format(v) for v in values], values.index, dtype=object)
-
-
-def _filled(table: pd.DataFrame) -> pd.DataFrame:
-    """Without columns that are empty."""
-    return table.loc[:, (table != "").any()]
 
 
 def _figures(

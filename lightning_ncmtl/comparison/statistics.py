@@ -1,8 +1,8 @@
-"""Is one system better than another, and do seeds, or halves of the data, agree on the clusters? Tests for these."""
+"""Is one system better than another? Tests for this."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ def compare_pairs(
     outcomes: Mapping[CellKey, Mapping[str, ArrayLike] | pd.DataFrame] | None = None,
     *,
     measure: Measure = ACCURACY,
+    baseline: str | None = None,
     test_fraction: float | None = None,
     resamples: int = 10_000,
     seed: int = 0,
@@ -33,24 +34,30 @@ def compare_pairs(
       over n cells counts ``1/n + n_test/n_train`` instead of ``1/n`` times, the corrected resampled t-test (Nadeau &
       Bengio, "Inference for the Generalization Error", Machine Learning 52, 2003). There is no p-value where nothing
       can be said about variance: fewer than two cells, or differences that are all equal, but not zero. Where folds
-      are random splits of the same documents, the same holds.
+      are random splits of the same documents, the same holds; where more of them test than train, the correction is
+      far on the safe side.
+    - The *Wilcoxon test* is about other domains: the signed-rank test over the differences of the domains, each the
+      mean over the cells (Demsar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 7, 2006). The
+      trainings are taken as given, and domains that share weights in them are not quite independent.
     - The *bootstrap* is about other test documents: paired, with the documents drawn again within each domain, all
       their cells together. Seeds and training sets are taken as given. Percentile interval (95 %) and the p-value that
       goes with it (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993), with 1 added to the counts, so that
       it is never 0. It is for accuracies alone: other metrics are no means over documents, and have the interval of
       the t-test (95 %) instead.
 
-    Both are also adjusted for the number of pairs, see :func:`holm`. Without this adjustment, what is found for a pair
-    does not depend on the other systems.
+    All are also adjusted for the number of pairs, see :func:`holm`: those with the baseline among themselves, and the
+    others among themselves. Without this adjustment, what is found for a pair does not depend on the other systems.
 
     Args:
         cells: ``system``, ``seed``, ``fold`` (None where there are none) and the measure, such as ``accuracy``: from 0
-            to 1, the mean over domains.
+            to 1, the mean over domains. Where there are columns such as ``accuracy/books``, those of the domains.
         outcomes: Of accuracies, for each of the cells, ``domain [n]`` (int), ``document [n]`` (int, the same for the
             same document, in whatever fold), ``correct [n]`` (bool) and optionally ``group [n]`` (int): copies of a
             text are not independent, so the documents of a group are drawn together (within a domain). The documents of
             a fold are the same for all systems and seeds, in the same order.
         measure: What is compared.
+        baseline: The system that the comparison is about, which was chosen beforehand. By default the adjustment is for
+            all pairs.
         test_fraction: Test documents per document used for training or test, in a cell. By default 1 / number of folds,
             as in a complete cross-validation. Has no effect on pairs that share only one fold.
         resamples: How many times to draw the documents.
@@ -59,8 +66,9 @@ def compare_pairs(
     Returns:
         One row per pair: ``first`` and ``second`` system; ``cells`` and ``folds``, how many they share; ``difference``
         first - second of their means there, of accuracies in points; its interval ``low`` and ``high``; ``wins``, in
-        how many cells the first is better; and ``p_t``, ``p_t_holm``, ``p_bootstrap`` and ``p_bootstrap_holm``. NaN for
-        systems that share no cells.
+        how many cells the first is better; ``domains``, how many have values in both, and ``domain_wins``; and the
+        p-values ``p_t``, ``p_domains`` and ``p_bootstrap``, each also with ``_holm``. NaN for systems that share no
+        cells, and for domains where there are no values of them.
 
     Raises:
         InputError: If a cell comes twice or lacks its value or outcomes, or documents do not match.
@@ -70,6 +78,8 @@ def compare_pairs(
     if resamples < 1:
         raise InputError(f"resamples must be at least 1, not {resamples}")
     values = _values(cells, measure.name)
+    names = [name for name in cells if name.startswith(f"{measure.name}/")]
+    by_domain = dict(zip(values, cells[names].to_numpy(dtype=float), strict=True))
     documents, correct = ({}, {}) if outcomes is None else _outcomes(values, outcomes)
     fraction = test_fraction or 1 / max(2, len({fold for _, _, fold in values}))
     rows: list[dict[str, Any]] = []
@@ -82,7 +92,10 @@ def compare_pairs(
         if shared:
             mean = differences.mean()
             row["difference"] = measure.scale * mean
-            row["wins"] = int((differences > _TINY if measure.higher_is_better else differences < -_TINY).sum())
+            row["wins"] = _count_wins(differences, measure)
+            row |= _test_domains(
+                np.array([by_domain[first, s, f] - by_domain[second, s, f] for s, f in shared]), measure
+            )
             row["p_t"], reach = _t_test(differences, fraction / (1 - fraction) if len(folds) > 1 else 0.0)
             if outcomes is None:
                 row |= {"low": measure.scale * (mean - reach), "high": measure.scale * (mean + reach)}
@@ -104,10 +117,13 @@ def compare_pairs(
         intervals = measure.scale * np.quantile(draws, [0.025, 0.975], axis=0).T
         for number, (low, high), p_value in zip(found, intervals, p_values, strict=True):
             rows[number] |= {"low": low, "high": high, "p_bootstrap": p_value}
-    columns = ["first", "second", "cells", "folds", "difference", "low", "high", "wins"]
-    pairs = pd.DataFrame(rows, columns=[*columns, "p_t", "p_t_holm", "p_bootstrap", "p_bootstrap_holm"])
-    for test in ("p_t", "p_bootstrap"):
-        pairs[f"{test}_holm"] = holm(pairs[test])
+    columns = ["first", "second", "cells", "folds", "difference", "low", "high", "wins", "domains", "domain_wins"]
+    tests = ["p_t", "p_domains", "p_bootstrap"]
+    pairs = pd.DataFrame(rows, columns=[*columns, *(name for test in tests for name in (test, f"{test}_holm"))])
+    with_baseline = (pairs["first"] == baseline) | (pairs["second"] == baseline)
+    for family in (with_baseline, ~with_baseline):
+        for test in tests:
+            pairs.loc[family, f"{test}_holm"] = holm(pairs.loc[family, test])
     return pairs
 
 
@@ -128,113 +144,6 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     steps = np.arange(len(order), 0, -1) * adjusted[order]
     adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
     return adjusted
-
-
-class Stability(NamedTuple):
-    """How far several clusterings of the same tasks agree, and how far they would by chance."""
-
-    ari: float  # mean over the pairs of clusterings
-    null_mean: float
-    null_high: float  # 95 % of the chance values are below or equal
-    p_value: float
-
-
-def assignment_stability(
-    assignments: Sequence[Sequence[int]], *, permutations: int = 1_000, seed: int = 0
-) -> Stability:
-    """Compare the clusterings of several seeds with one another, and with clusterings of tasks that were mixed up.
-
-    The measure is the mean adjusted Rand index of all pairs (Hubert & Arabie, "Comparing Partitions", 1985). By chance,
-    it has mean 0; its spread depends on the sizes of the clusters, which the permuted assignments keep. Clusterings
-    without a choice (one cluster for all tasks, or one for each) agree, and no more than by chance: p = 1.
-
-    Args:
-        assignments: Cluster number of each task ``[N]``, by seed. The numbers may differ between seeds.
-        permutations: How many times to permute the tasks, independently for each seed.
-        seed: Of the permutations.
-
-    Returns:
-        The mean index, mean and 95 % quantile of the permuted ones, and the one-sided p-value, with 1 added to the
-        counts.
-
-    Raises:
-        InputError: If there are fewer than two clusterings, or they are of different numbers of tasks.
-
-    >>> assignment_stability([[0, 0, 1, 1, 2, 2], [4, 4, 0, 0, 3, 3]]).ari
-    1.0
-    """
-    if len(assignments) < 2:
-        raise InputError(f"stability needs the clusters of at least 2 seeds, not {len(assignments)}")
-    counts = sorted({len(assignment) for assignment in assignments})
-    if len(counts) > 1 or counts[0] < 1:
-        raise InputError(f"all seeds must have clusters of the same tasks, not of {', '.join(map(str, counts))} tasks")
-    if permutations < 1:
-        raise InputError(f"permutations must be at least 1, not {permutations}")
-    numbers = np.array(assignments)
-    observed = _mean_ari(numbers)
-    rng = np.random.default_rng(seed)
-    null = np.array([_mean_ari(rng.permuted(numbers, axis=1)) for _ in range(permutations)])
-    p_value = (1 + (null >= observed - _TINY).sum()) / (1 + permutations)
-    return Stability(observed, float(null.mean()), float(np.quantile(null, 0.95)), float(p_value))
-
-
-class Agreement(NamedTuple):
-    """Mean over trainings, and its 95 % interval: NaN where an error is not known."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def mean_agreement(agreements: Sequence[float], errors: Sequence[float | None], num_tasks: int) -> Agreement:
-    """Average the agreement of two halves of the data over trainings of the same tasks.
-
-    Two things might have come out otherwise. One is which tasks there are: the jackknife says how much that makes of
-    one training, and as all trainings have the same tasks, more of them do not make it less. So its variance is the
-    mean of the squared errors. The other is the seed, whose variance is that of the trainings, divided by their number;
-    of one training it is left out. The sum is on the safe side, as the jackknife sees some of the noise of a seed, too.
-    The interval is Student's, with the degrees of freedom of Satterthwaite ("An Approximate Distribution of Estimates
-    of Variance Components", Biometrics Bulletin 2, 1946).
-
-    Args:
-        agreements: Of each training, see :class:`lightning_ncmtl.clustering.evidence.Evidence`.
-        errors: Their standard errors over tasks; None where there are too few.
-        num_tasks: Number of tasks.
-
-    Raises:
-        InputError: If there is no training, or not an error for each.
-
-    >>> [round(value, 2) for value in mean_agreement([0.5], [0.1], num_tasks=11)]  # 2.23 errors to each side
-    [0.5, 0.28, 0.72]
-    """
-    if not 0 < len(agreements) == len(errors):
-        raise InputError(f"each training needs its error, found {len(agreements)} agreements and {len(errors)} errors")
-    values, count = np.asarray(agreements, dtype=float), len(agreements)
-    mean = float(values.mean())
-    variances = np.array([np.square(np.asarray(errors, dtype=float)).mean(), 0.0])
-    if count > 1:
-        variances[1] = values.var(ddof=1) / count
-    variance = float(variances.sum())
-    if variance == 0:
-        return Agreement(mean, mean, mean)
-    freedom = variance**2 / (np.square(variances) / (num_tasks - 1, max(1, count - 1))).sum()
-    reach = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
-    low, high = np.clip([mean - reach, mean + reach], -1, 1)
-    return Agreement(mean, float(low), float(high))
-
-
-def _mean_ari(assignments: NDArray[Any]) -> float:
-    """Mean adjusted Rand index over the pairs of clusterings ``[S, N]``, from pairs of tasks in the same cluster."""
-    seeds, tasks = assignments.shape
-    together = (assignments[:, :, None] == assignments[:, None, :]).reshape(seeds, -1).astype(np.float32)
-    both = (together @ together.T).astype(np.float64) - tasks  # [S, S] ordered pairs, without each task and itself
-    one, other = np.triu_indices(seeds, 1)
-    sizes = both.diagonal()
-    expected = sizes[one] * sizes[other] / max(1, tasks * (tasks - 1))
-    highest = (sizes[one] + sizes[other]) / 2
-    same = both[one, other] == highest  # two trivial clusterings would be 0 / 0
-    index = (both[one, other] - expected) / np.where(same, 1, highest - expected)
-    return float(np.where(same, 1, index).mean())
 
 
 def _values(cells: pd.DataFrame, name: str) -> dict[CellKey, float]:
@@ -309,6 +218,20 @@ def _t_test(differences: NDArray[np.float64], ratio: float) -> tuple[float, floa
     error = np.sqrt(differences.var(ddof=1) * (1 / count + ratio))
     p_value = 2 * stats.t.sf(abs(differences.mean() / error), count - 1)
     return float(p_value), float(error * stats.t.ppf(0.975, count - 1))
+
+
+def _count_wins(differences: NDArray[np.float64], measure: Measure) -> int:
+    return int((differences > _TINY if measure.higher_is_better else differences < -_TINY).sum())
+
+
+def _test_domains(differences: NDArray[np.float64], measure: Measure) -> dict[str, Any]:
+    """The signed-rank test over the differences ``[cells, domains]`` of two systems, NaN where one has no value."""
+    means = pd.DataFrame(differences).mean().dropna().to_numpy()
+    if not len(means):
+        return {}
+    means = np.where(abs(means) < _TINY, 0, means)
+    p_value = float(stats.wilcoxon(means).pvalue) if means.any() else 1.0
+    return {"domains": len(means), "domain_wins": _count_wins(means, measure), "p_domains": p_value}
 
 
 def _resample(sums: pd.DataFrame, resamples: int, seed: int) -> NDArray[np.float64]:

@@ -218,7 +218,7 @@ def test_the_report_is_of_the_metric(folder: Path) -> None:
     text = (folder / "out" / "report.md").read_text()
     assert "## AUROC\n\nAUROC on test documents, averaged over domains" in text
     assert "## AUROC by domain" in text
-    assert "paired t-test over the cells. *Holm*" in text
+    assert "paired t-test over the cells. *p, domains*: Wilcoxon" in text
     assert "in percent" not in text
     assert "bootstrap" not in text
     assert "nan" not in text

@@ -6,11 +6,10 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
-from sklearn.metrics import adjusted_rand_score
 
 from lightning_ncmtl.comparison import statistics
 from lightning_ncmtl.comparison.measure import Measure
-from lightning_ncmtl.comparison.statistics import assignment_stability, compare_pairs, holm, mean_agreement
+from lightning_ncmtl.comparison.statistics import compare_pairs, holm
 from lightning_ncmtl.errors import InputError
 
 Outcomes = dict[tuple[str, int, int | None], dict[str, NDArray[Any]]]
@@ -103,6 +102,64 @@ def test_other_metrics_have_the_interval_of_the_t_test(higher: bool, wins: int) 
         assert (pair["low"], pair["high"]) == (pytest.approx(middle - reach), pytest.approx(middle + reach))
         assert pair["p_t"] == pytest.approx(2 * stats.t.sf(exact.statistic / wider, 3))
         assert np.isnan([pair["p_bootstrap"], pair["p_bootstrap_holm"]]).all()
+
+
+def by_domain(systems: dict[str, list[list[float]]], name: str = "AUROC") -> pd.DataFrame:
+    """Cells of one fold, one for each list of the values of domains."""
+    rows = []
+    for system, cells in systems.items():
+        for seed, values in enumerate(cells):
+            domains = {f"{name}/{number}": value for number, value in enumerate(values)}
+            rows.append({"system": system, "seed": seed, "fold": None, name: np.nanmean(values), **domains})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_domains_by_the_signed_rank_test(higher: bool) -> None:
+    """Against SciPy, and by counting: of 2^6 equally likely signs, all are the same in two."""
+    rng = np.random.default_rng(0)
+    values = 0.7 + 0.1 * rng.normal(size=(3, 2, 6))
+    values[2] = values[0] - rng.random((2, 6))
+    pairs = compare_pairs(by_domain(dict(zip("abc", values.tolist(), strict=True))), measure=Measure("AUROC", higher))
+    for pair in pairs.itertuples():
+        one, other = (values["abc".index(system)].mean(axis=0) for system in (pair.first, pair.second))
+        assert pair.p_domains == pytest.approx(stats.wilcoxon(one, other).pvalue)
+        assert pair.domains == 6
+        assert pair.domain_wins == ((one > other) if higher else (one < other)).sum()
+    assert pairs["p_domains"][1] == pytest.approx(2 / 2**6)  # a and c
+
+
+def test_domains_without_a_value_are_left_out() -> None:
+    gap = np.nan
+    systems = {"a": [[0.9, 0.8, gap, 0.7], [0.9, gap, gap, 0.7]], "b": [[0.5, 0.5, 0.5, 0.7], [0.5, 0.5, 0.5, gap]]}
+    pair = compare_pairs(by_domain(systems), measure=Measure("AUROC")).iloc[0]
+    assert (pair["domains"], pair["domain_wins"]) == (3, 2)
+    same = compare_pairs(by_domain({"a": [[0.5, 0.6]], "b": [[0.5, 0.6]]}), measure=Measure("AUROC")).iloc[0]
+    assert (same["domains"], same["domain_wins"], same["p_domains"]) == (2, 0, 1)
+    cells, _ = from_accuracies({"a": [0.5, 0.6], "b": [0.4, 0.7]}, folds=1)
+    assert compare_pairs(cells)[["domains", "domain_wins", "p_domains"]].isna().all(axis=None)
+
+
+def test_domains_keep_the_level() -> None:
+    rng = np.random.default_rng(1)
+    measure = Measure("AUROC")
+    p_values = [
+        compare_pairs(by_domain({"a": rng.normal(size=(3, 14)), "b": rng.normal(size=(3, 14))}), measure=measure)
+        for _ in range(200)
+    ]
+    assert 0.02 < np.mean([pairs["p_domains"][0] < 0.05 for pairs in p_values]) < 0.08
+
+
+def test_pairs_with_the_baseline_are_adjusted_by_themselves() -> None:
+    rng = np.random.default_rng(2)
+    cells = by_domain({name: (0.7 + 0.1 * rng.normal(size=(4, 9))).tolist() for name in "abcd"})
+    pairs = compare_pairs(cells, measure=Measure("AUROC"), baseline="b")
+    family = pairs["first"].eq("b") | pairs["second"].eq("b")
+    assert family.tolist() == [True, False, False, True, True, False]
+    for test in ("p_t", "p_domains"):
+        for part in (family, ~family):
+            np.testing.assert_array_equal(pairs.loc[part, f"{test}_holm"], holm(pairs.loc[part, test]))
+        assert (pairs[f"{test}_holm"] >= pairs[test]).all()
 
 
 def test_bootstrap_against_all_resamples() -> None:
@@ -264,7 +321,8 @@ def test_without_pairs_the_table_is_empty(systems: int) -> None:
     pairs = compare_pairs(cells[cells["system"].isin([f"s{number}" for number in range(systems)])], outcomes)
     assert len(pairs) == 0
     assert list(pairs) == columns
-    assert columns[-4:] == ["p_t", "p_t_holm", "p_bootstrap", "p_bootstrap_holm"]
+    tests = ["p_t", "p_domains", "p_bootstrap"]
+    assert columns[-6:] == [name for test in tests for name in (test, f"{test}_holm")]
 
 
 @pytest.mark.parametrize(
@@ -326,101 +384,3 @@ def test_holm_by_its_definition() -> None:
         assert set(np.flatnonzero(holm(p_values) <= level)) == rejected
     assert holm([]).shape == (0,)
     assert np.isnan(holm([np.nan, np.nan])).all()
-
-
-@pytest.mark.parametrize(("seeds", "tasks", "clusters"), [(2, 14, 3), (5, 30, 8), (3, 200, 20), (4, 9, 9)])
-def test_stability_against_scikit_learn(seeds: int, tasks: int, clusters: int) -> None:
-    rng = np.random.default_rng(clusters)
-    assignments = rng.integers(0, clusters, (seeds, tasks))
-    assignments[1] = np.where(rng.random(tasks) < 0.7, assignments[0] + 50, assignments[1])
-    found = assignment_stability(assignments.tolist(), permutations=100)
-    assert found.ari == pytest.approx(np.mean([adjusted_rand_score(*pair) for pair in combinations(assignments, 2)]))
-    null = []
-    for _ in range(100):
-        mixed = [rng.permutation(assignment) for assignment in assignments]
-        null.append(np.mean([adjusted_rand_score(*pair) for pair in combinations(mixed, 2)]))
-    error = 4 * np.std(null) / np.sqrt(100)
-    assert found.null_mean == pytest.approx(np.mean(null), abs=2 * error)
-    assert found.null_high == pytest.approx(np.quantile(null, 0.95), abs=2 * error)
-
-
-def test_stability_p_value_by_counting() -> None:
-    # 3 ways to split 4 tasks into two pairs; the other two have index -1/2
-    found = assignment_stability([[0, 0, 1, 1], [5, 5, 2, 2]], permutations=5000)
-    assert found.ari == 1
-    assert found.p_value == pytest.approx(1 / 3, abs=0.03)
-    assert found.null_mean == pytest.approx(0, abs=0.05)
-    assert found.null_high == 1
-    # 280 ways to split 9 tasks into triples
-    found = assignment_stability([[0, 0, 0, 1, 1, 1, 2, 2, 2]] * 3, permutations=999)
-    assert found.p_value == 0.001
-
-
-@pytest.mark.parametrize(
-    ("assignments", "ari"),
-    [([[0] * 6] * 3, 1), ([[0, 1, 2, 3], [3, 1, 2, 0]], 1), ([[0, 0, 0], [0, 1, 2]], 0), ([[4], [2]], 1)],
-)
-def test_stability_of_clusterings_without_a_choice(assignments: list[list[int]], ari: float) -> None:
-    assert assignment_stability(assignments, permutations=20) == (ari, ari, ari, 1)
-
-
-def test_stability_of_random_clusterings() -> None:
-    rng = np.random.default_rng(11)
-    p_values = [assignment_stability(rng.integers(0, 4, (4, 20)).tolist(), permutations=99).p_value for _ in range(200)]
-    assert 0.01 < np.mean(np.array(p_values) <= 0.05) < 0.1
-    assert stats.kstest(p_values, "uniform").pvalue > 0.01
-
-
-def test_stability_is_the_same_again() -> None:
-    assignments = np.random.default_rng(12).integers(0, 3, (3, 10)).tolist()
-    assert assignment_stability(assignments, seed=1) == assignment_stability(assignments, seed=1)
-    assert assignment_stability(assignments, seed=1) != assignment_stability(assignments, seed=2)
-
-
-def test_stability_of_nothing_to_compare() -> None:
-    with pytest.raises(InputError, match="at least 2 seeds, not 1"):
-        assignment_stability([[0, 1]])
-    with pytest.raises(InputError, match="same tasks, not of 2, 3 tasks"):
-        assignment_stability([[0, 1], [0, 1, 2]])
-    with pytest.raises(InputError, match="not of 0 tasks"):
-        assignment_stability([[], []])
-    with pytest.raises(InputError, match="permutations must be at least 1, not 0"):
-        assignment_stability([[0, 1], [0, 1]], permutations=0)
-
-
-def test_mean_agreement_by_hand() -> None:
-    # Mean square of the errors 0.01, variance of the trainings 0.02, half of which is 0.01: a variance of 0.02 in all,
-    # with 0.02^2 / (0.01^2 / 10 + 0.01^2 / 1) = 3.64 degrees of freedom, of which 2.889 is the 97.5 % quantile
-    reach = 2.889447 * 0.02**0.5
-    found = mean_agreement([0.0, 0.2], [0.02**0.5, 0.0], num_tasks=11)
-    assert found == pytest.approx((0.1, 0.1 - reach, 0.1 + reach), abs=1e-6)
-
-
-def test_mean_agreement_of_one_training_has_its_error_alone() -> None:
-    reach = 2.228139 * 0.1  # 10 degrees of freedom
-    assert mean_agreement([0.5], [0.1], num_tasks=11) == pytest.approx((0.5, 0.5 - reach, 0.5 + reach), abs=1e-6)
-    # Which tasks there are is not averaged out by trainings of the same ones
-    assert mean_agreement([0.5] * 9, [0.1] * 9, num_tasks=11) == pytest.approx(
-        (0.5, 0.5 - reach, 0.5 + reach), abs=1e-6
-    )
-
-
-def test_mean_agreement_without_errors_is_a_t_interval() -> None:
-    values = np.random.default_rng(3).normal(0.2, 0.1, 6)
-    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    found = mean_agreement(values.tolist(), [0.0] * 6, num_tasks=5)
-    assert found == pytest.approx((values.mean(), expected.low, expected.high))
-
-
-def test_mean_agreement_at_its_limits() -> None:
-    assert mean_agreement([0.9], [0.2], num_tasks=5)[::2] == (0.9, 1)
-    assert mean_agreement([-0.9, -0.9], [0.2, 0.2], num_tasks=5)[1] == -1
-    assert mean_agreement([0.3, 0.3], [0.0, 0.0], num_tasks=5) == (0.3, 0.3, 0.3)
-    assert mean_agreement([0.1, 0.3], [0.1, None], num_tasks=5) == pytest.approx((0.2, np.nan, np.nan), nan_ok=True)
-
-
-@pytest.mark.parametrize(("agreements", "errors"), [([], []), ([0.5, 0.5], [0.1])])
-def test_mean_agreement_needs_an_error_for_each_training(agreements: list[float], errors: list[float]) -> None:
-    message = f"each training needs its error, found {len(agreements)} agreements and {len(errors)} errors"
-    with pytest.raises(InputError, match=message):
-        mean_agreement(agreements, errors, num_tasks=5)
