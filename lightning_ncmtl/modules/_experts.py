@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.modules._layers import check_widths
 
 
 class Experts(nn.Module):
@@ -27,8 +28,7 @@ class Experts(nn.Module):
             raise InputError(f"the number of experts must be at least 1, found {num_experts}")
         if len(widths) < 2:
             raise InputError("expert_features must have the width of one layer or more, found none")
-        if min(widths) < 1:
-            raise InputError(f"the widths in expert_features must be at least 1, found {list(widths[1:])}")
+        check_widths("expert_features", widths[1:])
         layers = [[nn.Linear(*pair) for _ in range(num_experts)] for pair in pairwise(widths)]
         self.weights = nn.ParameterList(torch.stack([one.weight.detach() for one in layer]) for layer in layers)
         self.biases = nn.ParameterList(torch.stack([one.bias.detach() for one in layer]) for layer in layers)

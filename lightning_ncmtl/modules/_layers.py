@@ -4,7 +4,18 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import Routing, TaskLinear, route, uncompiled
+
+
+def check_widths(name: str, widths: Sequence[int]) -> None:
+    """Refuse layers without units, by the name of the setting.
+
+    Raises:
+        InputError: If a width is less than 1.
+    """
+    if min(widths, default=1) < 1:
+        raise InputError(f"the widths in {name} must be at least 1, found {list(widths)}")
 
 
 def make_specific(num_tasks: int, in_features: int, out_features: int) -> TaskLinear:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.modules._all_tasks import gather, spread
-from lightning_ncmtl.modules._layers import make_specific
+from lightning_ncmtl.modules._layers import check_widths, make_specific
 from lightning_ncmtl.modules.base import MultiTaskModule
 
 
@@ -33,7 +33,7 @@ class CrossStitch(MultiTaskModule):
         settings: Those of :class:`lightning_ncmtl.modules.MultiTaskModule`.
 
     Raises:
-        InputError: If there is no layer to stitch, or the weight is not between 0 and 1.
+        InputError: If there is no layer to stitch, one has no units, or the weight is not between 0 and 1.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class CrossStitch(MultiTaskModule):
         **settings: Any,
     ) -> None:
         super().__init__(num_tasks, **settings)
+        check_widths("features", features)
         if not features:
             raise InputError("features must have the width of one layer or more, behind which units are, found none")
         if not 0 <= own_weight <= 1:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_ncmtl.modules._layers import apply_layers, make_specific
+from lightning_ncmtl.modules._layers import apply_layers, check_widths, make_specific
 from lightning_ncmtl.modules._per_task import select_entries
 from lightning_ncmtl.modules.base import MultiTaskModule
 
@@ -24,6 +24,9 @@ class HardShare(MultiTaskModule):
         share_layers: Whether all tasks share these layers, too.
         dropout: Dropout after each of these layers.
         settings: Those of :class:`lightning_ncmtl.modules.MultiTaskModule`.
+
+    Raises:
+        InputError: If a layer has no units.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class HardShare(MultiTaskModule):
         **settings: Any,
     ) -> None:
         super().__init__(num_tasks, **settings)
+        check_widths("features", features)
         self.encoder = encoder
         widths = [int(encoder.out_features), *features]  # type: ignore[arg-type]
         self.layers = nn.ModuleList(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_ncmtl.layers import route
 from lightning_ncmtl.modules._experts import Experts, mix
-from lightning_ncmtl.modules._layers import apply_layers, make_specific
+from lightning_ncmtl.modules._layers import apply_layers, check_widths, make_specific
 from lightning_ncmtl.modules._per_task import select_entries
 from lightning_ncmtl.modules.base import MultiTaskModule
 
@@ -30,7 +30,7 @@ class MMoE(MultiTaskModule):
         settings: Those of :class:`lightning_ncmtl.modules.MultiTaskModule`.
 
     Raises:
-        InputError: If there is no expert, or experts have no layer.
+        InputError: If there is no expert, experts have no layer, or a layer has no units.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class MMoE(MultiTaskModule):
         **settings: Any,
     ) -> None:
         super().__init__(num_tasks, **settings)
+        check_widths("features", features)
         self.encoder = encoder
         size = int(encoder.out_features)  # type: ignore[arg-type]
         self.experts = Experts(num_experts, [size, *expert_features], dropout)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import ClusterLinear
-from lightning_ncmtl.modules._layers import apply_layers, make_specific
+from lightning_ncmtl.modules._layers import apply_layers, check_widths, make_specific
 from lightning_ncmtl.modules._per_task import select_entries
 from lightning_ncmtl.modules.base import MultiTaskModule
 
@@ -31,7 +31,7 @@ class NCMTL(MultiTaskModule):
         settings: Those of :class:`lightning_ncmtl.modules.MultiTaskModule`.
 
     Raises:
-        InputError: If a layer has more clusters than there are tasks, or the lists differ in length.
+        InputError: If a layer has more clusters than there are tasks, or no units, or the lists differ in length.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class NCMTL(MultiTaskModule):
         **settings: Any,
     ) -> None:
         super().__init__(num_tasks, **settings)
+        check_widths("cluster_features", cluster_features)
         numbers: Sequence[int | Literal["auto"]] = (
             ["auto"] * len(cluster_features) if num_clusters == "auto" else num_clusters
         )

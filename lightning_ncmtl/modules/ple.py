@@ -11,7 +11,7 @@ from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import Routing, route
 from lightning_ncmtl.modules._all_tasks import gather, spread
 from lightning_ncmtl.modules._experts import Experts, mix
-from lightning_ncmtl.modules._layers import apply_layers, make_specific
+from lightning_ncmtl.modules._layers import apply_layers, check_widths, make_specific
 from lightning_ncmtl.modules._per_task import select_entries
 from lightning_ncmtl.modules.base import MultiTaskModule
 
@@ -38,7 +38,7 @@ class PLE(MultiTaskModule):
         settings: Those of :class:`lightning_ncmtl.modules.MultiTaskModule`.
 
     Raises:
-        InputError: If there are no experts, or no level.
+        InputError: If there are no experts, or no level, or a layer has no units.
     """
 
     def __init__(
@@ -54,6 +54,8 @@ class PLE(MultiTaskModule):
         **settings: Any,
     ) -> None:
         super().__init__(num_tasks, **settings)
+        check_widths("features", features)
+        check_widths("expert_features", expert_features)
         if num_task_experts < 1:
             raise InputError(f"the number of experts of a task must be at least 1, found {num_task_experts}")
         if not expert_features:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.losses import mean_loss
+from lightning_ncmtl.modules._layers import check_widths
 from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, find_rows, word_tables
 from lightning_ncmtl.modules.base import MultiTaskModule
 
@@ -35,6 +36,9 @@ class SingleTask(MultiTaskModule):
 
     Attributes:
         networks: One per task, with the parts ``encoder``, ``layers`` and ``head``.
+
+    Raises:
+        InputError: If a layer has no units.
     """
 
     skips_absent_tasks = True
@@ -50,6 +54,7 @@ class SingleTask(MultiTaskModule):
         **settings: Any,
     ) -> None:
         super().__init__(num_tasks, **settings)
+        check_widths("features", features)
         widths = [int(encoder.out_features), *features]  # type: ignore[arg-type]
         layers = [
             part

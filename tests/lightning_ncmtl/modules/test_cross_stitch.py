@@ -63,7 +63,6 @@ def test_units_start_as_they_are_told_and_learn() -> None:
     [
         ({"features": ()}, "features must have the width of one layer or more, behind which units are, found none"),
         ({"own_weight": 1.5}, "own_weight must be between 0 and 1, found 1.5"),
-        ({"features": (0,)}, "at least 1, found 0"),
     ],
 )
 def test_bad_settings(settings: dict[str, object], message: str) -> None:

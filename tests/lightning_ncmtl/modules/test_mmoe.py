@@ -86,7 +86,6 @@ def test_a_gate_weighs_by_its_softmax() -> None:
         ({"num_experts": 0}, "the number of experts must be at least 1, found 0"),
         ({"expert_features": ()}, "expert_features must have the width of one layer or more, found none"),
         ({"expert_features": (0,)}, r"the widths in expert_features must be at least 1, found \[0\]"),
-        ({"features": (0,)}, "at least 1, found 0"),
     ],
 )
 def test_bad_settings(settings: dict[str, object], message: str) -> None:
