@@ -75,7 +75,7 @@ def test_optimizer_and_scheduler_come_from_the_command_line(tmp_path: Path, monk
 
 
 def test_there_are_configurations() -> None:
-    names = {"fdu_mtl", "landmine", "literal", "mmtl", "paper", "school", "tox21", "transformer"}
+    names = {"fdu_mtl", "landmine", "literal", "mmtl", "ngram", "paper", "school", "tox21", "transformer"}
     assert {path.stem for path in CONFIGS} == names
     names = {"ablation", "best", "clusters", "compare", "landmine_compare", "peers", "school_compare", "tox21_compare"}
     assert {path.stem for path in COMPARISONS} == names

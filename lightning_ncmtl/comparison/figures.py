@@ -226,7 +226,7 @@ def draw_agreement(table: pd.DataFrame) -> Figure:
 
     Args:
         table: ``setting``, ``agreement`` and ``num_clusters`` (lists, of its cells), and ``mean``, ``low`` and ``high``
-            (see :class:`~lightning_ncmtl.comparison.statistics.Agreement`).
+            (see :class:`~lightning_ncmtl.comparison.agreement.Agreement`).
 
     Returns:
         A figure with one row per setting: a small dot for each cell, and one for the mean with its interval, which is
@@ -250,7 +250,7 @@ def draw_stability(table: pd.DataFrame) -> Figure:
 
     Args:
         table: ``setting``, ``layer``, ``ari``, ``null_mean`` and ``null_high``: see
-            :class:`~lightning_ncmtl.comparison.statistics.Stability`.
+            :class:`~lightning_ncmtl.comparison.agreement.Stability`.
 
     Returns:
         A figure with one axes per layer, and in it one row per setting: a bar from the mean of chance to its 95 %
