@@ -200,7 +200,7 @@ def run(
         **TRAINER, max_epochs=epochs, enable_checkpointing=True, callbacks=[callback, StepSeed(1), saved]
     )
     trainer.fit(model, datamodule=data, ckpt_path=resume)
-    return {name: value for name, value in model.state_dict().items()}, callback.assignments
+    return model.state_dict(), callback.assignments
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")

@@ -1,4 +1,4 @@
-"""Train on several processes, of the CPU or of one GPU, and leave in a folder what each rank saw: run by the DDP tests."""
+"""Train on several processes, on the CPU or one GPU, and leave in a folder what each saw: run by the DDP tests."""
 
 import json
 import sys

@@ -1,6 +1,6 @@
 """What the tests of tests/gpu share: the device they run on, and comparisons with the CPU.
 
-They run on the first GPU. ``NCMTL_TEST_DEVICE=cpu`` runs them on the CPU: it tries the tests, and says nothing of a GPU.
+They run on the first GPU, or on the CPU with ``NCMTL_TEST_DEVICE=cpu`` (see tests/gpu/conftest.py).
 """
 
 import os
