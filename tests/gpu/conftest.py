@@ -1,7 +1,7 @@
 """Tests that need a GPU: ``pytest -m gpu tests/gpu``, or ``make gpu``, which runs the benchmarks, too.
 
 They are skipped where there is none. ``NCMTL_TEST_DEVICE=cpu`` runs them on the CPU instead, to try the tests: it says
-nothing of a GPU, and nothing waits there. What a CPU cannot do at all (CUDA graphs, streams, 16-mixed) is skipped still.
+nothing of a GPU, and nothing waits there. What a CPU cannot do (CUDA graphs, streams, 16-mixed) is skipped still.
 """
 
 from collections.abc import Iterator

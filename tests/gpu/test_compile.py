@@ -24,6 +24,7 @@ LAYERS: dict[str, Callable[[], Any]] = {
 }
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # what torch does when it compiles
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),  # Dynamo asks for it
     pytest.mark.filterwarnings("ignore:.*TensorFloat32 tensor cores"),
     pytest.mark.filterwarnings("ignore:.*Not enough SMs"),
 ]
