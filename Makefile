@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: fit test test-oldest lint format docs clean
+.PHONY: fit test test-oldest gpu lint format docs clean
 
 # Train on the embedded corpus and show the clusters found
 fit: .venv/installed
@@ -17,6 +17,11 @@ test: .venv/installed
 test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest --numprocesses auto --dist worksteal --override-ini filterwarnings=default \
 		tests/callbacks tests/lightning_ncmtl --ignore tests/lightning_ncmtl/comparison
+
+# Run the tests and the benchmarks that need a GPU, and write results/gpu.md. FDU_MTL=FOLDER adds a training of
+# configs/paper.yaml, with VECTORS=FILE, if given
+gpu: .venv/installed
+	$(BIN)/python benchmarks/gpu.py $(if $(FDU_MTL),--fdu_mtl '$(FDU_MTL)') $(if $(VECTORS),--vectors '$(VECTORS)')
 
 # Check style and types
 lint: .venv/installed

@@ -5,7 +5,8 @@
 prints Markdown, for a shared warm-up that does not end, and for clusters after a warm-up apart: the callback clusters
 at every step from the sixth on, and never freezes. Settings are those of ``lightning_cli.yaml`` on the embedded corpus
 and, with ``--fdu_mtl``, of ``configs/fdu_mtl.yaml`` on the real one (without word vectors, which would not change the
-time), each with the encoders of ``--encoder``.
+time), each with the encoders of ``--encoder``. ``--paper`` adds the setting of ``configs/paper.yaml``, on the embedded
+corpus where there is no other.
 
 Two processes train the same network on the same batches, one of them without the callback, and take turns of some
 steps: what disturbs the machine for longer than a turn disturbs both. Two figures come out, median and quartiles:
@@ -14,6 +15,8 @@ steps: what disturbs the machine for longer than a turn disturbs both. Two figur
   what logging costs elsewhere, and on a GPU it is the time of the CPU alone, which does not wait.
 - *with / without*: the time of each turn with the callback by that of the turn without it next to it, less one. It has
   everything, and the noise of the machine.
+
+What it would be of a step of 2 ms, the time in the callback says: it does not depend on the rest of the network.
 """
 
 import argparse
@@ -38,7 +41,7 @@ from lightning_ncmtl.callbacks import NetworkClusteringCallback, StepSeed
 from lightning_ncmtl.cli import NCMTLCLI, make_cli
 from lightning_ncmtl.compatibility import Callback, LightningModule, Trainer
 
-REAL = Path(__file__).parent.parent / "configs" / "fdu_mtl.yaml"
+CONFIGS = Path(__file__).parent.parent / "configs"
 ARMS = ("with", "without")
 HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end")
 Times = tuple[float, float]
@@ -46,6 +49,14 @@ WARMUPS = {
     "shared": ["--clustering.warmup=shared", "--clustering.warmup_steps=1000000"],
     "apart": ["--clustering.warmup=apart", "--clustering.warmup_steps=5", "--clustering.freeze_after_epochs=null"],
 }
+PAPER = [  # of configs/paper.yaml what matters for the time
+    "--model.encoder.init_args.embedding_dim=200",
+    "--model.encoder.init_args.hidden_size=100",
+    "--model.encoder.init_args.num_layers=2",
+    "--model.cluster_features=[32,32,16]",
+    "--model.num_clusters=[3,5,10]",
+]
+PAPER_AIM, SHORT_AIM, SHORT = 0.02, 0.1, 2e-3  # of a step of the paper's setting; of one of so many seconds
 ENCODERS = {"han": [], "ngram": ["--model.encoder=lightning_ncmtl.encoders.NGram"]}  # beside what the settings say
 
 
@@ -158,9 +169,33 @@ def compare(arguments: list[str], pairs: int, steps: int, threads: int) -> dict[
     }
 
 
+def read_corpora(fdu_mtl: str | None, paper: bool) -> dict[str, list[str]]:
+    """Names and settings."""
+    corpora = {"embedded": ["--model.num_clusters=[3,18]"]}
+    real = [f"--data.source.path={fdu_mtl}"]
+    if fdu_mtl:
+        corpora["FDU-MTL"] = [f"--config={CONFIGS / 'fdu_mtl.yaml'}", *real, "--model.num_clusters=[3,5,10]"]
+    if paper and fdu_mtl:
+        corpora["paper"] = [f"--config={CONFIGS / 'paper.yaml'}", *real, "--data.text.vectors=null"]
+    elif paper:
+        corpora["paper, embedded"] = PAPER
+    return corpora
+
+
+def aims(cases: list[dict[str, Any]]) -> list[str]:
+    """The shares at most, of the medians."""
+    lines = []
+    papers = [case["inside"][1] for case in cases if case["corpus"].startswith("paper")]
+    if papers:
+        lines.append(f"Of a step of the paper's setting (aim: at most {PAPER_AIM:.0%}): {max(papers):.1%}")
+    short = max(case["callback"] for case in cases) / SHORT
+    return [*lines, f"Of a step of {SHORT * 1e3:g} ms (aim: at most {SHORT_AIM:.0%}): {short:.1%}"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fdu_mtl", help="folder of FDU-MTL")
+    parser.add_argument("--paper", action="store_true", help="also the setting of configs/paper.yaml")
     parser.add_argument("--encoder", nargs="+", choices=ENCODERS, default=list(ENCODERS))
     parser.add_argument("--accelerator", default="auto", help="cpu or gpu; by default what is there")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
@@ -169,18 +204,11 @@ def main() -> None:
     parser.add_argument("--json", help="file for all figures")
     arguments = parser.parse_args()
     quiet()
-    corpora: dict[str, list[str]] = {"embedded": ["--model.num_clusters=[3,18]"]}
-    if arguments.fdu_mtl:
-        corpora["FDU-MTL"] = [
-            f"--config={REAL}",
-            f"--data.source.path={arguments.fdu_mtl}",
-            "--model.num_clusters=[3,5,10]",
-        ]
+    corpora = read_corpora(arguments.fdu_mtl, arguments.paper)
     gpu = torch.cuda.is_available() and arguments.accelerator != "cpu"
     device = torch.cuda.get_device_name() if gpu else f"CPU, {arguments.threads} threads"
     machine = f"{platform.machine()}, {device}, torch {torch.__version__}, Python {platform.python_version()}"
-    aim = 0.05 if gpu else 0.02
-    print(f"{machine}; {arguments.pairs} pairs of turns of {arguments.steps} steps; aim: {aim:.0%} at most\n")
+    print(f"{machine}; {arguments.pairs} pairs of turns of {arguments.steps} steps\n")
     header = [
         "corpus",
         "encoder",
@@ -193,6 +221,8 @@ def main() -> None:
     print("| " + " | ".join(header) + " |\n|" + " --- |" * len(header), flush=True)
     found = []
     for (corpus, settings), encoder, warmup in itertools.product(corpora.items(), arguments.encoder, WARMUPS):
+        if corpus.startswith("paper") and encoder != "han":
+            continue
         given = [*settings, *ENCODERS[encoder], *WARMUPS[warmup], f"--trainer.accelerator={arguments.accelerator}"]
         result = compare(given, arguments.pairs, arguments.steps, arguments.threads)
         found.append({"corpus": corpus, "encoder": encoder, "warmup": warmup, **result})
@@ -202,8 +232,7 @@ def main() -> None:
     if arguments.json:
         content = {"machine": machine, "pairs": arguments.pairs, "steps": arguments.steps, "cases": found}
         Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
-    missed = [f"{case['corpus']} {case['encoder']} {case['warmup']}" for case in found if case["inside"][1] > aim]
-    print(f"\nMore than {aim:.0%} in the callback: {', '.join(missed) or 'none'}")
+    print("", *(f"- {line}" for line in aims(found)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,13 @@ SETTINGS = [
     "--trainer.log_every_n_steps=1",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
-    "--trainer.accelerator=cpu",
     "--report.pictures=false",
 ]
 
 
-def start(run_dir: Path, devices: int, checkpoint: Path | None) -> subprocess.Popen[bytes]:
-    """Start a training and wait until its run directory is there."""
-    arguments = ["fit", *SETTINGS, f"--trainer.devices={devices}", f"--run_dir={run_dir}"]
-    arguments += ["--trainer.strategy=ddp"] if devices > 1 else []
+def start(run_dir: Path, place: Sequence[str], checkpoint: Path | None) -> subprocess.Popen[bytes]:
+    """Start a training on some devices and wait until its run directory is there."""
+    arguments = ["fit", *SETTINGS, *place, f"--run_dir={run_dir}"]
     arguments += [f"--ckpt_path={checkpoint}"] if checkpoint else []
     process = subprocess.Popen(
         [sys.executable, "-m", "lightning_ncmtl", *arguments],
@@ -108,13 +107,15 @@ def metrics_of(run_dir: Path) -> dict[tuple[str, str], str]:
         return {(name, row["step"]): value for row in csv.DictReader(file) for name, value in row.items() if value}
 
 
-def trial(folder: Path, devices: int, duration: float, expected: Path, rng: random.Random) -> tuple[list[str], int]:
+def trial(
+    folder: Path, place: Sequence[str], duration: float, expected: Path, rng: random.Random
+) -> tuple[list[str], int]:
     """Kill, resume and compare; returns the newest checkpoint at each kill, and the number of metrics compared."""
     kills = rng.randint(1, 3)
     moments = []
     for number in range(20):
         checkpoint, run_dir = newest_checkpoint(folder), folder / str(number)
-        process = start(run_dir, devices, checkpoint)
+        process = start(run_dir, place, checkpoint)
         if len(moments) < kills:
             try:
                 process.wait(rng.uniform(0, duration))
@@ -139,13 +140,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     settings = parser.parse_args()
+    place = [f"--trainer.accelerator={settings.accelerator}", f"--trainer.devices={settings.devices}"]
+    place += ["--trainer.strategy=ddp"] if settings.devices > 1 else []
     rng = random.Random(settings.seed)
     with tempfile.TemporaryDirectory() as temporary:
         whole = Path(temporary) / "whole/0"
         whole.parent.mkdir()
-        process = start(whole, settings.devices, None)
+        process = start(whole, place, None)
         begin = time.time()
         finish(process, whole)
         last = newest_checkpoint(whole.parent)
@@ -159,7 +163,7 @@ def main() -> None:
         while tried < settings.trials:
             folder = Path(tempfile.mkdtemp(dir=temporary))
             try:
-                moments, metrics = trial(folder, settings.devices, duration, whole, rng)
+                moments, metrics = trial(folder, place, duration, whole, rng)
                 if not moments:  # it ended before it could be killed
                     continue
                 result = f"killed behind the checkpoints of steps {', '.join(moments)}; equal, with {metrics} metrics"

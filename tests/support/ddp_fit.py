@@ -1,4 +1,4 @@
-"""Train on several CPU processes and leave in a folder what each rank saw: run by the DDP tests."""
+"""Train on several processes, on the CPU or one GPU, and leave in a folder what each saw: run by the DDP tests."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ class CompareRanks(Callback):
         self._compare(trainer, pl_module)
 
     def _compare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        state = torch.cat([value.detach().double().flatten() for value in pl_module.state_dict().values()])
+        state = torch.cat([value.detach().double().flatten().cpu() for value in pl_module.state_dict().values()])
         states = [torch.empty_like(state) for _ in range(trainer.world_size)]
         torch.distributed.all_gather(states, state)
         self.unequal += any(not torch.equal(state, other) for other in states)
@@ -113,7 +113,7 @@ def ncmtl(**settings: Any) -> tuple[NCMTL, NetworkClusteringCallback, dict[str, 
     return model, callback, {"datamodule": datamodule}
 
 
-def main(folder: Path, project: str, devices: int, option: str, warmup: str) -> None:
+def main(folder: Path, project: str, devices: int, option: str, warmup: str, device: str = "cpu") -> None:
     model, callback, loaders = {
         "heads": partial(heads, Heads),
         "present_heads": partial(heads, PresentHeads),
@@ -123,9 +123,10 @@ def main(folder: Path, project: str, devices: int, option: str, warmup: str) -> 
     averages = [EMAWeightAveraging(decay=0.9)] if option == "averages" else []
     Trainer(
         max_epochs=4,
-        accelerator="cpu",
-        devices=devices,
+        accelerator="cpu" if device == "cpu" else "gpu",
+        devices=devices if device == "cpu" else "auto",
         strategy=DDPStrategy(
+            parallel_devices=None if device == "cpu" else [torch.device(device)] * devices,
             process_group_backend="gloo",
             find_unused_parameters=option == "find_unused",
             start_method="spawn" if option == "spawn" else "popen",
