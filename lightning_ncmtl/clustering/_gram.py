@@ -166,13 +166,23 @@ def plus_plus(products: Tensor, k: int, restarts: int, generator: torch.Generato
     chosen = (draws[:, :1, 0] * len(products)).long()
     closest = distances[chosen[:, 0]]
     for step in range(1, k):
-        mass = closest.cumsum(1)
-        point = torch.searchsorted(mass, draws[:, step] * mass[:, -1:], right=True).clamp(max=len(products) - 1)
+        mass = _accumulate(closest)
+        drawn = (draws[:, step] * mass[:, -1:]).long()
+        point = torch.searchsorted(mass, drawn, right=True).clamp(max=len(products) - 1)
         after = torch.minimum(closest.unsqueeze(1), distances[point])  # [R, candidates, N]
         best = after.sum(2).argmin(1, keepdim=True)
         chosen = torch.cat([chosen, point.gather(1, best)], 1)
         closest = after.gather(1, best.unsqueeze(2).expand(-1, -1, len(products))).squeeze(1)
     return chosen
+
+
+def _accumulate(weights: Tensor) -> Tensor:
+    """Running sums of ``[R, N]`` not below 0, as integers of some scale: those of floats vary from run to run on a GPU.
+
+    So PyTorch refuses them there where algorithms must be deterministic.
+    """
+    scale = 2.0**62 / weights.shape[1] / weights.amax(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    return (weights * scale.clamp(max=torch.finfo(weights.dtype).max)).long().cumsum(1)
 
 
 def refine(products: Tensor, assignment: Tensor, k: int) -> Tensor:

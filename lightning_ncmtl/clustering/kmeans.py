@@ -53,8 +53,8 @@ def kmeans(
             supports it; or ``"auto"``, now always ``"gram"``: the clusters of its cold starts are better, and its
             warm starts take half the time of FAISS where weights are many, a fraction of a millisecond else
             (``results/speed.md``; on a GPU nobody has measured yet).
-        init: Where to start: centres ``[k, D]``, or an assignment ``[N]`` of integers. A cluster keeps its number
-            while its points stay. By default k-means++ chooses (Arthur & Vassilvitskii, 2007).
+        init: Where to start, on any device: centres ``[k, D]``, or an assignment ``[N]`` of integers. A cluster keeps
+            its number while its points stay. By default k-means++ chooses (Arthur & Vassilvitskii, 2007).
         restarts: Independent k-means++ starts, of which the best is kept; a given start is the only one.
         max_iterations: Upper bound on the Lloyd iterations of each start. From an assignment on a GPU, the backend
             ``gram`` always runs all of them: so the host need not wait for the GPU.
@@ -75,7 +75,8 @@ def kmeans(
                 [5.0000]])
     """
     _check(x, k, backend, init, restarts, max_iterations, group)
-    waits = not (x.is_cuda and init is not None and init.ndim == 1)
+    waits = x.is_cpu or init is None or init.ndim == 2
+    init = None if init is None else init.to(x.device)
     if k in (1, len(x)):
         found = torch.arange(len(x), device=x.device) % k
     elif backend == "faiss":
@@ -132,12 +133,12 @@ def warm_assignments(
         products = summed(torch.stack([_gram.gram(points[layer]) for layer in together]), group)
         starts = torch.stack([assignments[layer] for layer in together]).unsqueeze(1)
         ks = [clusters[layer] for layer in together]
-        new = _gram.lloyd(products, starts, ks, max_iterations, wait=not products.is_cuda)
+        new = _gram.lloyd(products, starts, ks, max_iterations, wait=products.is_cpu)
         for layer, assignment in zip(together, new[:, 0], strict=True):
             found[layer] = assignment
     for layer in set(moving) - set(together):
         x = points[layer]
-        found[layer] = _direct.lloyd(x, assignments[layer], clusters[layer], max_iterations, wait=not x.is_cuda)
+        found[layer] = _direct.lloyd(x, assignments[layer], clusters[layer], max_iterations, wait=x.is_cpu)
     return found
 
 
@@ -232,7 +233,7 @@ def _check(
             f"init must be one int64 cluster for each of {len(x)} points, found {init.dtype} of shape "
             f"{list(init.shape)}"
         )
-    if not init.is_cuda and not (init.isfinite().all() if init.is_floating_point() else _in_range(init, k)):
+    if (init.is_cpu or x.is_cpu) and not (init.isfinite().all() if init.is_floating_point() else _in_range(init, k)):
         raise InputError(f"init must be finite centres or clusters in 0 .. {k - 1}, found {init}")
 
 

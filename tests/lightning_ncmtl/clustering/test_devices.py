@@ -1,0 +1,69 @@
+"""Clustering on a GPU: what can be known of it without one."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_ncmtl.clustering import _gram, kmeans
+from tests.support.device import DEVICE, DeviceCalls
+
+
+class Refused(TorchDispatchMode):
+    """Fails at what ``torch.use_deterministic_algorithms`` refuses on a GPU, of what clustering could use."""
+
+    NAMES = ("kthvalue", "median", "histc", "put_", "scatter_reduce", "resize_")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name, given = func.overloadpacket.__name__, kwargs or {}
+        sums_floats = name == "cumsum" and (given.get("dtype") or args[0].dtype).is_floating_point
+        weighted = name == "bincount" and len(args) > 1 and args[1] is not None
+        assert not (sums_floats or weighted or name in self.NAMES), f"{name} has no deterministic kernel"
+        return func(*args, **given)
+
+
+@pytest.mark.parametrize("n", [30, 3000])  # by the products of all pairs, and of a sample
+def test_k_means_has_deterministic_kernels(n: int) -> None:
+    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
+    with Refused():
+        found = kmeans(x, 4, restarts=3)
+        kmeans(x, 4, init=found.assignment)
+    with pytest.raises(AssertionError, match="cumsum has no deterministic"), Refused():
+        x.cumsum(0)
+
+
+def test_sums_of_k_means_plus_plus_are_those_of_floats() -> None:
+    weights = torch.rand(5, 2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 8
+    weights[1] *= 1e-250
+    weights[2] *= 1e250
+    weights[3] = 0
+    weights[4, 1:] = 0
+    sums = _gram._accumulate(weights)
+    expected = weights.cumsum(1)
+    assert (sums.diff(dim=1) >= 0).all()
+    for row in (0, 1, 2, 4):
+        torch.testing.assert_close(sums[row].double() / sums[row, -1], expected[row] / expected[row, -1])
+    assert not sums[3].any()
+
+
+@pytest.mark.parametrize("init", [torch.arange(8) % 2, torch.zeros(2, 3)], ids=["assignment", "centres"])
+def test_a_start_on_the_cpu_is_moved_to_the_points(init: Tensor) -> None:
+    x = torch.ones(8, 3, device=DEVICE)
+    with DeviceCalls() as calls, waits_at_the_end(init.ndim == 2):
+        assert kmeans(x, 2, init=init).assignment.device == DEVICE
+    assert not calls.mixed
+
+
+@contextmanager
+def waits_at_the_end(expected: bool) -> Iterator[None]:
+    if not expected:
+        yield
+        return
+    with pytest.raises((RuntimeError, NotImplementedError), match="item"):
+        yield
