@@ -66,7 +66,7 @@ class LayerState:
             layer.num_clusters = self.num_clusters or layer.num_clusters
             layer.assignment = layer.assignment if self.assignment is None else self.assignment.cpu()
         if self.is_settled and self.assignment is not None:  # a checkpoint may lie before the sharing of a step
-            target.share(self.assignment)
+            target.share(self.assignment, self.count_clusters(self.assignment))
         self.freeze_layer()
 
     def read_own(self) -> Tensor:
@@ -104,16 +104,24 @@ class LayerState:
     def share_copy(self, copy: nn.Module, layer: ClusterLinear | None) -> None:
         """Share the weights of a copy of the module, in which ``layer`` is this one."""
         assert self.assignment is not None
-        self.target.find_in(copy).share(self.assignment)
+        self.target.find_in(copy).share(self.assignment, self.count_clusters(self.assignment))
         if layer is not None:
-            layer.assignment = self.assignment.cpu()
+            layer.assignment = self._layer.assignment if isinstance(self._layer, ClusterLinear) else self.assignment
 
     def share_gradients(self) -> None:
         """Give the tasks of each cluster the mean of their gradients; where a layer computes by clusters it does so."""
         n = len(self.target.tasks)
         if self.num_clusters != n and (self._layer is None or self._layer.frozen_clusters is None):
-            clusters = torch.zeros(n, dtype=torch.int64) if self.assignment is None else self.assignment
-            self.target.gradients().share(clusters)
+            device = self.target.device
+            clusters = torch.zeros(n, dtype=torch.int64, device=device) if self.assignment is None else self.assignment
+            k = 1 if self.assignment is None else self.count_clusters(self.assignment)
+            self.target.gradients().share(clusters, k)
+
+    def find_assignment(self) -> Tensor | None:
+        """The assignment, where the parameters are by now: after a training they may leave its device."""
+        if self.assignment is None or self._target is None:
+            return self.assignment
+        return self.assignment.to(self._target.device)
 
     def has(self, assignment: Tensor) -> bool:
         """Whether this is the assignment that the layer has."""
@@ -147,6 +155,20 @@ class LayerState:
             self.record(step, assignment.tolist())
             if isinstance(self._layer, ClusterLinear):
                 self._layer.assignment = assignment.cpu()
+
+    def take(self, assignment: Tensor) -> None:
+        """Take an assignment ``[N]`` that the host has not seen: :meth:`note` tells it later."""
+        if assignment is not self.assignment and isinstance(self._layer, ClusterLinear):
+            self._layer.assignment = assignment  # on its device for so long, as somebody may save it
+        self.assignment = assignment
+
+    def note(self, assignment: Tensor, step: int) -> None:
+        """Write down an assignment ``[N]`` that was taken in a step, now on the CPU."""
+        clusters = assignment.tolist()
+        if not self.trace or self.trace[-1][1] != clusters:
+            self.record(step, clusters)
+        if isinstance(self._layer, ClusterLinear):
+            self._layer.assignment = assignment.clone()
 
     def record(self, step: int, assignment: Sequence[int]) -> None:
         """Append an assignment ``[N]``, which began at a step, to the trace.

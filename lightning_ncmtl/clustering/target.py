@@ -98,10 +98,10 @@ class Target:
                 else:
                     _slices.write(parameter, part, dim=0)
 
-    def share(self, assignment: Tensor) -> None:
+    def share(self, assignment: Tensor, num_clusters: int) -> None:
         """Give the tasks of each cluster ``[N]`` the mean of their parameters; equal ones stay as they are."""
         rows, clusters = self.read(), assignment.to(self.device)
-        self.write(means(rows, clusters, int(clusters.max()) + 1).index_select(0, clusters))
+        self.write(means(rows, clusters, num_clusters).index_select(0, clusters))
 
     @property
     def group(self) -> dist.ProcessGroup | None:

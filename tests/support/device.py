@@ -2,7 +2,8 @@
 
 Whatever would make the host wait for a GPU, because it needs a value, raises there by itself: ``item``, ``tolist``,
 ``nonzero``, ``unique``, masks as indices, ``repeat_interleave`` without ``output_size``, copies to the CPU. So does
-most of what mixes devices. :class:`DeviceCalls` finds the rest, and counts what a GPU would have to launch.
+most of what mixes devices. :class:`DeviceCalls` finds the rest, and counts what a GPU would have to launch. Under it,
+copies to the CPU that nobody waits for (``non_blocking``) are zeros.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,11 +47,14 @@ class DeviceCalls(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
+        name = str(func).removeprefix("aten.")
+        if name == "_to_copy.default" and given.get("non_blocking") and _leaves(args[0], given.get("device")):
+            self.launches.append(name)
+            return torch.zeros(args[0].shape, dtype=given.get("dtype") or args[0].dtype)
         found = func(*args, **given)
         inputs = [leaf for leaf in tree_leaves((args, given)) if isinstance(leaf, Tensor)]
         if not any(isinstance(leaf, Tensor) and leaf.device == DEVICE for leaf in (*inputs, *tree_leaves(found))):
             return found
-        name = str(func).removeprefix("aten.")
         if not _only_views(func):
             self.launches.append(name)
         from_cpu = [leaf for leaf in inputs if leaf.device != DEVICE and leaf.dim()]
@@ -81,6 +85,11 @@ class _Made(TorchFunctionMode):
         if made and found.device == DEVICE and not (args and isinstance(args[0], Tensor)):
             self.waits.append(f"{func.__name__} of values")
         return found
+
+
+def _leaves(value: Tensor, device: torch.device | None) -> bool:
+    """Whether a copy goes from the device to the CPU."""
+    return value.device == DEVICE and device is not None and device.type == "cpu"
 
 
 def _only_views(func: Any) -> bool:

@@ -67,6 +67,15 @@ def test_others_are_no_waits(go_on: Callable[[], Tensor]) -> None:
     assert calls.launches
 
 
+def test_copies_to_the_cpu_need_not_wait() -> None:
+    with DeviceCalls() as calls:
+        assert X.to("cpu", non_blocking=True).tolist() == [[0.0] * 3] * 4
+        with pytest.raises(NotImplementedError):
+            X.to("cpu")
+    assert calls.launches == ["_to_copy.default"]
+    assert not calls.waits
+
+
 def test_indices_of_the_cpu_are_found() -> None:
     with DeviceCalls() as calls:
         X.index_select(0, torch.tensor([1]))
