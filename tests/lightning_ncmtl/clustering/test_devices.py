@@ -1,16 +1,18 @@
 """Clustering on a GPU: what can be known of it without one."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_ncmtl.clustering import _gram, kmeans
+from lightning_ncmtl.clustering import NetworkClustering, _gram, kmeans
 from tests.support.device import DEVICE, DeviceCalls
+from tests.support.many_targets import NUMBERS, make, train
 
 
 class Refused(TorchDispatchMode):
@@ -68,3 +70,72 @@ def waits_at_the_end(expected: bool) -> Iterator[None]:
         return
     with pytest.raises((RuntimeError, NotImplementedError), match="item"):
         yield
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_ncmtl.clustering.layer_step.AHEAD", {"meta"})
+
+
+APART: dict[str, Any] = {"warmup": "apart", "warmup_steps": 2}
+SHARED: dict[str, Any] = {"warmup": "shared", "warmup_steps": 2}
+
+
+def on_device(model: nn.Module, clusters: NetworkClustering, **settings: Any) -> NetworkClustering:
+    """The same training on the stand-in, where it goes on."""
+    module = copy.deepcopy(model).to_empty(device=DEVICE)
+    moved = NetworkClustering(None, clusters.num_clusters, clusters.targets, **settings)
+    moved.load_state_dict(clusters.state_dict())
+    moved.attach(module, fresh=False)
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with DeviceCalls():  # moves what was loaded
+        run(moved)
+    return moved
+
+
+def run(clusters: NetworkClustering) -> None:
+    clusters.start_step()
+    clusters.before_step()
+    clusters.step()
+
+
+def count(clusters: NetworkClustering) -> int:
+    """The launches of a step, in which nothing waits."""
+    with DeviceCalls() as calls:
+        run(clusters)
+    assert not calls.waits
+    assert not calls.mixed
+    return len(calls.launches)
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(
+    "settings", [{}, {"every_n_steps": 2}, {"metric": "cosine"}, {"commitment": 1.0}, SHARED], ids=str
+)
+def test_a_step_waits_for_nothing(settings: dict[str, Any], frozen: bool) -> None:
+    settings = {**APART, **settings}
+    names = list("abcdef")
+    model, clusters = make(**settings, **({"commitment": 0.01} if settings["warmup"] == "shared" else {}))
+    train(model, clusters, range(5))
+    if frozen:
+        clusters.freeze()
+    moved = on_device(model, clusters, task_names=names, **settings)
+    assert all(count(moved) for _ in range(3))
+    assert moved.assignments.keys() == NUMBERS.keys()
+    assert all(assignment.device == DEVICE for assignment in moved.assignments.values())
+    assert all(loss.device == DEVICE for _, loss in moved.losses.values())
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("settings", [APART, SHARED], ids=["apart", "shared"])
+def test_many_tasks_need_no_more_launches_than_few(settings: dict[str, Any]) -> None:
+    launches = []
+    for number in (6, 30):
+        heads = [nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)) for _ in range(number)]
+        model = nn.ModuleDict({"heads": nn.ModuleList(heads)})
+        clusters = NetworkClustering(model, 2, "heads", **settings)
+        train(model, clusters, range(6))
+        launches.append(count(on_device(model, clusters, **settings)))
+    assert launches[0] == launches[1] < 300
