@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_ncmtl import ClusterLinear
 from lightning_ncmtl.clustering import NetworkClustering, _gram, kmeans
 from tests.support.device import DEVICE, DeviceCalls
 from tests.support.many_targets import NUMBERS, make, train
@@ -139,3 +140,18 @@ def test_many_tasks_need_no_more_launches_than_few(settings: dict[str, Any]) -> 
         train(model, clusters, range(6))
         launches.append(count(on_device(model, clusters, **settings)))
     assert launches[0] == launches[1] < 300
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_shared_warm_up_waits_for_nothing() -> None:
+    launches = []
+    for layers in (2, 20):
+        model = nn.ModuleDict({f"layer{n}": ClusterLinear(6, 3 + n, 2, num_clusters=2) for n in range(layers)})
+        model["heads"] = nn.ModuleList(nn.Linear(3, 2) for _ in range(6))
+        settings = {"warmup": "shared", "warmup_steps": 90}
+        clusters = NetworkClustering(model, [2] * (layers + 1), list(model), **settings)
+        train(model, clusters, range(5))
+        moved = on_device(model, clusters, **settings)
+        assert not moved.assignments
+        launches.append(count(moved))
+    assert launches[1] <= launches[0] < 150
