@@ -103,6 +103,7 @@ def warm_assignments(
     max_iterations: int,
     group: dist.ProcessGroup | None = None,
     centers: Sequence[Tensor | None] | None = None,
+    products: Sequence[Tensor | None] | None = None,
 ) -> list[Tensor]:
     """Continue the clustering of several layers with the same N points each, with few calls for all of them together.
 
@@ -113,6 +114,8 @@ def warm_assignments(
         max_iterations: As in :func:`kmeans`.
         group: As in :func:`kmeans`.
         centers: The means of these clusters ``[K, D]`` of each layer, where they are known.
+        products: Inner products ``[N, N]`` of the points of each layer less the first of them, where they are known, as
+            they may be where there is no CPU to ask.
 
     Returns:
         ``[N]`` of each layer: what :func:`kmeans` with the backend ``gram`` finds for it by itself; where nothing
@@ -128,12 +131,16 @@ def warm_assignments(
         or not x.is_cpu
         or not _direct.still_nearest(x, start, _direct.means(x, start, k) if means is None else means)
     ]
-    together = [layer for layer in moving if group is not None or _by_products(len(points[layer]), clusters[layer])]
+    grams: list[Tensor | None] = [None] * len(found) if products is None else list(products)
+    for layer in moving:
+        if grams[layer] is None and (group is not None or _by_products(len(points[layer]), clusters[layer])):
+            grams[layer] = _gram.gram(points[layer])
+    together = [layer for layer, gram in enumerate(grams) if gram is not None]
     if together:
-        products = summed(torch.stack([_gram.gram(points[layer]) for layer in together]), group)
+        joined = summed(torch.stack([gram for gram in grams if gram is not None]), group)
         starts = torch.stack([assignments[layer] for layer in together]).unsqueeze(1)
         ks = [clusters[layer] for layer in together]
-        new = _gram.lloyd(products, starts, ks, max_iterations, wait=products.is_cpu)
+        new = _gram.lloyd(joined, starts, ks, max_iterations, wait=joined.is_cpu)
         for layer, assignment in zip(together, new[:, 0], strict=True):
             found[layer] = assignment
     for layer in set(moving) - set(together):

@@ -17,6 +17,11 @@ from lightning_ncmtl.errors import InputError
 AHEAD = {"cuda"}
 
 
+def is_ahead_of(device: torch.device) -> bool:
+    """Whether the host runs ahead of a device, and so should neither wait for it nor launch much for it."""
+    return device.type in AHEAD
+
+
 class Late:
     """The clusters of some layers after a step, and which tasks' weights were not finite before it.
 
@@ -28,7 +33,8 @@ class Late:
 
     def __init__(self, step: int, assignments: Mapping[str, Tensor], broken: Mapping[str, Tensor]) -> None:
         self._step, self._names = step, list(assignments)
-        clusters = torch.stack(list(assignments.values())).masked_fill(torch.stack(list(broken.values())), -1)
+        without = torch.stack([broken[name] for name in assignments])
+        clusters = torch.stack(list(assignments.values())).masked_fill(without, -1)
         self._clusters = clusters.to("cpu", non_blocking=True)  # to pinned memory
         self._arrived: torch.cuda.Event | None = None
         if clusters.is_cuda:

@@ -1,6 +1,6 @@
 """One cluster layer in training: its own weights ``W + R``, its clusters, and what a checkpoint keeps of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,15 +69,20 @@ class LayerState:
             target.share(self.assignment, self.count_clusters(self.assignment))
         self.freeze_layer()
 
-    def read_own(self) -> Tensor:
-        """What each task would have by itself, ``W + R`` [N, D]: in the place of ``R``, if there is any."""
-        target = self.target
+    def move(self) -> None:
+        """Bring what is known to where the parameters are."""
         for name in ("assignment", *_SLICED):
             if (value := getattr(self, name)) is not None:
-                setattr(self, name, value.to(target.device))
+                setattr(self, name, value.to(self.target.device))
+
+    def read_own(self) -> Tensor:
+        """What each task would have by itself, ``W + R`` [N, D]: in the place of ``R``, if there is any.
+
+        Call :meth:`move` before.
+        """
         if self.residual is None:
-            return widen(target.read())
-        target.add_to(self.residual)
+            return widen(self.target.read())
+        self.target.add_to(self.residual)
         return self.residual
 
     def set_start(self, name: str, known: bool, fresh: bool) -> None:
@@ -108,14 +113,19 @@ class LayerState:
         if layer is not None:
             layer.assignment = self._layer.assignment if isinstance(self._layer, ClusterLinear) else self.assignment
 
-    def share_gradients(self) -> None:
-        """Give the tasks of each cluster the mean of their gradients; where a layer computes by clusters it does so."""
-        n = len(self.target.tasks)
-        if self.num_clusters != n and (self._layer is None or self._layer.frozen_clusters is None):
-            device = self.target.device
-            clusters = torch.zeros(n, dtype=torch.int64, device=device) if self.assignment is None else self.assignment
-            k = 1 if self.assignment is None else self.count_clusters(self.assignment)
-            self.target.gradients().share(clusters, k)
+    @property
+    def must_share_gradients(self) -> bool:
+        """Whether tasks have gradients of their own that they are to share: a layer may compute by clusters."""
+        return self.num_clusters != len(self.target.tasks) and (
+            self._layer is None or self._layer.frozen_clusters is None
+        )
+
+    def get_clusters(self) -> tuple[Tensor, int]:
+        """The assignment ``[N]`` where the parameters are, and K: all in one cluster as long as there are none."""
+        self.move()
+        if self.assignment is None:
+            return torch.zeros(len(self.target.tasks), dtype=torch.int64, device=self.target.device), 1
+        return self.assignment, self.count_clusters(self.assignment)
 
     def find_assignment(self) -> Tensor | None:
         """The assignment, where the parameters are by now: after a training they may leave its device."""
@@ -128,12 +138,6 @@ class LayerState:
         return assignment is self.assignment or (
             self.assignment is not None and torch.equal(assignment, self.assignment)
         )
-
-    def measure_change(self, assignment: Tensor) -> Tensor:
-        """The share of tasks that an assignment moves to another cluster, 0-d float64."""
-        if self.assignment is None or assignment is self.assignment:
-            return torch.full((), float(self.assignment is None), dtype=torch.float64, device=assignment.device)
-        return (assignment != self.assignment).double().mean()
 
     def count_clusters(self, assignment: Tensor) -> int:
         """K; if it was to be chosen, that of the first assignment, from now on."""
@@ -218,6 +222,19 @@ class LayerState:
         if state.residual is not None:  # it changes in place
             state.residual = state.residual.clone()
         return state
+
+
+def measure_changes(states: Mapping[str, LayerState], assignments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The share of tasks that assignments move to another cluster, of each layer: 0-d float64."""
+    some = next(iter(assignments.values()))
+    none, every = some.new_zeros((), dtype=torch.float64), some.new_ones((), dtype=torch.float64)
+    changes = {name: every if state.assignment is None else none for name, state in states.items()}
+    before = {name: state.assignment for name, state in states.items() if state.assignment is not None}
+    new = [name for name, assignment in before.items() if assignments[name] is not assignment]
+    if new:
+        moved = torch.stack([assignments[name] for name in new]) != torch.stack([before[name] for name in new])
+        changes |= zip(new, moved.double().mean(1), strict=True)
+    return changes
 
 
 def widen(rows: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Network clustering in any training loop: the sharing step on all cluster layers of a module, and its state."""
 
+from itertools import compress
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from lightning_ncmtl.clustering.evidence import Evidence
 from lightning_ncmtl.clustering.kmeans import Backend, Metric
 from lightning_ncmtl.clustering.late import Late
 from lightning_ncmtl.clustering.layer_state import LayerState
-from lightning_ncmtl.clustering.layer_step import share_layers
+from lightning_ncmtl.clustering.layer_step import share_gradients, share_layers
 from lightning_ncmtl.clustering.layout import NumClusters, find_layout
 from lightning_ncmtl.clustering.places import Places
 from lightning_ncmtl.clustering.settings import WARMUP_STEPS, check_kmeans, check_settings
@@ -265,9 +266,8 @@ class NetworkClustering:
             shared.learn(self._half)
             self._has_learned = True
         if self.warmup == "shared":
-            for state in self._states.values():
-                if shared is None or state.num_clusters == 1:
-                    state.share_gradients()
+            due = (shared is None or state.num_clusters == 1 for state in self._states.values())
+            share_gradients(dict(compress(self._states.items(), due)))
 
     @torch.no_grad()
     def step(self, warmup: bool | None = None) -> None:

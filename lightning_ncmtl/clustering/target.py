@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
+from itertools import chain
 from typing import Any
 
 import torch
@@ -44,9 +45,13 @@ class Target:
     def read(self) -> Tensor:
         """All parameters of each task, flattened: a copy, ``[N, D]``."""
         if self.stacked:
-            return torch.cat([self._unstack(p) for _, p in self.parameters[0]], 1)
+            return torch.cat(self.parts(), 1)
         parts = [_slices.read(p, dim=0).flatten() for task in self.parameters for _, p in task]
         return torch.cat(parts).view(len(self.parameters), sum(self._sizes))
+
+    def parts(self) -> list[Tensor]:
+        """The rows of each stacked parameter, perhaps views."""
+        return [self._unstack(p) for _, p in self.parameters[0]]
 
     def gradients(self) -> "Target":
         """The gradients of the parameters, to read and to write; zeros where there was none."""
@@ -221,6 +226,19 @@ class Target:
         if self.order is not None:
             found.__dict__["_indices"] = self._index
         return found
+
+
+def merge(targets: Sequence[Target]) -> Target:
+    """Targets of one kind as if they were one."""
+    parameters = [list(chain(*parts)) for parts in zip(*(target.parameters for target in targets), strict=True)]
+    return replace(targets[0], name=", ".join(target.name for target in targets), parameters=parameters)
+
+
+def read_parts(targets: Sequence[Target]) -> list[list[Tensor]]:
+    """The rows ``[N, D]`` of each target in parts, perhaps views; one kernel for all that have parameters by task."""
+    apart = [target for target in targets if not target.stacked]
+    rows = iter(merge(apart).read().split([target.size for target in apart], 1) if apart else ())
+    return [target.parts() if target.stacked else [next(rows)] for target in targets]
 
 
 def check_mesh(target: Target) -> None:

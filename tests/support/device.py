@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 DEVICE = torch.device("meta")
+_FREE = ("aten.empty", "aten.new_empty", "aten.detach", "aten.lift_fresh", "aten._unsafe_view")
 
 
 class DeviceCalls(TorchDispatchMode):
@@ -56,7 +57,7 @@ class DeviceCalls(TorchDispatchMode):
         if not any(isinstance(leaf, Tensor) and leaf.device == DEVICE for leaf in (*inputs, *tree_leaves(found))):
             return found
         if not _only_views(func):
-            self.launches.append(name)
+            self.launches += [name] * _count_launches(name, args)
         from_cpu = [leaf for leaf in inputs if leaf.device != DEVICE and leaf.dim()]
         if from_cpu and name.startswith(("_to_copy", "copy_")):
             if not given.get("non_blocking", len(args) > 2 and args[2]):
@@ -87,6 +88,15 @@ class _Made(TorchFunctionMode):
         return found
 
 
+def _count_launches(name: str, args: Sequence[Any]) -> int:
+    """One, but for copies of many tensors that lie in memory in another way, which have a launch each."""
+    if not name.startswith("_foreach_copy_"):
+        return 1
+    pairs = list(zip(args[0], args[1], strict=True))
+    alike = all(one.stride() == other.stride() and one.is_contiguous() for one, other in pairs)
+    return 1 if alike else len(pairs)
+
+
 def _leaves(value: Tensor, device: torch.device | None) -> bool:
     """Whether a copy goes from the device to the CPU."""
     return value.device == DEVICE and device is not None and device.type == "cpu"
@@ -96,6 +106,4 @@ def _only_views(func: Any) -> bool:
     """Whether an operation launches nothing: it returns views, or memory that is not written."""
     aliases = [value.alias_info for value in func._schema.returns]
     name = str(func)
-    return name.startswith(("aten.empty", "aten.detach", "aten.lift_fresh")) or any(
-        alias is not None and not alias.is_write for alias in aliases
-    )
+    return name.startswith(_FREE) or any(alias is not None and not alias.is_write for alias in aliases)
