@@ -34,8 +34,10 @@ def gather(states: Mapping[str, LayerState]) -> list[dict[str, LayerState]]:
     opened: dict[tuple[object, ...], tuple[dict[str, LayerState], int]] = {}
     for name, state in states.items():
         target = state.target
+        if not is_ahead_of(target.device) or target.group is not None:
+            continue
         size = -(-target.size // WIDTH) * len(target.tasks) * max(len(target.tasks), WIDTH)
-        if not is_ahead_of(target.device) or target.group is not None or size > SMALL:
+        if size > SMALL:
             continue
         kind = (target.dtype, state.is_settled, state.residual is None)
         batch, total = opened.get(kind, ({}, ALL))

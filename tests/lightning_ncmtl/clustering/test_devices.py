@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ncmtl import ClusterLinear
-from lightning_ncmtl.clustering import NetworkClustering, _gram, kmeans, late
+from lightning_ncmtl.clustering import NetworkClustering, _gram, kmeans, late, together
 from tests.support.device import DEVICE, DeviceCalls
 from tests.support.many_targets import NUMBERS, make, train
 
@@ -110,12 +110,42 @@ def count(clusters: NetworkClustering) -> int:
     return len(calls.launches)
 
 
+def test_assignments_follow_the_weights() -> None:
+    model, clusters = make()
+    train(model, clusters, range(5))
+    module = copy.deepcopy(model).to_empty(device=DEVICE)
+    moved = NetworkClustering(None, clusters.num_clusters, clusters.targets, task_names=list("abcdef"), **APART)
+    moved.load_state_dict(clusters.state_dict())
+    assert {assignment.device.type for assignment in moved.assignments.values()} == {"cpu"}
+    moved.attach(module, fresh=False)
+    assert {assignment.device for assignment in moved.assignments.values()} == {DEVICE}
+
+
 @pytest.mark.usefixtures("stand_in")
+def test_averages_wait_for_nothing() -> None:
+    model, clusters = make()
+    train(model, clusters, range(5))
+    moved = on_device(model, clusters, task_names=list("abcdef"), **APART)
+    average = copy.deepcopy(model).to_empty(device=DEVICE)
+    with DeviceCalls():
+        moved.share_copy(average)
+    with DeviceCalls() as calls:
+        moved.share_copy(average)
+    assert calls.launches
+    assert not calls.waits
+    assert not calls.mixed
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("small", [together.SMALL, 0], ids=["together", "each"])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize(
     "settings", [{}, {"every_n_steps": 2}, {"metric": "cosine"}, {"commitment": 1.0}, SHARED], ids=str
 )
-def test_a_step_waits_for_nothing(settings: dict[str, Any], frozen: bool) -> None:
+def test_a_step_waits_for_nothing(
+    settings: dict[str, Any], frozen: bool, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together, "SMALL", small)
     settings = {**APART, **settings}
     names = list("abcdef")
     model, clusters = make(**settings, **({"commitment": 0.01} if settings["warmup"] == "shared" else {}))

@@ -6,21 +6,24 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_ncmtl.clustering import late
+from lightning_ncmtl.clustering import late, together
 from lightning_ncmtl.errors import InputError
 from tests.support.many_targets import make, train
 
 
-@pytest.fixture(params=[False, True], ids=["at once", "late"])
+@pytest.fixture(params=["at once", "late", "late each"])
 def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    if request.param:
+    if request.param == "late each":
+        monkeypatch.setattr(together, "SMALL", 0)
+    if request.param != "at once":
         monkeypatch.setattr(late, "AHEAD", {"cpu"})
-    return bool(request.param)
+    return bool(request.param != "at once")
 
 
 def test_it_is_the_same_training(monkeypatch: pytest.MonkeyPatch) -> None:
     found, all_losses = [], []
-    for devices in (set(), {"cpu"}):
+    for devices, small in ((set(), 0), ({"cpu"}, 0), ({"cpu"}, together.SMALL)):
+        monkeypatch.setattr(together, "SMALL", small)
         monkeypatch.setattr(late, "AHEAD", devices)
         model, clusters = make()
         train(model, clusters, range(12))
@@ -30,8 +33,9 @@ def test_it_is_the_same_training(monkeypatch: pytest.MonkeyPatch) -> None:
         summary, layers = clusters.summarize(), clusters.state_dict()["layers"]
         found.append((layers, model.state_dict(), clusters.changes))
         all_losses.append(losses)
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
-    torch.testing.assert_close(all_losses[1], all_losses[0])
+    for other in (1, 2):
+        torch.testing.assert_close(found[other], found[0], rtol=0, atol=0)
+        torch.testing.assert_close(all_losses[other], all_losses[0])
     assert max(len(layer["trace"]) for layer in summary.values()) > 3
 
 
