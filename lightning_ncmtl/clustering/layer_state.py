@@ -226,14 +226,16 @@ class LayerState:
 
 def measure_changes(states: Mapping[str, LayerState], assignments: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The share of tasks that assignments move to another cluster, of each layer: 0-d float64."""
-    some = next(iter(assignments.values()))
-    none, every = some.new_zeros((), dtype=torch.float64), some.new_ones((), dtype=torch.float64)
-    changes = {name: every if state.assignment is None else none for name, state in states.items()}
-    before = {name: state.assignment for name, state in states.items() if state.assignment is not None}
-    new = [name for name, assignment in before.items() if assignments[name] is not assignment]
-    if new:
-        moved = torch.stack([assignments[name] for name in new]) != torch.stack([before[name] for name in new])
-        changes |= zip(new, moved.double().mean(1), strict=True)
+    none = next(iter(assignments.values())).new_zeros((), dtype=torch.float64)
+    changes = {name: none + 1 if state.assignment is None else none for name, state in states.items()}
+    before = {
+        name: state.assignment
+        for name, state in states.items()
+        if state.assignment is not None and assignments[name] is not state.assignment
+    }
+    if before:
+        moved = torch.stack([assignments[name] for name in before]) != torch.stack(list(before.values()))
+        changes |= zip(before, moved.double().mean(1), strict=True)
     return changes
 
 
