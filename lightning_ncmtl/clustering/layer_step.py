@@ -27,7 +27,10 @@ def share_layers(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Late | None]:
     """Run the sharing step (see :mod:`lightning_ncmtl.clustering.sharing`) on some layers.
 
-    On a GPU, once there are clusters, this only gives it work to do: the host waits for nothing.
+    On a GPU, once there are clusters, this only gives it work to do: the host waits for nothing. Small layers are
+    taken together (:mod:`lightning_ncmtl.clustering.together`); those that are large, sharded or grouped by another
+    metric or by FAISS are looked at one by one. A CUDA graph could capture it from reading to writing, as no size or
+    branch depends on a value, but for the copy of what is to be told, and for FAISS.
 
     Args:
         states: The layers by name.
