@@ -120,7 +120,7 @@ def lloyd(x: Tensor, assignment: Tensor, k: int, max_iterations: int, wait: bool
         k: Number of clusters.
         max_iterations: Upper bound on the iterations.
         wait: Stop as soon as no point moves any more. Otherwise all iterations run, and the host need not wait for
-            the device.
+            the device; empty clusters are filled in the first and the last of them.
 
     Returns:
         The clusters ``[N]``.
@@ -129,7 +129,8 @@ def lloyd(x: Tensor, assignment: Tensor, k: int, max_iterations: int, wait: bool
     for iteration in range(1, max_iterations + 1):
         sums = distances_to_means(x, assignment, k)
         # A cluster that loses all its points now is filled in the next iteration, if there is one.
-        full = wait and iteration < max_iterations and bool(sums.between.amax() < math.inf)
+        between = 1 < iteration < max_iterations
+        full = iteration < max_iterations and bool(sums.between.amax() < math.inf) if wait else between
         new = _gram.reassign(sums.distances, sums.norms, assignment, sums.margin, None if full else clusters)
         if wait and torch.equal(new, assignment):
             break

@@ -12,6 +12,7 @@ Shapes: L layers, R restarts, N points, K clusters.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -50,6 +51,12 @@ def gram(x: Tensor) -> Tensor:
     return products.tril_().add_(products.tril(-1).T) if len(x) > ROWS else products
 
 
+@lru_cache(maxsize=256)
+def from_host(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Numbers on a device, to be read only: it is waited for once, not at each step."""
+    return torch.tensor(numbers, device=device)
+
+
 def sample_size(k: int) -> int:
     """Of how many points a cold start takes the products of all pairs where there are more than :data:`SAMPLED`."""
     return max(SAMPLED, 8 * k)
@@ -70,7 +77,7 @@ def measure_distances(products: Tensor, assignment: Tensor, k: int) -> tuple[Ten
     layers, restarts, points = assignment.shape
     members = products.new_zeros(layers, restarts, points, k).scatter_(3, assignment.unsqueeze(3), 1)
     counts = members.sum(2)
-    members *= counts.reciprocal().unsqueeze(2).nan_to_num_(0, posinf=0)
+    members *= counts.clamp(min=1).reciprocal_().unsqueeze(2)
     # One product per layer for all restarts: [L, N, N] @ [L, N, R * K]
     toward = products @ members.transpose(1, 2).reshape(layers, points, restarts * k)
     toward = toward.view(layers, points, restarts, k).transpose(1, 2)
@@ -102,18 +109,18 @@ def reassign(distances: Tensor, norms: Tensor, assignment: Tensor, margin: Tenso
     own = torch.where(moves, nearest, own) + norms
     numbers = torch.arange(distances.shape[-1], device=new.device)
     # The nearest point of each cluster stays there, or filling one cluster would empty another.
-    by_distance = own.argsort(dim=-1, stable=True)
-    sorted_members = new.gather(-1, by_distance).unsqueeze(-1) == numbers
-    first = (sorted_members.cumsum(-2) == 1) & sorted_members
-    anchors = torch.zeros_like(new, dtype=torch.bool).scatter_(-1, by_distance, first.any(-1))
-    free = torch.where(anchors | (own <= margin), -1.0, own)
+    is_member = new.unsqueeze(-1) == numbers
+    least, anchor = own.unsqueeze(-1).where(is_member, math.inf).min(-2)
+    places = torch.arange(new.shape[-1], device=new.device).unsqueeze(1)
+    is_anchor = ((places == anchor.unsqueeze(-2)) & is_member).any(-1)
+    free = own.masked_fill(is_anchor | (own <= margin), -1)
     farthest = free.argsort(dim=-1, descending=True, stable=True)
-    empty = ~sorted_members.any(-2) & (numbers < clusters)
+    empty = (least == math.inf) & (numbers < clusters)
     place = (empty.cumsum(-1) - 1).clamp(min=0)
     point = farthest.gather(-1, place)
     valid = empty & (free.gather(-1, point) > 0)
     # What is not valid goes to one more place, behind the points.
-    target = torch.where(valid, point, new.shape[-1])
+    target = point.masked_fill(~valid, new.shape[-1])
     padded = torch.cat([new, new[..., :1]], -1)
     return padded.scatter_(-1, target, numbers.expand_as(target))[..., :-1]
 
@@ -127,7 +134,7 @@ def lloyd(products: Tensor, assignment: Tensor, clusters: Sequence[int], max_ite
         clusters: The number of clusters of each layer.
         max_iterations: Upper bound on the iterations.
         wait: Stop as soon as no point moves any more. Otherwise all iterations run, and the host need not wait for
-            the device.
+            the device; empty clusters are filled in the first and the last of them.
 
     Returns:
         ``[L, R, N]``.
@@ -135,12 +142,12 @@ def lloyd(products: Tensor, assignment: Tensor, clusters: Sequence[int], max_ite
     k = max(clusters)
     norms = products.diagonal(dim1=1, dim2=2).unsqueeze(1)
     margin = EPSILON * norms.amax(2, keepdim=True)
-    # Filled on the device: a tensor of numbers from the host would wait for it
-    bounds = torch.stack([torch.full((1, 1), number, device=products.device) for number in clusters])
+    bounds = from_host(tuple(clusters), products.device).view(-1, 1, 1)
     for iteration in range(1, max_iterations + 1):
         distances, counts = measure_distances(products, assignment, k)
         # A cluster that loses all its points now is filled in the next iteration, if there is one.
-        full = wait and iteration < max_iterations and bool(counts.amin() > 0)
+        between = 1 < iteration < max_iterations
+        full = iteration < max_iterations and bool(counts.amin() > 0) if wait else between
         new = reassign(distances, norms, assignment, margin, None if full else bounds)
         if wait and torch.equal(new, assignment):
             break
@@ -166,13 +173,23 @@ def plus_plus(products: Tensor, k: int, restarts: int, generator: torch.Generato
     chosen = (draws[:, :1, 0] * len(products)).long()
     closest = distances[chosen[:, 0]]
     for step in range(1, k):
-        mass = closest.cumsum(1)
-        point = torch.searchsorted(mass, draws[:, step] * mass[:, -1:], right=True).clamp(max=len(products) - 1)
+        mass = _accumulate(closest)
+        drawn = (draws[:, step] * mass[:, -1:]).long()
+        point = torch.searchsorted(mass, drawn, right=True).clamp(max=len(products) - 1)
         after = torch.minimum(closest.unsqueeze(1), distances[point])  # [R, candidates, N]
         best = after.sum(2).argmin(1, keepdim=True)
         chosen = torch.cat([chosen, point.gather(1, best)], 1)
         closest = after.gather(1, best.unsqueeze(2).expand(-1, -1, len(products))).squeeze(1)
     return chosen
+
+
+def _accumulate(weights: Tensor) -> Tensor:
+    """Running sums of ``[R, N]`` not below 0, as integers of some scale: those of floats vary from run to run on a GPU.
+
+    So PyTorch refuses them there where algorithms must be deterministic.
+    """
+    scale = 2.0**62 / weights.shape[1] / weights.amax(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    return (weights * scale.clamp(max=torch.finfo(weights.dtype).max)).long().cumsum(1)
 
 
 def refine(products: Tensor, assignment: Tensor, k: int) -> Tensor:

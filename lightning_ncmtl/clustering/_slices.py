@@ -56,8 +56,8 @@ def read(parameter: Tensor, dim: int) -> Tensor:
     return cast(DTensor, parameter.detach().unsqueeze(-1)).redistribute(placements=cut).to_local()
 
 
-def write(parameter: Tensor, values: Tensor, dim: int) -> None:
-    """Write a slice of as many numbers as :func:`read` gives; without gradients."""
+def place(parameter: Tensor, values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """What this rank holds of a parameter, and what to write there, of a slice such as :func:`read` gives."""
     if isinstance(parameter, DTensor):
         if (cut := _cut(parameter.device_mesh, dim)) != parameter.placements:
             values = values.to(parameter.dtype).reshape(shape(parameter, dim)).contiguous()
@@ -67,7 +67,7 @@ def write(parameter: Tensor, values: Tensor, dim: int) -> None:
             )
             values = sliced.redistribute(placements=parameter.placements).to_local()
         parameter = parameter.to_local()
-    parameter.copy_(values.reshape(parameter.shape))
+    return parameter, values.reshape(parameter.shape)
 
 
 def _cut(mesh: DeviceMesh, dim: int) -> tuple[Placement, ...]:

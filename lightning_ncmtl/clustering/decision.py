@@ -65,10 +65,10 @@ def fix_given(states: Mapping[str, LayerState], groups: Sequence[int], step: int
 
 def _fix(state: LayerState, clusters: Tensor, step: int) -> None:
     """Give a layer the clusters ``[N]`` for good, from a step on."""
-    state.count_clusters(clusters)
+    k = state.count_clusters(clusters)
     state.remember(clusters, True, step)
     state.freeze(step)
-    state.target.share(clusters)  # at once: somebody may look at them before the step ends
+    state.target.share(clusters, k)  # at once: somebody may look at them before the step ends
     state.freeze_layer()
 
 

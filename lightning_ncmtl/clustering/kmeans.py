@@ -53,8 +53,8 @@ def kmeans(
             supports it; or ``"auto"``, now always ``"gram"``: the clusters of its cold starts are better, and its
             warm starts take half the time of FAISS where weights are many, a fraction of a millisecond else
             (``results/speed.md``; on a GPU nobody has measured yet).
-        init: Where to start: centres ``[k, D]``, or an assignment ``[N]`` of integers. A cluster keeps its number
-            while its points stay. By default k-means++ chooses (Arthur & Vassilvitskii, 2007).
+        init: Where to start, on any device: centres ``[k, D]``, or an assignment ``[N]`` of integers. A cluster keeps
+            its number while its points stay. By default k-means++ chooses (Arthur & Vassilvitskii, 2007).
         restarts: Independent k-means++ starts, of which the best is kept; a given start is the only one.
         max_iterations: Upper bound on the Lloyd iterations of each start. From an assignment on a GPU, the backend
             ``gram`` always runs all of them: so the host need not wait for the GPU.
@@ -75,7 +75,8 @@ def kmeans(
                 [5.0000]])
     """
     _check(x, k, backend, init, restarts, max_iterations, group)
-    waits = not (x.is_cuda and init is not None and init.ndim == 1)
+    waits = x.is_cpu or init is None or init.ndim == 2
+    init = None if init is None else init.to(x.device)
     if k in (1, len(x)):
         found = torch.arange(len(x), device=x.device) % k
     elif backend == "faiss":
@@ -102,6 +103,7 @@ def warm_assignments(
     max_iterations: int,
     group: dist.ProcessGroup | None = None,
     centers: Sequence[Tensor | None] | None = None,
+    products: Sequence[Tensor | None] | None = None,
 ) -> list[Tensor]:
     """Continue the clustering of several layers with the same N points each, with few calls for all of them together.
 
@@ -112,6 +114,8 @@ def warm_assignments(
         max_iterations: As in :func:`kmeans`.
         group: As in :func:`kmeans`.
         centers: The means of these clusters ``[K, D]`` of each layer, where they are known.
+        products: Inner products ``[N, N]`` of the points of each layer less the first of them, where they are known, as
+            they may be where there is no CPU to ask.
 
     Returns:
         ``[N]`` of each layer: what :func:`kmeans` with the backend ``gram`` finds for it by itself; where nothing
@@ -127,17 +131,21 @@ def warm_assignments(
         or not x.is_cpu
         or not _direct.still_nearest(x, start, _direct.means(x, start, k) if means is None else means)
     ]
-    together = [layer for layer in moving if group is not None or _by_products(len(points[layer]), clusters[layer])]
+    grams: list[Tensor | None] = [None] * len(found) if products is None else list(products)
+    for layer in moving:
+        if grams[layer] is None and (group is not None or _by_products(len(points[layer]), clusters[layer])):
+            grams[layer] = _gram.gram(points[layer])
+    together = [layer for layer, gram in enumerate(grams) if gram is not None]
     if together:
-        products = summed(torch.stack([_gram.gram(points[layer]) for layer in together]), group)
+        joined = summed(torch.stack([gram for gram in grams if gram is not None]), group)
         starts = torch.stack([assignments[layer] for layer in together]).unsqueeze(1)
         ks = [clusters[layer] for layer in together]
-        new = _gram.lloyd(products, starts, ks, max_iterations, wait=not products.is_cuda)
+        new = _gram.lloyd(joined, starts, ks, max_iterations, wait=joined.is_cpu)
         for layer, assignment in zip(together, new[:, 0], strict=True):
             found[layer] = assignment
     for layer in set(moving) - set(together):
         x = points[layer]
-        found[layer] = _direct.lloyd(x, assignments[layer], clusters[layer], max_iterations, wait=not x.is_cuda)
+        found[layer] = _direct.lloyd(x, assignments[layer], clusters[layer], max_iterations, wait=x.is_cpu)
     return found
 
 
@@ -232,7 +240,7 @@ def _check(
             f"init must be one int64 cluster for each of {len(x)} points, found {init.dtype} of shape "
             f"{list(init.shape)}"
         )
-    if not init.is_cuda and not (init.isfinite().all() if init.is_floating_point() else _in_range(init, k)):
+    if (init.is_cpu or x.is_cpu) and not (init.isfinite().all() if init.is_floating_point() else _in_range(init, k)):
         raise InputError(f"init must be finite centres or clusters in 0 .. {k - 1}, found {init}")
 
 

@@ -1,6 +1,6 @@
 """One cluster layer in training: its own weights ``W + R``, its clusters, and what a checkpoint keeps of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,18 +66,23 @@ class LayerState:
             layer.num_clusters = self.num_clusters or layer.num_clusters
             layer.assignment = layer.assignment if self.assignment is None else self.assignment.cpu()
         if self.is_settled and self.assignment is not None:  # a checkpoint may lie before the sharing of a step
-            target.share(self.assignment)
+            target.share(self.assignment, self.count_clusters(self.assignment))
         self.freeze_layer()
 
-    def read_own(self) -> Tensor:
-        """What each task would have by itself, ``W + R`` [N, D]: in the place of ``R``, if there is any."""
-        target = self.target
+    def move(self) -> None:
+        """Bring what is known to where the parameters are."""
         for name in ("assignment", *_SLICED):
             if (value := getattr(self, name)) is not None:
-                setattr(self, name, value.to(target.device))
+                setattr(self, name, value.to(self.target.device))
+
+    def read_own(self) -> Tensor:
+        """What each task would have by itself, ``W + R`` [N, D]: in the place of ``R``, if there is any.
+
+        Call :meth:`move` before.
+        """
         if self.residual is None:
-            return widen(target.read())
-        target.add_to(self.residual)
+            return widen(self.target.read())
+        self.target.add_to(self.residual)
         return self.residual
 
     def set_start(self, name: str, known: bool, fresh: bool) -> None:
@@ -104,28 +109,35 @@ class LayerState:
     def share_copy(self, copy: nn.Module, layer: ClusterLinear | None) -> None:
         """Share the weights of a copy of the module, in which ``layer`` is this one."""
         assert self.assignment is not None
-        self.target.find_in(copy).share(self.assignment)
+        self.target.find_in(copy).share(self.assignment, self.count_clusters(self.assignment))
         if layer is not None:
-            layer.assignment = self.assignment.cpu()
+            layer.assignment = self._layer.assignment if isinstance(self._layer, ClusterLinear) else self.assignment
 
-    def share_gradients(self) -> None:
-        """Give the tasks of each cluster the mean of their gradients; where a layer computes by clusters it does so."""
-        n = len(self.target.tasks)
-        if self.num_clusters != n and (self._layer is None or self._layer.frozen_clusters is None):
-            clusters = torch.zeros(n, dtype=torch.int64) if self.assignment is None else self.assignment
-            self.target.gradients().share(clusters)
+    @property
+    def must_share_gradients(self) -> bool:
+        """Whether tasks have gradients of their own that they are to share: a layer may compute by clusters."""
+        return self.num_clusters != len(self.target.tasks) and (
+            self._layer is None or self._layer.frozen_clusters is None
+        )
+
+    def get_clusters(self) -> tuple[Tensor, int]:
+        """The assignment ``[N]`` where the parameters are, and K: all in one cluster as long as there are none."""
+        self.move()
+        if self.assignment is None:
+            return torch.zeros(len(self.target.tasks), dtype=torch.int64, device=self.target.device), 1
+        return self.assignment, self.count_clusters(self.assignment)
+
+    def find_assignment(self) -> Tensor | None:
+        """The assignment, where the parameters are by now: after a training they may leave its device."""
+        if self.assignment is None or self._target is None:
+            return self.assignment
+        return self.assignment.to(self._target.device)
 
     def has(self, assignment: Tensor) -> bool:
         """Whether this is the assignment that the layer has."""
         return assignment is self.assignment or (
             self.assignment is not None and torch.equal(assignment, self.assignment)
         )
-
-    def measure_change(self, assignment: Tensor) -> Tensor:
-        """The share of tasks that an assignment moves to another cluster, 0-d float64."""
-        if self.assignment is None or assignment is self.assignment:
-            return torch.full((), float(self.assignment is None), dtype=torch.float64, device=assignment.device)
-        return (assignment != self.assignment).double().mean()
 
     def count_clusters(self, assignment: Tensor) -> int:
         """K; if it was to be chosen, that of the first assignment, from now on."""
@@ -147,6 +159,20 @@ class LayerState:
             self.record(step, assignment.tolist())
             if isinstance(self._layer, ClusterLinear):
                 self._layer.assignment = assignment.cpu()
+
+    def take(self, assignment: Tensor) -> None:
+        """Take an assignment ``[N]`` that the host has not seen: :meth:`note` tells it later."""
+        if assignment is not self.assignment and isinstance(self._layer, ClusterLinear):
+            self._layer.assignment = assignment  # on its device for so long, as somebody may save it
+        self.assignment = assignment
+
+    def note(self, assignment: Tensor, step: int) -> None:
+        """Write down an assignment ``[N]`` that was taken in a step, now on the CPU."""
+        clusters = assignment.tolist()
+        if not self.trace or self.trace[-1][1] != clusters:
+            self.record(step, clusters)
+        if isinstance(self._layer, ClusterLinear):
+            self._layer.assignment = assignment.clone()
 
     def record(self, step: int, assignment: Sequence[int]) -> None:
         """Append an assignment ``[N]``, which began at a step, to the trace.
@@ -196,6 +222,21 @@ class LayerState:
         if state.residual is not None:  # it changes in place
             state.residual = state.residual.clone()
         return state
+
+
+def measure_changes(states: Mapping[str, LayerState], assignments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The share of tasks that assignments move to another cluster, of each layer: 0-d float64."""
+    none = next(iter(assignments.values())).new_zeros((), dtype=torch.float64)
+    changes = {name: none + 1 if state.assignment is None else none for name, state in states.items()}
+    before = {
+        name: state.assignment
+        for name, state in states.items()
+        if state.assignment is not None and assignments[name] is not state.assignment
+    }
+    if before:
+        moved = torch.stack([assignments[name] for name in before]) != torch.stack(list(before.values()))
+        changes |= zip(before, moved.double().mean(1), strict=True)
+    return changes
 
 
 def widen(rows: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Network clustering in any training loop: the sharing step on all cluster layers of a module, and its state."""
 
+from itertools import compress
 from typing import Any, Literal
 
 import torch
@@ -9,8 +10,9 @@ from lightning_ncmtl.clustering._ranks import say, warn
 from lightning_ncmtl.clustering.decision import fix_given
 from lightning_ncmtl.clustering.evidence import Evidence
 from lightning_ncmtl.clustering.kmeans import Backend, Metric
+from lightning_ncmtl.clustering.late import Late
 from lightning_ncmtl.clustering.layer_state import LayerState
-from lightning_ncmtl.clustering.layer_step import share_layers
+from lightning_ncmtl.clustering.layer_step import share_gradients, share_layers
 from lightning_ncmtl.clustering.layout import NumClusters, find_layout
 from lightning_ncmtl.clustering.places import Places
 from lightning_ncmtl.clustering.settings import WARMUP_STEPS, check_kmeans, check_settings
@@ -148,16 +150,19 @@ class NetworkClustering:
         self._half: int | None = None  # of a step that start_step began
         self._has_learned: bool | None = None  # in this step; None if before_step was not called
         self._layers: list[PerTask] = []  # targets that are layers of this package
+        self._late: Late | None = None  # of the last step, on a GPU
         self._written: dict[str, tuple[Tensor, Tensor]] = {}  # at the first clustering, in the step before
         self._just_started: list[str] = []  # targets whose weights the shared start has overwritten
 
     @property
     def assignments(self) -> dict[str, Tensor]:
-        """The clusters found, ``{target: [N] int64}``; empty before the first clustering."""
-        return {name: state.assignment for name, state in self._states.items() if state.assignment is not None}
+        """The clusters found, ``{target: [N] int64}``, where the weights are; empty before the first clustering."""
+        found = {name: state.find_assignment() for name, state in self._states.items()}
+        return {name: assignment for name, assignment in found.items() if assignment is not None}
 
     def summarize(self) -> dict[str, dict[str, Any]]:
         """Per target ``num_clusters``, ``assignment`` (empty if none), ``frozen_at_step``, ``trace``: plain values."""
+        self._catch_up()
         return {name: state.summarize() for name, state in self._states.items()}
 
     def attach(self, module: nn.Module, fresh: bool = True) -> None:
@@ -170,6 +175,7 @@ class NetworkClustering:
         Raises:
             InputError: If a target cannot be clustered, or the state is that of another module.
         """
+        self._catch_up()
         targets, tasks, clusters, specific = find_layout(
             module, self.targets, self.num_clusters, self.task_names, self.specific if self.warmup == "shared" else []
         )
@@ -260,9 +266,8 @@ class NetworkClustering:
             shared.learn(self._half)
             self._has_learned = True
         if self.warmup == "shared":
-            for state in self._states.values():
-                if shared is None or state.num_clusters == 1:
-                    state.share_gradients()
+            due = (shared is None or state.num_clusters == 1 for state in self._states.values())
+            share_gradients(dict(compress(self._states.items(), due)))
 
     @torch.no_grad()
     def step(self, warmup: bool | None = None) -> None:
@@ -273,11 +278,13 @@ class NetworkClustering:
 
         Raises:
             InputError: If there is no module yet; if the module has other parameters in the place of those of a target
-                by now; or if weights are not finite: before they spread to their cluster.
+                by now; or if weights are not finite: before they spread to their cluster. (On a GPU, for which the host
+                does not wait, that is raised in the next step, or when somebody asks what was found.)
         """
         shared = self._go_on(warmup)
         assert self._places is not None  # as there is a module
         self._places.check()
+        self._catch_up()
         self._just_started = []
         if shared is not None:
             if self._has_learned is None:
@@ -307,7 +314,7 @@ class NetworkClustering:
         warn_if_back({name: self._states[name].target for name in self._written}, self._written)
         first = {name: state.target.read() for name, state in states.items() if state.assignment is None}
         literal = self.preset == "literal"
-        losses, self.changes = share_layers(
+        losses, self.changes, self._late = share_layers(
             states,
             self.tasks,
             self.steps,
@@ -325,6 +332,7 @@ class NetworkClustering:
 
     def freeze(self) -> None:
         """Keep the clusters that there are from the next step on: layers of this package then compute with K sets."""
+        self._catch_up()
         for name, state in self._states.items():
             if state.frozen_at_step is None and state.assignment is not None:
                 if state.trace[0][0] == self.steps and state.is_undecided(len(self.tasks)):
@@ -336,6 +344,7 @@ class NetworkClustering:
 
     def release(self) -> None:
         """Let layers of this package compute by tasks again: training on without clustering trains tasks apart."""
+        self._catch_up()
         for layer in self._layers:
             layer.freeze_clusters(None)
 
@@ -354,6 +363,7 @@ class NetworkClustering:
 
         Where parameters are sharded, all ranks must call it at once: it gathers the residuals, whole for each.
         """
+        self._catch_up()
         return {
             "layers": {name: state.save() for name, state in self._states.items()},
             "tasks": self.tasks,
@@ -374,7 +384,7 @@ class NetworkClustering:
         if (kind := state_dict["kind"]) != self.warmup:
             raise InputError(f"the checkpoint was trained with warmup={kind!r}, found {self.warmup!r}: choose the same")
         check_targets(state_dict.get("targets"), self.targets)
-        before = self._states
+        before, self._late = self._states, None
         self._states = {name: LayerState.load(state) for name, state in state_dict["layers"].items()}
         for name, state in before.items():
             if name in self._states and self._states[name].num_clusters is None:
@@ -391,6 +401,12 @@ class NetworkClustering:
                     f"the tasks of {name} all have the weights of the shared start: make NetworkClustering first, then "
                     "load the module's weights, then the state of the clusters"
                 )
+
+    def _catch_up(self) -> None:
+        """Take note of what the last step of sharing has found on a GPU."""
+        late, self._late = self._late, None
+        if late is not None:
+            late.tell(self._states, self.tasks)
 
     def _go_on(self, warmup: bool | None) -> SharedWarmup | None:
         """The shared warm-up, if the step that begins or goes on is one of it; at its end it fixes the clusters."""

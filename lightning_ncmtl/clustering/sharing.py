@@ -44,6 +44,7 @@ def assign_tasks(
     previous: Sequence[Tensor | None],
     *,
     centers: Sequence[Tensor | None] | None = None,
+    products: Sequence[Tensor | None] | None = None,
     metric: Metric = "euclidean",
     origins: Sequence[Tensor | None] | None = None,
     max_clusters: int = 20,
@@ -62,6 +63,7 @@ def assign_tasks(
             first clustering.
         centers: The :func:`lightning_ncmtl.clustering.means` of the previous clusters of each layer, ``[K, D]``, where
             they are known already.
+        products: Inner products ``[N, N]`` of the rows of each layer less the first, where they are known already.
         metric: Group tasks whose weights are near (``"euclidean"``), or that went in the same direction from their
             origin, however far (``"cosine"``).
         origins: For the metric cosine, the weights ``[D]`` of each layer with which all tasks started.
@@ -77,7 +79,7 @@ def assign_tasks(
     """
     points = list(own) if metric == "euclidean" else _directions(own, origins, group)
     found: dict[int, Tensor] = {}
-    warm: dict[int, tuple[Tensor, int, Tensor, Tensor | None]] = {}
+    warm: dict[int, tuple[Tensor, int, Tensor, Tensor | None, Tensor | None]] = {}
     for layer, before in enumerate(previous):
         x, k = points[layer], num_clusters[layer]
         if k is None:
@@ -87,14 +89,14 @@ def assign_tasks(
                 found[layer] = kmeans(x, k, backend=backend, init=before, max_iterations=WARM_ITERATIONS).assignment
             else:
                 known = None if centers is None or metric == "cosine" else centers[layer]
-                warm[layer] = (x, k, before, known)
+                warm[layer] = (x, k, before, known, None if products is None else products[layer])
             continue
         found[layer] = kmeans(x, k, backend=backend, restarts=restarts, seed=seed, group=group).assignment
         if before is not None:
             found[layer] = align_labels(found[layer], before, k)
     if warm:
-        xs, ks, starts, known_centers = zip(*warm.values(), strict=True)
-        new = warm_assignments(xs, ks, starts, WARM_ITERATIONS, group, known_centers)
+        xs, ks, starts, known_centers, known_products = zip(*warm.values(), strict=True)
+        new = warm_assignments(xs, ks, starts, WARM_ITERATIONS, group, known_centers, known_products)
         found.update(zip(warm, new, strict=True))
     return [found[layer] for layer in range(len(own))]
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
+from itertools import chain
 from typing import Any
 
 import torch
@@ -44,8 +45,13 @@ class Target:
     def read(self) -> Tensor:
         """All parameters of each task, flattened: a copy, ``[N, D]``."""
         if self.stacked:
-            return torch.cat([self._unstack(p) for _, p in self.parameters[0]], 1)
-        return torch.stack([torch.cat([_slices.read(p, dim=0).flatten() for _, p in task]) for task in self.parameters])
+            return torch.cat(self.parts(), 1)
+        parts = [_slices.read(p, dim=0).flatten() for task in self.parameters for _, p in task]
+        return torch.cat(parts).view(len(self.parameters), sum(self._sizes))
+
+    def parts(self) -> list[Tensor]:
+        """The rows of each stacked parameter, perhaps views."""
+        return [self._unstack(p) for _, p in self.parameters[0]]
 
     def gradients(self) -> "Target":
         """The gradients of the parameters, to read and to write; zeros where there was none."""
@@ -53,7 +59,7 @@ class Target:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         named: Any = [[(name, parameter.grad) for name, parameter in task] for task in self.parameters]
-        return replace(self, parameters=named)
+        return self._of(named)
 
     def add_to(self, rows: Tensor) -> None:
         """Add all parameters of each task to ``rows`` [N, D], in place."""
@@ -90,18 +96,22 @@ class Target:
     @torch.no_grad()
     def write(self, rows: Tensor) -> None:
         """Write ``[N, D]`` back to the parameters."""
-        sizes = self._sizes
-        for named, values in zip(self.parameters, [rows] if self.stacked else rows, strict=True):
-            for (_, parameter), part in zip(named, values.split(sizes, dim=-1), strict=True):
-                if self.stacked:
-                    self._stack(parameter, part)
-                else:
-                    _slices.write(parameter, part, dim=0)
+        torch._foreach_copy_(*self.places(rows))
 
-    def share(self, assignment: Tensor) -> None:
+    def places(self, rows: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Where ``[N, D]`` is to be written: this rank's parts of the parameters, and what is for each."""
+        parts = [values.split(self._sizes, dim=-1) for values in ([rows] if self.stacked else rows)]
+        found = [
+            self._stack(p, part) if self.stacked else _slices.place(p, part, dim=0)
+            for named, values in zip(self.parameters, parts, strict=True)
+            for (_, p), part in zip(named, values, strict=True)
+        ]
+        return [place for place, _ in found], [values for _, values in found]
+
+    def share(self, assignment: Tensor, num_clusters: int) -> None:
         """Give the tasks of each cluster ``[N]`` the mean of their parameters; equal ones stay as they are."""
         rows, clusters = self.read(), assignment.to(self.device)
-        self.write(means(rows, clusters, int(clusters.max()) + 1).index_select(0, clusters))
+        self.write(means(rows, clusters, num_clusters).index_select(0, clusters))
 
     @property
     def group(self) -> dist.ProcessGroup | None:
@@ -149,26 +159,33 @@ class Target:
             return values.reshape(len(values), -1)
         values = values.movedim(dim, 0)
         if self.order is not None:
-            values = values.index_select(0, self._index.to(values.device))
+            values = values.index_select(0, self._index)
         return values.reshape(len(self.tasks), len(values) // len(self.tasks), *values.shape[1:]).flatten(1)
 
-    def _stack(self, parameter: nn.Parameter, rows: Tensor) -> None:
-        """Write what :meth:`_unstack` reads."""
+    def _stack(self, parameter: nn.Parameter, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Where to write what :meth:`_unstack` reads."""
         dim, cut = self._dims(parameter)
         if dim or self.order is not None:
-            values = _slices.read(parameter, cut).movedim(dim, 0).clone()
-            index = torch.arange(len(values)) if self.order is None else self._index
-            rows = rows.to(values.dtype).reshape(len(index), *values.shape[1:])
-            rows = values.index_copy_(0, index.to(values.device), rows).movedim(0, dim)
-        _slices.write(parameter, rows, cut)
+            values = _slices.read(parameter, cut).movedim(dim, 0)
+            number = len(values) if self.order is None else len(self.order)
+            rows = rows.to(values.dtype).reshape(number, *values.shape[1:])
+            rows = (rows if self.order is None else values.index_copy(0, self._index, rows)).movedim(0, dim)
+        return _slices.place(parameter, rows, cut)
 
     def _dims(self, parameter: Tensor) -> tuple[int, int]:
         """The dimension of the tasks, and the first other one, along which ranks have slices."""
         dim = self.dim % parameter.ndim
         return dim, int(dim == 0)
 
-    @cached_property
+    @property
     def _index(self) -> Tensor:
+        """:attr:`order`, where the parameters are: it is moved once."""
+        if self._indices.device != self.device:
+            self.__dict__["_indices"] = self._indices.to(self.device)
+        return self._indices
+
+    @cached_property
+    def _indices(self) -> Tensor:
         return torch.tensor(self.order)
 
     @cached_property
@@ -202,7 +219,26 @@ class Target:
     def find_in(self, copy: nn.Module) -> "Target":
         """The same parameters of a copy of the module."""
         named = [[(name, copy.get_parameter(name)) for name, _ in task] for task in self.parameters]
-        return replace(self, parameters=named)
+        return self._of(named)
+
+    def _of(self, parameters: list[Named]) -> "Target":
+        found = replace(self, parameters=parameters)
+        if self.order is not None:
+            found.__dict__["_indices"] = self._index
+        return found
+
+
+def merge(targets: Sequence[Target]) -> Target:
+    """Targets of one kind as if they were one."""
+    parameters = [list(chain(*parts)) for parts in zip(*(target.parameters for target in targets), strict=True)]
+    return replace(targets[0], name=", ".join(target.name for target in targets), parameters=parameters)
+
+
+def read_parts(targets: Sequence[Target]) -> list[list[Tensor]]:
+    """The rows ``[N, D]`` of each target in parts, perhaps views; one kernel for all that have parameters by task."""
+    apart = [target for target in targets if not target.stacked]
+    rows = iter(merge(apart).read().split([target.size for target in apart], 1) if apart else ())
+    return [target.parts() if target.stacked else [next(rows)] for target in targets]
 
 
 def check_mesh(target: Target) -> None:

@@ -9,8 +9,6 @@ Shapes: N tasks, D numbers per task in all layers together, of which this rank m
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -21,7 +19,7 @@ from lightning_ncmtl.clustering.decision import fix_clusters
 from lightning_ncmtl.clustering.evidence import Evidence, group_tasks, multiply_halves, weigh_evidence
 from lightning_ncmtl.clustering.kmeans import Backend
 from lightning_ncmtl.clustering.layer_state import LayerState, widen
-from lightning_ncmtl.clustering.target import Target, check_mesh, list_some
+from lightning_ncmtl.clustering.target import Target, check_mesh, list_some, merge
 from lightning_ncmtl.clustering.undone import warn_if_lost
 from lightning_ncmtl.errors import InputError
 
@@ -178,10 +176,8 @@ class _Views:
         targets = list(layers.values())
         self._names = list(layers)
         self._widths = [target.read().shape[1] for target in targets]  # of this rank's slices
-        self._sizes = [target.size for target in targets]
-        # As if they were one layer
-        parameters = [list(chain(*parts)) for parts in zip(*(target.parameters for target in targets), strict=True)]
-        self._target = replace(targets[0], name=", ".join(layers), parameters=parameters)
+        self._sizes = torch.tensor([float(target.size) for target in targets])
+        self._target = merge(targets)
         check_mesh(self._target)
         self.is_sharded = self._target.group is not None
         rows = widen(self._target.read())
@@ -196,8 +192,9 @@ class _Views:
         self.halves = self.halves.to(center.device)
         self._target.write(center + self.halves[half])
         self._entered = self.halves[half].clone() if keep and not self._is_lost else None
-        squares = torch.stack([torch.linalg.vector_norm(part) for part in center.split(self._widths)]).square_()
-        lengths = STEP * (self._target.total(squares) / squares.new_tensor(self._sizes)).sqrt_()
+        squares = torch.stack(torch._foreach_norm(center.split(self._widths))).square_()
+        self._sizes = self._sizes.to(squares)
+        lengths = STEP * (self._target.total(squares) / self._sizes).sqrt_()
         self._unit = torch.cat([each.expand(width) for each, width in zip(lengths, self._widths, strict=True)])
 
     def learn(self, half: int) -> None:

@@ -2,7 +2,8 @@
 
 Whatever would make the host wait for a GPU, because it needs a value, raises there by itself: ``item``, ``tolist``,
 ``nonzero``, ``unique``, masks as indices, ``repeat_interleave`` without ``output_size``, copies to the CPU. So does
-most of what mixes devices. :class:`DeviceCalls` finds the rest, and counts what a GPU would have to launch.
+most of what mixes devices. :class:`DeviceCalls` finds the rest, and counts what a GPU would have to launch. Under it,
+copies to the CPU that nobody waits for (``non_blocking``) are zeros.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 DEVICE = torch.device("meta")
+_FREE = ("aten.empty", "aten.new_empty", "aten.detach", "aten.lift_fresh", "aten._unsafe_view")
 
 
 class DeviceCalls(TorchDispatchMode):
@@ -46,13 +48,16 @@ class DeviceCalls(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
+        name = str(func).removeprefix("aten.")
+        if name == "_to_copy.default" and given.get("non_blocking") and _leaves(args[0], given.get("device")):
+            self.launches.append(name)
+            return torch.zeros(args[0].shape, dtype=given.get("dtype") or args[0].dtype)
         found = func(*args, **given)
         inputs = [leaf for leaf in tree_leaves((args, given)) if isinstance(leaf, Tensor)]
         if not any(isinstance(leaf, Tensor) and leaf.device == DEVICE for leaf in (*inputs, *tree_leaves(found))):
             return found
-        name = str(func).removeprefix("aten.")
         if not _only_views(func):
-            self.launches.append(name)
+            self.launches += [name] * _count_launches(name, args)
         from_cpu = [leaf for leaf in inputs if leaf.device != DEVICE and leaf.dim()]
         if from_cpu and name.startswith(("_to_copy", "copy_")):
             if not given.get("non_blocking", len(args) > 2 and args[2]):
@@ -83,10 +88,22 @@ class _Made(TorchFunctionMode):
         return found
 
 
+def _count_launches(name: str, args: Sequence[Any]) -> int:
+    """One, but for copies of many tensors that lie in memory in another way, which have a launch each."""
+    if not name.startswith("_foreach_copy_"):
+        return 1
+    pairs = list(zip(args[0], args[1], strict=True))
+    alike = all(one.stride() == other.stride() and one.is_contiguous() for one, other in pairs)
+    return 1 if alike else len(pairs)
+
+
+def _leaves(value: Tensor, device: torch.device | None) -> bool:
+    """Whether a copy goes from the device to the CPU."""
+    return value.device == DEVICE and device is not None and device.type == "cpu"
+
+
 def _only_views(func: Any) -> bool:
     """Whether an operation launches nothing: it returns views, or memory that is not written."""
     aliases = [value.alias_info for value in func._schema.returns]
     name = str(func)
-    return name.startswith(("aten.empty", "aten.detach", "aten.lift_fresh")) or any(
-        alias is not None and not alias.is_write for alias in aliases
-    )
+    return name.startswith(_FREE) or any(alias is not None and not alias.is_write for alias in aliases)

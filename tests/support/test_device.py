@@ -67,6 +67,15 @@ def test_others_are_no_waits(go_on: Callable[[], Tensor]) -> None:
     assert calls.launches
 
 
+def test_copies_to_the_cpu_need_not_wait() -> None:
+    with DeviceCalls() as calls:
+        assert X.to("cpu", non_blocking=True).tolist() == [[0.0] * 3] * 4
+        with pytest.raises(NotImplementedError):
+            X.to("cpu")
+    assert calls.launches == ["_to_copy.default"]
+    assert not calls.waits
+
+
 def test_indices_of_the_cpu_are_found() -> None:
     with DeviceCalls() as calls:
         X.index_select(0, torch.tensor([1]))
@@ -79,3 +88,14 @@ def test_launches_are_counted_without_views() -> None:
         (y @ y.mT).relu_()
         torch.ones(3)
     assert calls.launches == ["mm.default", "relu_.default"]
+
+
+def test_copies_of_many_tensors_are_one_launch_if_they_lie_alike() -> None:
+    places = [torch.zeros(2, 3, device=DEVICE) for _ in range(4)]
+    rows = torch.ones(4, 6, device=DEVICE)
+    with DeviceCalls() as calls:
+        torch._foreach_copy_(places, [row.view(2, 3) for row in rows])
+    assert len(calls.launches) == 1
+    with DeviceCalls() as calls:
+        torch._foreach_copy_(places, list(rows.view(2, 12).split(3, 1)))
+    assert len(calls.launches) == 4

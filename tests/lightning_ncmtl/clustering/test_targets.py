@@ -280,7 +280,7 @@ def test_rows_of_tasks(spec: Any, expected: Any) -> None:
         assert torch.equal(layer.weight[layer.padding_idx], old.weight[layer.padding_idx])  # type: ignore
     target.gradients().write(rows)
     assert torch.equal(target.gradients().read(), rows)
-    target.share(torch.tensor([0, 1, 0, 2, 1]))
+    target.share(torch.tensor([0, 1, 0, 2, 1]), 3)
     assert torch.equal(target.read()[0], target.read()[2])
     assert len(target.read().unique(dim=0)) == 3
     assert torch.equal(target.find_in(copy.deepcopy(module)).read(), target.read())

@@ -1,0 +1,93 @@
+"""What a step of sharing tells later where the host is ahead of a device: here of the CPU."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_ncmtl.clustering import late, together
+from lightning_ncmtl.errors import InputError
+from tests.support.many_targets import make, train
+
+
+@pytest.fixture(params=["at once", "late", "late each"])
+def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if request.param == "late each":
+        monkeypatch.setattr(together, "SMALL", 0)
+    if request.param != "at once":
+        monkeypatch.setattr(late, "AHEAD", {"cpu"})
+    return bool(request.param != "at once")
+
+
+def test_it_is_the_same_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, all_losses = [], []
+    for devices, small in ((set(), 0), ({"cpu"}, 0), ({"cpu"}, together.SMALL)):
+        monkeypatch.setattr(together, "SMALL", small)
+        monkeypatch.setattr(late, "AHEAD", devices)
+        model, clusters = make()
+        train(model, clusters, range(12))
+        losses = clusters.losses
+        clusters.freeze()
+        train(model, clusters, range(12, 15))
+        summary, layers = clusters.summarize(), clusters.state_dict()["layers"]
+        found.append((layers, model.state_dict(), clusters.changes))
+        all_losses.append(losses)
+    for other in (1, 2):
+        torch.testing.assert_close(found[other], found[0], rtol=0, atol=0)
+        torch.testing.assert_close(all_losses[other], all_losses[0])
+    assert max(len(layer["trace"]) for layer in summary.values()) > 3
+
+
+def test_a_layer_can_be_saved_at_any_time(ahead: bool) -> None:
+    model, clusters = make()
+    for step in range(12):
+        train(model, clusters, range(step, step + 1))
+        if step >= 2:
+            assert torch.equal(model.cluster.get_extra_state(), clusters.assignments["cluster"])
+            assert clusters.summarize()["cluster"]["trace"][-1][1] == model.cluster.assignment.tolist()
+
+
+def test_resume_is_exact(ahead: bool) -> None:
+    for middle in (3, 7):
+        model, clusters = make()
+        train(model, clusters, range(middle))
+        weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(clusters.state_dict())
+        train(model, clusters, range(middle, 12))
+        again, other = make()
+        again.load_state_dict(weights)
+        other.load_state_dict(state)
+        train(again, other, range(middle, 12))
+        torch.testing.assert_close(other.state_dict()["layers"], clusters.state_dict()["layers"], rtol=0, atol=0)
+        torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", ["cluster", "hard", "heads", "out"])
+@pytest.mark.parametrize("ask", ["step", "summarize", "state_dict", "freeze", "release"])
+def test_weights_that_are_not_finite_do_not_spread(
+    ask: str, name: str, frozen: bool, value: float, ahead: bool
+) -> None:
+    model, clusters = make()
+    train(model, clusters, range(6))
+    if frozen:
+        clusters.freeze()
+        train(model, clusters, range(6, 7))
+    layer = model.get_submodule(name)
+    with torch.no_grad():
+        if isinstance(layer, nn.ModuleDict):
+            layer["c"][1].bias[0] = value  # type: ignore[index]
+        else:
+            layer.bias[2] = value  # type: ignore[index,operator]
+    expected = copy.deepcopy(layer.state_dict())
+    message = f"^{name} has weights that are not finite .* after step {clusters.steps + 1}, of the tasks c:"
+    if not ahead:
+        with pytest.raises(InputError, match=message):
+            clusters.step()
+    else:
+        clusters.step()
+        with pytest.raises(InputError, match=message):
+            getattr(clusters, ask)()
+        clusters.release()  # it was told
+    torch.testing.assert_close(layer.state_dict(), expected, rtol=0, atol=0, equal_nan=True)
