@@ -1,6 +1,5 @@
 """Texts, or rows of features, of many domains, one task per domain."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Literal
@@ -27,10 +26,10 @@ from lightning_ncmtl.datamodules.sources.base import Given
 from lightning_ncmtl.datamodules.text import encode_table, learn_tokenizer, load_tokenizer
 from lightning_ncmtl.datamodules.vectors import read_vectors
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.layers import remember
 
 Stage = Literal["train", "validation", "test", "predict"]
 _SPLIT, _LABELS, _TEXT, _BATCHES = SplitSettings(), LabelSettings(), TextSettings(), BatchSettings()
-_PARALLEL = 50_000  # documents from which on several processes encode them
 
 
 class MultiDomainDataModule(LightningDataModule):
@@ -215,6 +214,11 @@ class MultiDomainDataModule(LightningDataModule):
     def predict_dataloader(self) -> MixedBatchLoader:
         return self._loader("predict")
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """As Lightning does; the host remembers task ids and lengths, so that it need not wait for them."""
+        with torch.inference_mode(False):  # inference tensors would not tell that they were changed
+            return remember(super().transfer_batch_to_device(batch, device, dataloader_idx), batch)
+
     def documents(self, stage: Stage) -> Dataset:
         """The documents of a set-up stage: ``text``, ``group``, ``task_ids``, ``labels``, ``index``, perhaps ``clean``.
 
@@ -245,8 +249,7 @@ class MultiDomainDataModule(LightningDataModule):
         self._encoded.clear()
 
     def _divide(self, test: bool = False) -> None:
-        division = Division(self.corpus, self.split, test)
-        self._division = division
+        self._division = division = Division(self.corpus, self.split, test)
         documents, clean = self.corpus.read("train"), division.clean()
         several = self.source.multi_label
         halves = division.halve() if self.batches.halves else None
@@ -320,6 +323,7 @@ class MultiDomainDataModule(LightningDataModule):
             sampler=sampler,
             batch_size=None,  # the sampler yields whole batches
             num_workers=self.num_workers,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             persistent_workers=self.num_workers > 0,
         )
 
@@ -342,7 +346,5 @@ class MultiDomainDataModule(LightningDataModule):
         return self._encoded[stage]
 
     def _encode_texts(self, stage: Stage, tokenizer: Tokenizer) -> Dataset:
-        table = self._parts[stage].table
         cache = self.cache if stage == "predict" else self.corpus.cache
-        num_proc = self.num_proc or (os.cpu_count() if len(table) > _PARALLEL else None)
-        return encode_table(table, tokenizer, self.text.limits, cache, num_proc)
+        return encode_table(self._parts[stage].table, tokenizer, self.text.limits, cache, self.num_proc)

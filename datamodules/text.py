@@ -1,6 +1,7 @@
 """Text to numbers: vocabularies, and documents as sentences of words."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -19,6 +20,7 @@ from lightning_ncmtl.errors import InputError
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
 Keep = Literal["start", "end", "both"]
+_PARALLEL = 50_000  # documents from which on several processes encode them
 _SENTENCE_END = re.compile(r"[.!?]+")
 _BOUNDARIES = "\u0120\u2581"  # what byte-level and SentencePiece vocabularies write for a space
 _ENCODED = pa.schema(
@@ -214,7 +216,7 @@ def encode_table(
         tokenizer: The vocabulary.
         settings: The other arguments of :class:`Encoder`.
         cache: Where the result stays.
-        num_proc: Number of processes.
+        num_proc: Number of processes; by default one, or as many as there are cores for more than 50,000 documents.
 
     Returns:
         The table with the columns that :class:`Encoder` makes in place of the texts.
@@ -226,7 +228,7 @@ def encode_table(
             batched=True,
             remove_columns=table.column_names,
             fn_kwargs={"encoder": Encoder(tokenizer, **settings)},
-            num_proc=num_proc,
+            num_proc=num_proc or (os.cpu_count() if len(table) > _PARALLEL else None),
             cache_file_name=str(cache.folder / f"encoded-{key}.arrow"),
             new_fingerprint=key,
             desc="Encoding",

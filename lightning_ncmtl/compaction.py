@@ -202,7 +202,7 @@ def _restructure(module: nn.Module, clusters: Mapping[str, Tensor], specs: Seque
     """Keep the weights of the first task of each cluster, in place."""
     named: dict[str, dict[str, int]] = {}
     for target in find_targets(module, specs, trainable=False):
-        used, assignment = clusters[target.name].unique(return_inverse=True)
+        used, assignment = clusters[target.name].cpu().unique(return_inverse=True)
         first = [int((assignment == cluster).nonzero()[0]) for cluster in range(len(used))]
         named[target.name] = dict(zip(target.tasks, clusters[target.name].tolist(), strict=True))
         if not target.stacked:
@@ -239,7 +239,7 @@ def _expand(target: Target, parameter: nn.Parameter, assignment: Tensor, first: 
     places = torch.arange(size)  # of each row among those that are kept
     places[torch.tensor(kept)] = torch.arange(len(kept))
     places[rows] = places[rows[first][assignment]]
-    return _Expand(places, kept, dim)
+    return _Expand(places.to(parameter.device), kept, dim)
 
 
 class _Expand(nn.Module):

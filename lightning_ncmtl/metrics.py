@@ -131,10 +131,11 @@ class TaskMetrics(Metric):
         if values is not None:
             numbers = ~values.isnan()
             errors = torch.where(numbers, logits[:, -1] - values, 0)
-            self.squares.index_add_(0, task_ids, errors.to(self.squares.dtype).square())
+            self.squares.index_put_((task_ids,), errors.to(self.squares.dtype).square(), accumulate=True)
         correct = (logits.argmax(1) == labels).long()
         self.correct.index_add_(0, task_ids, correct)
-        self.loss.index_add_(0, task_ids, loss.to(self.loss.dtype))
+        # Unlike index_add_, it sums in the same order every time on CUDA, too
+        self.loss.index_put_((task_ids,), loss.to(self.loss.dtype), accumulate=True)
         self.count.index_add_(0, task_ids, known.long())
         if self.scores:
             self.logits.append(logits[known].float())

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.layers import on_host, to_device
 
 
 class WordEncoder(nn.Module):
@@ -76,16 +77,17 @@ def flatten(documents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     Args:
         documents: As for :class:`lightning_ncmtl.encoders.HAN`.
     """
-    words, lengths = documents["tokens"], documents["sentence_lengths"]
+    words, lengths = documents["tokens"], on_host(documents["sentence_lengths"])
     if words.ndim == 2:
-        words = words[torch.arange(words.shape[1], device=words.device) < lengths.unsqueeze(1)]
-    ends = lengths.cumsum(0)[documents["document_lengths"].cumsum(0) - 1]
-    return words, ends.diff(prepend=ends.new_zeros(1))
+        places = (torch.arange(words.shape[1]) < lengths.unsqueeze(1)).flatten().nonzero().squeeze(1)
+        words = words.flatten()[to_device(words.device, places)[0]]
+    ends = lengths.cumsum(0)[on_host(documents["document_lengths"]).cumsum(0) - 1]
+    return words, to_device(words.device, ends.diff(prepend=ends.new_zeros(1)))[0]
 
 
 def pad(words: Tensor, lengths: Tensor, max_words: int, padding: int = 0) -> tuple[Tensor, Tensor]:
     """Documents as padded rows ``[B, L]`` of their first ``max_words`` words, and the words kept of each ``[B]``."""
-    place = torch.arange(int(lengths.max().clamp(max=max_words)), device=words.device)
+    place = torch.arange(min(int(on_host(lengths).max()), max_words), device=words.device)
     kept = lengths.clamp(max=max_words)
     inside = place < kept.unsqueeze(1)
     starts = lengths.cumsum(0) - lengths

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_ncmtl.encoders._lstm import PackedLSTM
 from lightning_ncmtl.encoders._packing import Packing, apply_lstm
 from lightning_ncmtl.encoders._words import WordEncoder, check_sizes, flatten
 from lightning_ncmtl.errors import InputError
@@ -85,7 +86,7 @@ class _AttentiveLSTM(nn.Module):
         self.out_features = hidden_size * (1 + bidirectional)
         # Layers of their own rather than nn.LSTM's num_layers, whose dropout on a GPU ignores the random seed.
         self.layers = nn.ModuleList(
-            nn.LSTM(size, hidden_size, bidirectional=bidirectional)
+            PackedLSTM(size, hidden_size, bidirectional=bidirectional)
             for size in [in_features] + [self.out_features] * (num_layers - 1)
         )
         self.dropout = nn.Dropout(dropout)

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_ncmtl.encoders._lstm import PackedLSTM
 from lightning_ncmtl.encoders._packing import Packing, apply_lstm
 from lightning_ncmtl.encoders._words import WordEncoder, check_sizes, flatten
 
@@ -33,7 +34,7 @@ class LSTM(WordEncoder):
     ) -> None:
         super().__init__(vocab_size, embedding_dim, **settings)
         check_sizes(hidden_size=hidden_size, max_words=max_words)
-        self.lstm = nn.LSTM(embedding_dim, hidden_size, bidirectional=bidirectional, batch_first=True)
+        self.lstm = PackedLSTM(embedding_dim, hidden_size, bidirectional=bidirectional, batch_first=True)
         self.max_words = max_words
         self.out_features = hidden_size * (1 + bidirectional)
 

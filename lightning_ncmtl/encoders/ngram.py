@@ -65,14 +65,15 @@ class NGram(WordEncoder):
     def forward(self, documents: Mapping[str, Tensor]) -> Tensor:
         """Encode documents (as for :class:`lightning_ncmtl.encoders.HAN`) to ``[B, out_features]``."""
         words, lengths = flatten(documents)
-        document = torch.arange(len(lengths), device=words.device).repeat_interleave(lengths)
+        numbers = torch.arange(len(lengths), device=words.device)
+        document = numbers.repeat_interleave(lengths, output_size=len(words))
         out, count = self._sum(self.embedding, words, document, len(lengths))
         run = words
         for size in range(2, self.n + 1):
             run = hash_run(run[:-1], words[size - 1 :])
-            inside = document[: len(run)] == document[size - 1 :]  # not over the end of a document
-            buckets = run[inside] % self.runs.num_embeddings
-            more, number = self._sum(self.runs, buckets, document[: len(run)][inside], len(lengths))
+            first, last = document[: len(run)], document[size - 1 :]
+            first = first.where(first == last, len(lengths))  # those over the end of a document are of none
+            more, number = self._sum(self.runs, run % self.runs.num_embeddings, first, len(lengths))
             out, count = out + more, count + number
         vectors: Tensor = self.dropout(out / count.sqrt().unsqueeze(1))
         return vectors
@@ -80,12 +81,31 @@ class NGram(WordEncoder):
     def _sum(self, table: nn.Embedding, rows: Tensor, document: Tensor, documents: int) -> tuple[Tensor, Tensor]:
         """Sum the different rows of each document ``[documents, F]``, in training those kept; and count them all."""
         size = table.num_embeddings
-        different = (document * size + rows).unique()
-        document, rows = different // size, different % size
-        count = torch.bincount(document, minlength=documents)
-        kept, scale = count, 1.0
+        keys, once = _different(document * size + rows, documents * size)
+        document, rows = keys // size, keys % size
+        count = torch.zeros(documents + 1, dtype=torch.int64, device=rows.device).index_add_(0, document, once.long())
+        scale = 1.0
         if self.training and self.word_dropout:
             keep = torch.rand(len(rows), device=rows.device) >= self.word_dropout
-            document, rows = document[keep], rows[keep]
-            kept, scale = torch.bincount(document, minlength=documents), 1 / (1 - self.word_dropout)
-        return scale * F.embedding_bag(rows, table.weight, kept.cumsum(0) - kept, mode="sum"), count
+            once, scale = once & keep, 1 / (1 - self.word_dropout)
+            if _drops(rows):
+                document, rows, once = document[keep], rows[keep], once[keep]
+        weights = None if _drops(rows) else once.to(table.weight.dtype)
+        starts = torch.searchsorted(document, torch.arange(documents + 1, device=rows.device))
+        sums = F.embedding_bag(rows, table.weight, starts, mode="sum", per_sample_weights=weights)
+        return scale * sums[:documents], count[:documents]
+
+
+def _different(keys: Tensor, end: int) -> tuple[Tensor, Tensor]:
+    """Keys in order; those below ``end`` at least once, and marked once."""
+    if _drops(keys):
+        keys = keys.unique()
+        keys = keys[keys < end]
+        return keys, torch.ones_like(keys, dtype=torch.bool)
+    keys = keys.sort().values
+    return keys, keys.diff(prepend=keys.new_full((1,), -1)) != 0
+
+
+def _drops(values: Tensor) -> bool:
+    """Whether what does not count is left out. A GPU keeps it: the host would have to wait for the number of others."""
+    return values.is_cpu

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_ncmtl.layers.host import on_host
 from lightning_ncmtl.layers.linear import TaskLinear
 from lightning_ncmtl.layers.routing import Routing, route
 from lightning_ncmtl.layers.task_module import TaskModule
@@ -27,14 +28,17 @@ class CompactLayer(nn.Module):
 
     def __init__(self, layer: TaskLinear | TaskModule, assignment: Tensor) -> None:
         super().__init__()
-        self.register_buffer("assignment", assignment)
-        self.clusters = layer.select_tasks(np.unique(assignment.numpy(force=True), return_index=True)[1].tolist())
+        self.register_buffer("assignment", assignment.to(next(layer.parameters()).device))
+        self.clusters: TaskLinear | TaskModule = layer.select_tasks(
+            np.unique(assignment.numpy(force=True), return_index=True)[1].tolist()
+        )
         self.train(layer.training)
 
     def forward(self, inputs: Any, task_ids: Tensor | Routing) -> Any:
         """As that of the layer: rows ``[B, ...]`` and ``task_ids [B]`` of the N tasks."""
-        ids = route(task_ids, len(self.assignment)).task_ids  # in range, or the error names what is not
-        clusters = self.assignment[ids]
-        if torch.compiler.is_compiling():  # where the sorting above is left out, as nothing takes its result
-            clusters = clusters.where(ids >= 0, -1)
-        return self.clusters(inputs, clusters)
+        routing = route(task_ids, len(self.assignment))  # in range, or the error names what is not
+        if not torch.compiler.is_compiling():
+            return self.clusters(inputs, routing.merge_tasks(on_host(self.assignment), self.clusters.num_tasks))
+        ids = routing.task_ids
+        # Compiled, the sorting above is left out, as nothing takes its result
+        return self.clusters(inputs, self.assignment[ids].where(ids >= 0, -1))

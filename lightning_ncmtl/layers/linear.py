@@ -102,7 +102,7 @@ class TaskLinear(PerTask):
         if clusters is None:
             return grouped_linear(x, self.weight, self.bias, routing)
         weight, *bias = select_clusters(clusters, self.weight, *([] if self.bias is None else [self.bias]))
-        return grouped_linear(x, weight, bias[0] if bias else None, routing.merge_tasks(clusters))
+        return grouped_linear(x, weight, bias[0] if bias else None, routing.merge_tasks(clusters.on_host, len(weight)))
 
     def select_tasks(self, tasks: Sequence[int]) -> "TaskLinear":
         """A layer with the weights of some tasks."""

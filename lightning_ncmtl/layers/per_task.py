@@ -73,6 +73,12 @@ class PerTask(nn.Module):
             device = next(self.parameters()).device
             self.frozen_clusters = Clusters(of_task.to(device), first.to(device), sizes.to(device), on_host=of_task)
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if self.frozen_clusters is not None:  # they go where the weights went, once
+            self.freeze_clusters(self.frozen_clusters.on_host)
+        return self
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.frozen_clusters = None
         super()._load_from_state_dict(*args, **kwargs)

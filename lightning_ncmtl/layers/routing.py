@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers.per_task import Clusters
+from lightning_ncmtl.layers.host import on_host, to_device
 from lightning_ncmtl.torch_versions import is_exporting
 
 # Numbers in the matrix of a task from which on padding costs a CPU more than a call for each task (as measured by
@@ -85,13 +85,17 @@ class Routing:
             self._sorted = _sort(self._ids(), self.num_tasks)
         return self._sorted
 
-    def merge_tasks(self, clusters: Clusters) -> "Routing":
-        """The same rows by cluster, as if each was a task; found once for layers with the same clusters."""
-        num_clusters = len(clusters.first)
+    def merge_tasks(self, cluster_of_task: Tensor, num_clusters: int) -> "Routing":
+        """The same rows by cluster, as if each was a task; found once for layers with the same clusters.
+
+        Args:
+            cluster_of_task: ``[N]``, on the CPU.
+            num_clusters: Number of clusters.
+        """
         if torch.compiler.is_compiling():
-            rows = _sort_op(self.task_ids, self.num_tasks, clusters.on_host, num_clusters)
+            rows = _sort_op(self.task_ids, self.num_tasks, cluster_of_task, num_clusters)
             return Routing(self.task_ids, num_clusters, rows)
-        of_task = _numpy(clusters.on_host)
+        of_task = _numpy(cluster_of_task)
         key = of_task.tobytes()
         if key not in self._merged:
             self._merged[key] = Routing(torch.from_numpy(of_task[self._ids()]), num_clusters)
@@ -115,7 +119,8 @@ def route(task_ids: Tensor | Routing, num_tasks: int) -> Routing:
     """Sort a batch by task.
 
     Layers do it by themselves when they are given task ids. In a stack of layers, do it once and give them the result.
-    Done where batches are made, from task ids on the CPU, it spares a GPU that would have to be waited for.
+    Done where batches are made, from task ids on the CPU, it spares a GPU that would have to be waited for; so does
+    :func:`lightning_ncmtl.layers.remember` where they are moved, as ``MultiDomainDataModule`` has it.
 
     Args:
         task_ids: ``[B]`` integers in ``0 .. num_tasks - 1``, or what this function returned.
@@ -137,7 +142,7 @@ def route(task_ids: Tensor | Routing, num_tasks: int) -> Routing:
 
 def _checked(task_ids: Tensor, num_tasks: int) -> Integers:
     """Task ids on the host, all in range."""
-    ids = _numpy(task_ids.cpu())  # the only time that a GPU is waited for
+    ids = _numpy(on_host(task_ids))
     if len(ids) and not 0 <= (low := ids.min()) <= (high := ids.max()) < num_tasks:
         found = low if low < 0 else high
         raise InputError(f"task id {found} is out of range: the layer has tasks 0 to {num_tasks - 1}")
@@ -189,28 +194,23 @@ def make_plan(order: Tensor, counts: Tensor, size: int, device: torch.device) ->
     depth, copied = _choose(number, size, device.type == "cpu")
     large = np.flatnonzero(number > depth)
     ends = number[large].cumsum()
-    tasks, fill, place = None, rows[:0], rows[:0]
+    tasks, fill, place = rows[:0], rows[:0], rows[:0]
     if depth:
         first = number.cumsum() - number
         task_of_row = np.repeat(np.arange(len(number)), number)
         small = (number > 0) & (number <= depth) if copied else np.full(len(number), True)
         slot = (small.cumsum() - 1).clip(0)[task_of_row]
         if copied:
-            tasks = torch.from_numpy(np.flatnonzero(small)).to(device)
+            tasks = np.flatnonzero(small)
         places = np.arange(depth)
         members = np.where(places < number[small, None], first[small, None] + places, len(rows))
         fill = np.append(rows, len(rows))[members.ravel()]
         place = np.empty_like(rows)
         place[rows] = slot * depth + np.minimum(np.arange(len(rows)) - first[task_of_row], depth - 1)
         rows = rows[(number > depth)[task_of_row]]
-    return Plan(
-        depth,
-        tasks,
-        torch.from_numpy(fill).to(device),
-        torch.from_numpy(place).to(device),
-        list(zip(large.tolist(), (ends - number[large]).tolist(), ends.tolist(), strict=True)),
-        torch.from_numpy(rows).to(device),
-    )
+    bounds = list(zip(large.tolist(), (ends - number[large]).tolist(), ends.tolist(), strict=True))
+    there = to_device(device, tasks, fill, place, rows)
+    return Plan(depth, there[0] if depth and copied else None, there[1], there[2], bounds, there[3])
 
 
 def _choose(counts: Integers, size: int, on_cpu: bool) -> tuple[int, bool]:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map  # what vmap knows as inpu
 
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers._cells import PlainCells
+from lightning_ncmtl.layers.host import to_device
 from lightning_ncmtl.layers.per_task import Clusters, PerTask, select_clusters
 from lightning_ncmtl.layers.routing import Routing, route
 from lightning_ncmtl.torch_versions import is_exporting
@@ -99,11 +100,12 @@ class TaskModule(PerTask):
     def _compute(self, arguments: Any, task_ids: Tensor | Routing, ids: Tensor) -> Any:
         weights: dict[str, Tensor] = dict(self.module.named_parameters())
         if is_exporting():  # plain operations for any number of rows: each with weights of its own
+            ids = ids.to(next(iter(weights.values())).device)
             weights = {name: values[ids] for name, values in weights.items()}
             out = self._batched(weights, tree_map(lambda values: values.unsqueeze(1), arguments))
             return tree_map(lambda values: values.squeeze(1), out)
         clusters = self.frozen_clusters
-        tasks, groups, place = _groups(task_ids, self.num_tasks, clusters, ids.device)
+        tasks, groups, place = _groups(task_ids, self.num_tasks, clusters, tree_leaves(arguments)[0].device)
         if clusters is not None:
             weights = dict(zip(weights, select_clusters(clusters, *weights.values()), strict=True))
         if len(groups) > 1 or len(tasks) < self.num_tasks:  # else these are all, in order
@@ -186,7 +188,10 @@ def _groups(
     """
     routing = route(task_ids, num_tasks)
     order, counts = (
-        values.numpy() for values in (routing if clusters is None else routing.merge_tasks(clusters)).sort()
+        values.numpy()
+        for values in (
+            routing if clusters is None else routing.merge_tasks(clusters.on_host, len(clusters.first))
+        ).sort()
     )
     present = np.flatnonzero(counts)
     if not len(present):  # no rows, but the shape of the output and gradients of zero: as if task 0 had none
@@ -204,6 +209,7 @@ def _groups(
         there = columns < number[:, None]
         place[rows[there]] = size + np.flatnonzero(there)
         size += rows.size
-        members.append(torch.from_numpy(rows).to(device))
+        members.append(rows)
         tasks.append(mine)
-    return torch.from_numpy(np.concatenate(tasks)).to(device), members, torch.from_numpy(place).to(device)
+    there = to_device(device, np.concatenate(tasks), place, *[rows.ravel() for rows in members])
+    return there[0], [each.view(rows.shape) for each, rows in zip(there[2:], members, strict=True)], there[1]

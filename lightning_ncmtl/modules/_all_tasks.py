@@ -9,7 +9,7 @@ from lightning_ncmtl.layers import Routing, route
 
 def spread(documents: Tensor, num_tasks: int) -> tuple[Tensor, Routing]:
     """Every document in every task: from ``[B, F]`` to ``[N * B, F]``, the first task's before all others'."""
-    tasks = torch.arange(num_tasks, device=documents.device).repeat_interleave(len(documents))
+    tasks = torch.arange(num_tasks).repeat_interleave(len(documents))  # on the CPU, where routings are planned
     return documents.repeat(num_tasks, 1), route(tasks, num_tasks)
 
 

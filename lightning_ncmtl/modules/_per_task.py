@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.layers import on_host, remember, to_device
 
 
 def copy_except(module: nn.Module, shared: Iterable[nn.Module | nn.Parameter]) -> nn.Module:
@@ -44,18 +45,20 @@ def apply_per_task(networks: nn.ModuleList, inputs: Any, task_ids: Tensor, rows:
     if rows is not None and rows.shape != task_ids.shape:
         raise InputError(f"found {list(rows.shape)} rows for {list(task_ids.shape)} task ids")
     places = find_rows(task_ids, len(networks))
-    documents = {task: mine if rows is None else rows[mine] for task, mine in places.items()}
+    documents = {task: mine if rows is None else _select(rows, mine) for task, mine in places.items()}
     out = torch.cat([networks[task](select_documents(inputs, mine)) for task, mine in documents.items()])
     return out[torch.cat(list(places.values())).argsort()]
 
 
 def find_rows(task_ids: Tensor, num_tasks: int) -> dict[int, Tensor]:
     """The places of the rows of each task that is present, by task: ``{task: [M]}``."""
-    present = task_ids.unique().tolist()
+    ids = on_host(task_ids)
+    present = ids.unique().tolist()
     for task in present:
         if not 0 <= task < num_tasks:
             raise InputError(f"task id {task} is out of range: there are tasks 0 to {num_tasks - 1}")
-    return {task: (task_ids == task).nonzero().squeeze(1) for task in present}
+    found = to_device(task_ids.device, *[(ids == task).nonzero().squeeze(1) for task in present])
+    return dict(zip(present, found, strict=True))
 
 
 def select_documents(inputs: Any, rows: Tensor) -> Any:
@@ -75,17 +78,25 @@ def select_documents(inputs: Any, rows: Tensor) -> Any:
         return {name: values[rows] for name, values in inputs.items()}
     tokens, lengths = inputs["tokens"], inputs["sentence_lengths"]
     sentences = _members(inputs["document_lengths"], rows)
-    words = lengths[sentences]
+    words = _select(lengths, sentences)
+    longest = int(on_host(words).max())
     return {
-        "tokens": tokens[_members(lengths, sentences)] if tokens.ndim == 1 else tokens[sentences, : int(words.max())],
+        "tokens": tokens[_members(lengths, sentences)] if tokens.ndim == 1 else tokens[sentences, :longest],
         "sentence_lengths": words,
-        "document_lengths": inputs["document_lengths"][rows],
+        "document_lengths": _select(inputs["document_lengths"], rows),
     }
+
+
+def _select(values: Tensor, rows: Tensor) -> Tensor:
+    """``values[rows]`` of integers, on their device and on the host."""
+    return remember(values[rows], on_host(values)[on_host(rows)])  # type: ignore[no-any-return]
 
 
 def _members(lengths: Tensor, rows: Tensor) -> Tensor:
     """Of runs that lie one after the other, with ``lengths``: the places of all that is in the runs ``rows``."""
-    first, mine = lengths.cumsum(0) - lengths, lengths[rows]
+    here, rows = on_host(lengths), on_host(rows)
+    first, mine = here.cumsum(0) - here, here[rows]
     # The place of a run's first member, repeated, plus 0, 1, ... up to its length
-    steps = torch.arange(int(mine.sum()), device=mine.device) - (mine.cumsum(0) - mine).repeat_interleave(mine)
-    return first[rows].repeat_interleave(mine) + steps
+    steps = torch.arange(int(mine.sum())) - (mine.cumsum(0) - mine).repeat_interleave(mine)
+    places: Tensor = to_device(lengths.device, first[rows].repeat_interleave(mine) + steps)[0]
+    return places

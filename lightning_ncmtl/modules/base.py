@@ -19,6 +19,7 @@ from lightning_ncmtl.layers import PerTask
 from lightning_ncmtl.losses import entry_losses, is_known, mean_loss
 from lightning_ncmtl.metrics import TaskMetrics
 from lightning_ncmtl.modules._aggregation import Aggregation
+from lightning_ncmtl.modules._output_mask import output_mask
 
 
 class MultiTaskModule(LightningModule):
@@ -103,7 +104,7 @@ class MultiTaskModule(LightningModule):
         self.num_classes = num_classes
         self.regression_tasks = list(regression_tasks or ())
         self.num_outputs = num_classes + bool(self.regression_tasks)
-        mask = _output_mask(num_tasks, num_classes, task_classes, self.regression_tasks)
+        mask = output_mask(num_tasks, num_classes, task_classes, self.regression_tasks)
         # Not in checkpoints, as it follows from the settings. Not bool, of which averages of a module cannot be taken.
         self.register_buffer("output_mask", mask, persistent=False)
         if self.regression_tasks:
@@ -322,28 +323,3 @@ class MultiTaskModule(LightningModule):
         self.metrics.reset()
         # All ranks hold the same values; sync_dist only tells Lightning so.
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
-
-
-def _output_mask(
-    num_tasks: int, num_classes: int, task_classes: list[list[int]] | None, regression_tasks: list[int]
-) -> Tensor | None:
-    if odd := [task for task in regression_tasks if not 0 <= task < num_tasks]:
-        raise InputError(f"regression_tasks must be some of the tasks 0 .. {num_tasks - 1}, found {odd[0]}")
-    if num_classes < 1 and len(set(regression_tasks)) < num_tasks:
-        raise InputError(f"tasks that do not predict numbers need classes, found num_classes={num_classes}")
-    if task_classes is None:
-        task_classes = [list(range(num_classes))] * num_tasks
-    if len(task_classes) != num_tasks:
-        raise InputError(f"task_classes must list those of each of the {num_tasks} tasks, found {len(task_classes)}")
-    mask = torch.zeros(num_tasks, num_classes + bool(regression_tasks))
-    for task, classes in enumerate(task_classes):
-        if task in regression_tasks:
-            mask[task, -1] = 1
-            continue
-        if not classes or not all(0 <= each < num_classes for each in classes):
-            raise InputError(
-                f"task_classes must list one class or more of 0 .. {num_classes - 1} for each task, found "
-                f"{list(classes)} for task {task}"
-            )
-        mask[task, classes] = 1
-    return None if mask.all() else mask

@@ -7,7 +7,9 @@ copies to the CPU that nobody waits for (``non_blocking``) are zeros.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -34,8 +36,16 @@ class DeviceCalls(TorchDispatchMode):
         self.waits: list[str] = []
         self.mixed: list[str] = []
         self._made = _Made(self.waits)
+        # Autocast, which torch does not know there, is off.
+        enabled, context = torch.is_autocast_enabled, torch.autocast
+        self._patches = mock.patch.multiple(
+            torch,
+            is_autocast_enabled=lambda *kind: kind != (DEVICE.type,) and enabled(*kind),
+            autocast=lambda kind, *args, **more: nullcontext() if kind == DEVICE.type else context(kind, *args, **more),
+        )
 
     def __enter__(self) -> "DeviceCalls":
+        self._patches.start()
         self._made.__enter__()
         super().__enter__()
         return self
@@ -43,6 +53,7 @@ class DeviceCalls(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._made.__exit__(*error)
+        self._patches.stop()
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from lightning_ncmtl import NCMTL
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
 from lightning_ncmtl.datamodules import MultiDomainDataModule
-from lightning_ncmtl.encoders import HAN, LSTM, Concat, NGram, TextCNN, _packing
+from lightning_ncmtl.encoders import HAN, LSTM, Concat, NGram, TextCNN, _packing, ngram
 from lightning_ncmtl.encoders.ngram import hash_run
 from lightning_ncmtl.errors import InputError
 
@@ -212,3 +212,30 @@ def test_an_lstm_on_a_cpu_without_16_bits_computes_in_32(has_16_bits: bool, monk
     with torch.autocast("cpu", torch.bfloat16):
         found = _packing.apply_lstm(Types(), packed)
     assert found == ((torch.bfloat16, True) if has_16_bits else (torch.float32, False))
+
+
+@pytest.mark.parametrize(("dtype", "has_16_bits"), [(torch.float16, True), (torch.bfloat16, False)])
+def test_an_lstm_on_cuda_has_no_bfloat16(dtype: torch.dtype, has_16_bits: bool) -> None:
+    before = torch.get_autocast_dtype("cuda")
+    torch.set_autocast_dtype("cuda", dtype)  # what torch.autocast("cuda", dtype) does where there is a GPU
+    try:
+        assert _packing._has_16_bits("cuda") == has_16_bits
+    finally:
+        torch.set_autocast_dtype("cuda", before)
+
+
+def test_a_gpu_keeps_what_stands_twice_but_does_not_count_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NGram's way for a GPU, on a CPU: the same vectors and gradients."""
+    results = []
+    for on_gpu in (False, True):
+        torch.manual_seed(0)
+        encoder = NGram(20, 6, n=3, num_buckets=7)
+        nn.init.normal_(encoder.runs.weight)
+        encoder.eval()
+        if on_gpu:
+            monkeypatch.setattr(ngram, "_drops", lambda values: False)
+        out = encoder(batch(DOCUMENTS))
+        out.square().sum().backward()
+        results.append([out, *[p.grad for p in encoder.parameters()]])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)

@@ -1,0 +1,58 @@
+"""Integers that the host needs beside a GPU, such as task ids and lengths: a copy of them stays on the CPU.
+
+To ask a GPU for them the host would have to wait for all that it still has to do. What a batch had on the CPU before it
+was moved is known there already.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+_KNOWN = "_ncmtl_on_host"  # an attribute of tensors: their values on the CPU, and the version that had them
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def on_host(values: Tensor) -> Tensor:
+    """Integers on the CPU. A device is waited for once, and not at all if :func:`remember` was told them.
+
+    Args:
+        values: On any device; not to be changed in place where this is not told, such as through ``data``.
+    """
+    if values.is_cpu:
+        return values
+    known, version = getattr(values, _KNOWN, (None, None))
+    if known is None or values.is_inference() or version != values._version:
+        known = values.cpu()
+        _set(values, known)
+    return known
+
+
+def remember(moved: Any, batch: Any) -> Any:
+    """``moved``, of which the integers that ``batch``, the same collection, has on the CPU are remembered there."""
+    for there, here in zip(tree_leaves(moved), tree_leaves(batch), strict=True):
+        if isinstance(here, Tensor) and here.is_cpu and not here.is_floating_point() and not there.is_cpu:
+            _set(there, here)
+    return moved
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def to_device(device: torch.device, *values: "Tensor | np.ndarray[Any, Any]") -> Sequence[Tensor]:
+    """1-d integers of the CPU on a device, in one copy that the host does not wait for; they are remembered."""
+    here = [each if isinstance(each, Tensor) else torch.from_numpy(each) for each in values]
+    if device.type == "cpu":
+        return here
+    joined = torch.cat(here)
+    if device.type == "cuda":
+        joined = joined.pin_memory()  # else a large copy waits for its turn
+    # On MPS copies that are not waited for may be wrong (pytorch#83015)
+    moved = joined.to(device, non_blocking=device.type != "mps").split([len(each) for each in here])
+    return remember(list(moved), here)  # type: ignore[no-any-return]
+
+
+def _set(values: Tensor, known: Tensor) -> None:
+    if not values.is_inference():  # which have no version
+        setattr(values, _KNOWN, (known, values._version))
