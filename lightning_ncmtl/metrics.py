@@ -106,6 +106,11 @@ class TaskMetrics(Metric):
         for name in ("logits", "labels", "task_ids", "values") if self.scores else ():
             self.add_state(name, [], dist_reduce_fx="cat")
 
+    @torch.inference_mode(False)
+    def reset(self) -> None:
+        """Forget what was added. States made under ``trainer.validate`` could not be added to in ``trainer.fit``."""
+        super().reset()
+
     def update(
         self,
         logits: Tensor,

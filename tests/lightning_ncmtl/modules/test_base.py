@@ -79,6 +79,19 @@ def test_it_trains_and_its_checkpoint_loads(
     assert 0 <= test["test/accuracy"] <= 1
 
 
+@pytest.mark.parametrize("metrics", [[], ["AUROC"]])
+@pytest.mark.parametrize("first", ["validate", "test", "fit"])
+def test_one_model_is_evaluated_and_trained_in_any_order(
+    first: str, metrics: list[str], make_trainer: Callable[..., Trainer], datamodule: MultiDomainDataModule
+) -> None:
+    """Evaluation makes tensors that training may not change: none is kept."""
+    model = NCMTL(HAN(400, 8, 4, num_layers=1), 4, metrics=metrics, task_names=datamodule.domains, **SMALL[NCMTL])
+    for what in (first, "fit", "validate", "fit", "test", "fit"):
+        trainer = make_trainer(max_epochs=1, limit_train_batches=2)
+        getattr(trainer, what)(model, datamodule=datamodule)
+    assert 0 <= trainer.callback_metrics["val/accuracy"] <= 1
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_rows_may_come_in_any_order_and_number(system: Callable[..., Any]) -> None:
     model = system(nn.Linear(4, 5), num_tasks=4, num_classes=3, **SMALL[system]).eval()
