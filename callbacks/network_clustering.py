@@ -1,6 +1,7 @@
 """Network clustering for any LightningModule with per-task modules."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -222,7 +223,8 @@ class NetworkClusteringCallback(Callback):
         self.clusters.release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.clusters.release()
+        with suppress(InputError):  # that weights are not finite: what ended the training is told
+            self.clusters.release()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly, see :meth:`.NetworkClustering.state_dict`."""

@@ -344,9 +344,9 @@ class NetworkClustering:
 
     def release(self) -> None:
         """Let layers of this package compute by tasks again: training on without clustering trains tasks apart."""
-        self._catch_up()
         for layer in self._layers:
             layer.freeze_clusters(None)
+        self._catch_up()
 
     @torch.no_grad()
     def share_copy(self, copy: nn.Module) -> None:

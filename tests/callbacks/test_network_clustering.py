@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_ncmtl import NCMTL, ClusterLinear
 from lightning_ncmtl.callbacks import NetworkClusteringCallback, StepSeed
-from lightning_ncmtl.clustering import assign_tasks
+from lightning_ncmtl.clustering import assign_tasks, late
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.errors import InputError
 
@@ -377,6 +377,30 @@ def test_weights_that_are_not_finite_stop_training_before_they_spread(
         InputError, match=r"cluster_layers.1 has weights that are not finite .* after step 3, of the tasks c:"
     ):
         trainer.fit(model, datamodule=datamodule)
+    assert model.cluster_layers[1].weight[[0, 1, 3]].isfinite().all()
+
+
+def test_what_ended_a_training_is_told_rather_than_weights_of_its_last_step(
+    make_model: MakeModel, make_trainer: MakeTrainer, datamodule: MultiDomainDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the host is ahead of a device, these are known a step later."""
+
+    class Break(Callback):
+        def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            if trainer.global_step == 2:
+                pl_module.cluster_layers[1].weight.data[2] = torch.nan
+
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step == 3:
+                raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(late, "AHEAD", {"cpu"})
+    model = make_model()
+    callback = NetworkClusteringCallback(task_names=list("abcd"), warmup="apart", warmup_epochs=0)
+    trainer = make_trainer(callbacks=[Break(), callback], max_steps=5)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.fit(model, datamodule=datamodule)
+    assert not model.cluster_layers[1].weight[2].isfinite().any()
     assert model.cluster_layers[1].weight[[0, 1, 3]].isfinite().all()
 
 

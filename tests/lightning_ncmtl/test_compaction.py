@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.export import Dim
 
-from lightning_ncmtl import NCMTL, ClusterLinear, compact, count_parameters, load, save
+from lightning_ncmtl import NCMTL, ClusterLinear, compact, compaction, count_parameters, load, save
 from lightning_ncmtl.callbacks import NetworkClusteringCallback
 from lightning_ncmtl.compaction import count_bytes
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.sources import Synthetic
 from lightning_ncmtl.encoders import HAN
 from lightning_ncmtl.errors import InputError
+from tests.support.device import DEVICE, DeviceCalls
 
 MakeTrainer = Callable[..., Trainer]
 Fitted = tuple[Heads, dict[str, Tensor]]
@@ -372,3 +373,14 @@ def test_classes_of_tasks_are_kept(tmp_path: Path) -> None:
         assert expected.isneginf().sum(1).tolist() == [3, 2, 4, 0, 3, 2, 4, 0, 3][:count]
         for compacted in (small, loaded, program.module()):
             torch.testing.assert_close(compacted(x[:count], task_ids[:count]), expected, rtol=0, atol=1e-6)
+
+
+def test_what_is_kept_lies_where_the_weights_are() -> None:
+    """As on a GPU, beside which tensors of the CPU cannot be used."""
+    model, assignment = Stacked().to(DEVICE), torch.arange(6) % 2
+    with DeviceCalls() as calls:
+        compaction._restructure(model, {"binary": assignment}, ["binary"])
+        shape = model.binary.weight.shape
+    assert shape[0] == 6
+    assert calls.mixed == []
+    assert {each.device for each in model.buffers()} == {DEVICE}
