@@ -95,3 +95,12 @@ def test_values_that_are_not_finite_are_refused_at_a_cold_start() -> None:
 def test_the_number_of_clusters_is_that_of_the_cpu() -> None:
     x = planted(40, 500, 5)
     assert choose_num_clusters(x.to(DEVICE)) == choose_num_clusters(x) == 5
+
+
+@pytest.mark.filterwarnings("ignore:k-means with backend='faiss' copies")
+def test_faiss_of_any_build_gives_what_it_gives_on_the_cpu() -> None:
+    pytest.importorskip("faiss")
+    x, start = planted(60, 20, 6), torch.arange(60) % 6
+    found = kmeans(x.to(DEVICE), 6, backend="faiss", init=start).assignment
+    assert found.device == DEVICE
+    assert found.tolist() == kmeans(x, 6, backend="faiss", init=start).assignment.tolist()

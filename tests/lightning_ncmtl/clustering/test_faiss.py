@@ -19,7 +19,6 @@ from lightning_ncmtl.errors import InputError
 faiss = pytest.importorskip("faiss")
 
 GPU = torch.device("cuda", 0)
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.fixture(autouse=True)
@@ -349,27 +348,3 @@ def test_faiss_is_not_patched_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delitem(sys.modules, "faiss.contrib.torch_utils", raising=False)
     fresh_module().faiss_lloyd(*problem(30, 3, 4), 100)
     assert "faiss.contrib.torch_utils" not in sys.modules
-
-
-@needs_gpu
-@pytest.mark.parametrize("shape", [(14, 1000, 5), (60, 20, 6), (2000, 8, 5)])
-def test_same_on_the_gpu(shape: tuple[int, int, int], capfd: pytest.CaptureFixture[str]) -> None:
-    if not faiss_on_gpu(GPU):
-        pytest.skip("needs a GPU build of FAISS that works here")
-    n, d, k = shape
-    points, starts = problem(n, d, k, restarts=3)
-    labels = faiss_lloyd(points.to(GPU), starts.to(GPU), 100)
-    assert labels.device == GPU
-    expected = faiss_lloyd(points, starts, 100)
-    assert inertia(points, labels.cpu()) == pytest.approx(inertia(points, expected), rel=1e-4)
-    assert torch.equal(labels, faiss_lloyd(points.to(GPU), starts.to(GPU), 100))
-    assert capfd.readouterr() == ("", "")
-
-
-@needs_gpu
-@pytest.mark.filterwarnings("ignore:k-means with backend='faiss' copies")
-def test_gpu_tensor_with_any_build() -> None:
-    points, starts = problem(60, 20, 6)
-    labels = faiss_lloyd(points.to(GPU), starts.to(GPU), 100)
-    assert labels.device == GPU
-    assert torch.equal(labels.cpu(), faiss_lloyd(points, starts, 100))

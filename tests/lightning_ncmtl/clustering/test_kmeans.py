@@ -260,20 +260,6 @@ def test_a_warm_start_need_not_look_at_the_device() -> None:
         _gram.lloyd(products, start[None, None], [3], 20, wait=True)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("n", [20, 200])
-def test_a_warm_start_does_not_wait_for_the_gpu(n: int) -> None:
-    x = planted(n, 300, 3, noise=2.0).cuda()
-    start = torch.arange(n, device="cuda") % 3
-    kmeans(x, 3, init=start, max_iterations=4, backend="gram")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        found = kmeans(x, 3, init=start, max_iterations=4, backend="gram").assignment
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert found.tolist() == kmeans(x.cpu(), 3, init=start.cpu(), max_iterations=4, backend="gram").assignment.tolist()
-
-
 def slices(rank: int, ranks: int, n: int, d: int) -> None:
     whole = planted(n, d, 4, noise=2.0)
     mine = whole.tensor_split(ranks, dim=1)[rank]
