@@ -187,7 +187,7 @@ class NetworkClusteringCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         known = isinstance(batch, Mapping) and "half" in batch
         self.clusters.start_step(batch["half"] if known else None, self._is_warmup(trainer))
-        waits = self.clusters.warmup == "shared" and not self.assignments
+        waits = self.clusters.warmup == "shared" and not self.clusters.is_clustered
         if waits and not known and trainer.current_epoch == 1 and batch_idx == 0:
             rank_zero_warn(
                 "batches do not say of which half of the data they are, as those of data.batches.halves do: an example "

@@ -1,4 +1,4 @@
-"""What is not the same in all versions of torch, from 2.4 on. A branch says until when it is needed."""
+"""What is not the same in all versions of torch, from 2.4 on, and how it runs. A branch says until when it is needed."""
 
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ __all__ = [
     "Shard",
     "distribute_tensor",
     "is_exporting",
+    "is_tracing",
 ]
 
 # Whether parameters may be cut along another dimension than they are sharded in: torch 2.8 gives other numbers, or an
@@ -42,3 +43,8 @@ def is_exporting() -> bool:
 
 # Up to 2.6 torch has no such function; up to 2.11 it is true inside of torch.compile, too. Until 2.12 is the oldest.
 _KNOWS_EXPORT = torch.__version__ >= "2.12"
+
+
+def is_tracing() -> bool:
+    """Whether ``torch.jit.trace`` records what is computed, which holds for other inputs then."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]

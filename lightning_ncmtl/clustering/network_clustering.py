@@ -157,8 +157,14 @@ class NetworkClustering:
     @property
     def assignments(self) -> dict[str, Tensor]:
         """The clusters found, ``{target: [N] int64}``, where the weights are; empty before the first clustering."""
+        self._catch_up()
         found = {name: state.find_assignment() for name, state in self._states.items()}
         return {name: assignment for name, assignment in found.items() if assignment is not None}
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether there are clusters yet; unlike :attr:`assignments`, no GPU is asked which."""
+        return any(state.assignment is not None for state in self._states.values())
 
     def summarize(self) -> dict[str, dict[str, Any]]:
         """Per target ``num_clusters``, ``assignment`` (empty if none), ``frozen_at_step``, ``trace``: plain values."""
@@ -200,7 +206,7 @@ class NetworkClustering:
         self._warmup = None
         if self.shared_start and not fresh and not saved:
             check_alike(targets, self.warmup == "shared")
-        if self.warmup == "shared" and deciding and not self.assignments:
+        if self.warmup == "shared" and deciding and not self.is_clustered:
             sharing = {name: target for name, target in (targets | specific).items() if clusters.get(name) != 1}
             self._warmup = SharedWarmup(sharing, deciding, self.max_clusters, self.restarts, self.seed)
             if self._saved_warmup is not None:
@@ -355,8 +361,9 @@ class NetworkClustering:
         An average holds weights from before tasks came together. A second time it changes nothing.
         """
         layers = cluster_layers(copy)
-        for name in self.assignments:
-            self._states[name].share_copy(copy, layers.get(name))
+        for name, state in self._states.items():
+            if state.assignment is not None:
+                state.share_copy(copy, layers.get(name))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly; CPU tensors and plain values.

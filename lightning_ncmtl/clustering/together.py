@@ -77,7 +77,7 @@ class Together:
         """Inner products ``[L, N, N]`` of each layer's rows less the first of them, in float64."""
         x = self._own.double()
         x = self._chunks(x - x[:1]).transpose(0, 1)
-        products = x @ x.mT  # [C, N, N]
+        products = (x @ x.mT).nan_to_num_(0, 0, 0)  # [C, N, N]; one that is not finite would spread to other layers
         return (self._sums @ products.flatten(1)).view(-1, *products.shape[1:])
 
     def share(self, assignments: Tensor, num_clusters: int, commitment: float) -> tuple[list[Shared], Tensor]:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_ncmtl.torch_versions import is_tracing
+
 
 class PackedLSTM(nn.LSTM):
     """``nn.LSTM`` of one layer, with the same bits in less time where a CPU trains it on packed sequences.
@@ -26,7 +28,7 @@ class PackedLSTM(nn.LSTM):
         sizes = given.batch_sizes.tolist()
         if sizes[0] == sizes[-1]:  # torch has another way for sequences of one length
             return super().forward(given, hx)
-        weights: Any = self._flat_weights
+        weights = [getattr(self, name) for name in self._flat_weights_names]  # as parametrizations have them
         found = [_read(given.data, sizes, weights[:4], back=False)]
         if self.bidirectional:
             found.append(_read(given.data, sizes, weights[4:], back=True))
@@ -41,6 +43,7 @@ def _trains_on_cpu(data: Tensor) -> bool:
         and torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and not is_tracing()
     )
 
 

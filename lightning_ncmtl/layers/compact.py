@@ -10,6 +10,7 @@ from lightning_ncmtl.layers.host import on_host
 from lightning_ncmtl.layers.linear import TaskLinear
 from lightning_ncmtl.layers.routing import Routing, route
 from lightning_ncmtl.layers.task_module import TaskModule
+from lightning_ncmtl.torch_versions import is_tracing
 
 
 class CompactLayer(nn.Module):
@@ -37,8 +38,8 @@ class CompactLayer(nn.Module):
     def forward(self, inputs: Any, task_ids: Tensor | Routing) -> Any:
         """As that of the layer: rows ``[B, ...]`` and ``task_ids [B]`` of the N tasks."""
         routing = route(task_ids, len(self.assignment))  # in range, or the error names what is not
-        if not torch.compiler.is_compiling():
+        if not (torch.compiler.is_compiling() or is_tracing()):
             return self.clusters(inputs, routing.merge_tasks(on_host(self.assignment), self.clusters.num_tasks))
         ids = routing.task_ids
-        # Compiled, the sorting above is left out, as nothing takes its result
+        # Compiled, the sorting above is left out, as nothing takes its result; traced, it would be that of the example
         return self.clusters(inputs, self.assignment[ids].where(ids >= 0, -1))

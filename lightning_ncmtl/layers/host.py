@@ -24,15 +24,18 @@ def on_host(values: Tensor) -> Tensor:
     """
     if values.is_cpu:
         return values
-    known, version = getattr(values, _KNOWN, (None, None))
-    if known is None or values.is_inference() or version != values._version:
+    known, versions = getattr(values, _KNOWN, (None, None))
+    if known is None or values.is_inference() or versions != (values._version, _version(known)):
         known = values.cpu()
         _set(values, known)
     return known
 
 
 def remember(moved: Any, batch: Any) -> Any:
-    """``moved``, of which the integers that ``batch``, the same collection, has on the CPU are remembered there."""
+    """``moved``, of which the integers that ``batch``, the same collection, has on the CPU are remembered there.
+
+    Until they are changed in place, in the one or in the other.
+    """
     for there, here in zip(tree_leaves(moved), tree_leaves(batch), strict=True):
         if isinstance(here, Tensor) and here.is_cpu and not here.is_floating_point() and not there.is_cpu:
             _set(there, here)
@@ -43,7 +46,7 @@ def remember(moved: Any, batch: Any) -> Any:
 def to_device(device: torch.device, *values: "Tensor | np.ndarray[Any, Any]") -> Sequence[Tensor]:
     """1-d integers of the CPU on a device, in one copy that the host does not wait for; they are remembered."""
     here = [each if isinstance(each, Tensor) else torch.from_numpy(each) for each in values]
-    if device.type == "cpu":
+    if device.type == "cpu" or not here:
         return here
     joined = torch.cat(here)
     if device.type == "cuda":
@@ -55,4 +58,8 @@ def to_device(device: torch.device, *values: "Tensor | np.ndarray[Any, Any]") ->
 
 def _set(values: Tensor, known: Tensor) -> None:
     if not values.is_inference():  # which have no version
-        setattr(values, _KNOWN, (known, values._version))
+        setattr(values, _KNOWN, (known, (values._version, _version(known))))
+
+
+def _version(values: Tensor) -> int:
+    return 0 if values.is_inference() else values._version

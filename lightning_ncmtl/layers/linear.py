@@ -136,8 +136,9 @@ class ClusterLinear(TaskLinear):
         bias: Whether each task also learns an additive bias.
 
     Attributes:
-        assignment: ``[num_tasks]`` int64, on the CPU: the cluster of each task, ``-1`` before the first clustering. It
-            is part of ``state_dict``, but not a buffer, of which averages are taken and which DDP broadcasts.
+        assignment: ``[num_tasks]`` int64: the cluster of each task, ``-1`` before the first clustering. On the CPU, but
+            for what a step has found on a GPU, until the next one. It is part of ``state_dict``, but not a buffer, of
+            which averages are taken and which DDP broadcasts.
 
     Raises:
         InputError: If ``num_clusters`` is neither in ``1 .. num_tasks`` nor ``"auto"``.
@@ -161,7 +162,7 @@ class ClusterLinear(TaskLinear):
         self.reset_parameters(shared=True)
 
     def get_extra_state(self) -> Tensor:
-        return self.assignment
+        return self.assignment.cpu()
 
     def set_extra_state(self, state: Any) -> None:
         if isinstance(state, Tensor):  # torch.distributed.checkpoint may have a placeholder

@@ -107,3 +107,12 @@ def test_many_tasks_have_large_products() -> None:
     state = LayerState(4)
     state.attach(find_targets(module, ["table"])[0], None)
     assert together.gather({"table": state}) == []
+
+
+def test_products_of_one_layer_that_are_not_finite_leave_the_others() -> None:
+    states = make(torch.float32)
+    expected = read(states).multiply()
+    states["layer2"].residual[1, 3] = torch.nan  # type: ignore[index]
+    found = read(states).multiply()
+    others = [number for number, name in enumerate(states) if name != "layer2"]
+    assert torch.equal(found[others], expected[others])

@@ -127,3 +127,22 @@ def test_loaders_pin_memory_for_cuda_only(data: MultiDomainDataModule, make_trai
     assert not data.train_dataloader().pin_memory
     data.trainer.strategy._root_device = torch.device("cuda")  # type: ignore[attr-defined]
     assert data.train_dataloader().pin_memory
+
+
+def test_a_batch_that_is_filled_anew_is_not_taken_for_known() -> None:
+    """What the host has now is not what was moved."""
+    ids = torch.tensor([3, 0, 2])
+    there = remember(ids.to(DEVICE), ids)
+    ids.fill_(9)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        on_host(there)
+    assert to_device(DEVICE) == []
+
+
+@pytest.mark.filterwarnings("ignore")  # traces are deprecated
+def test_a_trace_of_a_compact_layer_takes_other_tasks() -> None:
+    layer = CompactLayer(TaskLinear(4, 3, 2), torch.tensor([1, 0, 1, 1]))
+    x = torch.randn(4, 3)
+    traced = torch.jit.trace(layer, (x, torch.arange(4)))
+    ids = torch.tensor([3, 3, 0, 1])
+    assert torch.equal(traced(x, ids), layer(x, ids))
