@@ -1,4 +1,4 @@
-"""What is not the same in all versions of torch, from 2.4 on, and how it runs. A branch says until when it is needed."""
+"""What differs between versions of torch, from 2.4 on, and how it runs. A branch says until when it is needed."""
 
 from typing import TYPE_CHECKING
 
