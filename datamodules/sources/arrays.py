@@ -1,5 +1,6 @@
 """Reading files of arrays: NumPy's ``.npz``, and MATLAB's ``.mat``."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,10 @@ def _load(file: Path) -> dict[str, Matrix]:
     try:
         with file.open("rb") as opened:
             if file.suffix.lower() == ".mat":
-                content = io.loadmat(opened)
+                with warnings.catch_warnings():
+                    # scipy 1.18 says which kind of sparse matrices 1.20 will give: both are read
+                    warnings.filterwarnings("ignore", "The default value for `spmatrix`", DeprecationWarning)
+                    content = io.loadmat(opened)
                 arrays = {name: values for name, values in content.items() if not name.startswith("__")}
             else:
                 archive = np.load(opened, allow_pickle=False)
