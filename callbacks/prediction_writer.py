@@ -40,7 +40,8 @@ class PredictionWriter(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        self._outputs.append({name: values.cpu() for name, values in outputs.items()})
+        # Copies: what workers of a loader made is memory that they share, of which there is a limited number
+        self._outputs.append({name: values.to("cpu", copy=True) for name, values in outputs.items()})
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parts = [self._outputs]

@@ -10,7 +10,7 @@ from torchmetrics.functional import classification as functional
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.losses import entry_losses
+from lightning_ncmtl.losses import entry_losses, is_known
 
 MAX_LOGGED_TASKS = 50  # of more tasks, a summary is logged
 _EXAMPLE = torch.tensor([0.2, 0.8]), torch.tensor([0, 1])
@@ -143,12 +143,13 @@ class TaskMetrics(Metric):
         self.loss.index_put_((task_ids,), loss.to(self.loss.dtype), accumulate=True)
         self.count.index_add_(0, task_ids, known.long())
         if self.scores:
-            self.logits.append(logits[known].float())
-            self.labels.append(labels[known])
-            self.task_ids.append(task_ids[known])
+            self.logits.append(logits.float())
+            # Copies: what workers of a loader made is memory that they share, of which there is a limited number
+            self.labels.append(labels.clone())
+            self.task_ids.append(task_ids.clone())
             if self.regression_tasks:
                 assert values is not None, "tasks that predict numbers need values"
-                self.values.append(values[known].float())
+                self.values.append(values.to(torch.float32, copy=True))
         if clean is not None:
             self.clean_correct.index_add_(0, task_ids, correct * clean)
             self.clean_count.index_add_(0, task_ids, (clean & known).long())
@@ -226,7 +227,9 @@ class TaskMetrics(Metric):
         found = {name: torch.full((len(self.task_names),), torch.nan) for name in self.scores}
         names = ["logits", "labels", "task_ids", *(["values"] if self.regression_tasks else [])]
         states = [getattr(self, name) if len(self.logits) else [self.count[:0]] for name in names]
-        logits, labels, tasks, *values = (dim_zero_cat(state).cpu() for state in states)
+        entries = [dim_zero_cat(state).cpu() for state in states]
+        known = is_known(entries[1], *entries[3:])
+        logits, labels, tasks, *values = (entry[known] for entry in entries)
         order = tasks.argsort(stable=True)
         counts = tasks.bincount(minlength=len(scored)).tolist()
         groups = [state[order].split(counts) for state in (logits, *(values or [labels]))]

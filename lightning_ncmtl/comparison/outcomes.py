@@ -35,7 +35,8 @@ class Outcomes(Callback):
         part = {"domain": outputs["task_ids"], "document": outputs["index"], "correct": outputs["correct"]}
         if "clean" in batch:
             part["clean"] = outputs["clean"]
-        self.parts.append({name: values.cpu().numpy() for name, values in part.items()})
+        # Copies: what workers of a loader made is memory that they share, of which there is a limited number
+        self.parts.append({name: values.cpu().numpy().copy() for name, values in part.items()})
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self.on_validation_batch_end(*args, **kwargs)

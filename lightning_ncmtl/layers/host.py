@@ -1,4 +1,4 @@
-"""Integers that the host needs beside a GPU, such as task ids and lengths: a copy of them stays on the CPU.
+"""Values that the host needs beside a GPU, such as task ids and lengths: a copy of them stays on the CPU.
 
 To ask a GPU for them the host would have to wait for all that it still has to do. What a batch had on the CPU before it
 was moved is known there already.
@@ -17,7 +17,7 @@ _KNOWN = "_ncmtl_on_host"  # an attribute of tensors: their values on the CPU, a
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def on_host(values: Tensor) -> Tensor:
-    """Integers on the CPU. A device is waited for once, and not at all if :func:`remember` was told them.
+    """Values on the CPU. A device is waited for once, and not at all if :func:`remember` was told them.
 
     Args:
         values: On any device; not to be changed in place where this is not told, such as through ``data``.
@@ -32,12 +32,12 @@ def on_host(values: Tensor) -> Tensor:
 
 
 def remember(moved: Any, batch: Any) -> Any:
-    """``moved``, of which the integers that ``batch``, the same collection, has on the CPU are remembered there.
+    """``moved``, of which the values that ``batch``, the same collection, has on the CPU are remembered there.
 
     Until they are changed in place, in the one or in the other.
     """
     for there, here in zip(tree_leaves(moved), tree_leaves(batch), strict=True):
-        if isinstance(here, Tensor) and here.is_cpu and not here.is_floating_point() and not there.is_cpu:
+        if isinstance(here, Tensor) and here.is_cpu and not there.is_cpu:
             _set(there, here)
     return moved
 

@@ -15,7 +15,7 @@ from lightning_ncmtl.compatibility import (
     made_by_cli,
 )
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.layers import PerTask
+from lightning_ncmtl.layers import PerTask, on_host, to_device
 from lightning_ncmtl.losses import entry_losses, is_known, mean_loss
 from lightning_ncmtl.metrics import TaskMetrics
 from lightning_ncmtl.modules._aggregation import Aggregation
@@ -244,8 +244,11 @@ class MultiTaskModule(LightningModule):
         self.metrics.update(outputs, labels, task_ids, batch.get("clean"), values, units)
         given = {"index": batch.get("index")} | ({"clean": batch["clean"]} if "clean" in batch else {})
         outcome = given | {"task_ids": task_ids, "correct": outputs.argmax(1) == labels}
-        known = is_known(labels, values)
-        return {name: None if each is None else each[known] for name, each in outcome.items()}
+        known = is_known(on_host(labels), None if values is None else on_host(values))
+        if known.all():
+            return outcome
+        (places,) = to_device(labels.device, known.nonzero().squeeze(1))
+        return {name: None if each is None else each[places] for name, each in outcome.items()}
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor | None]:
         """As :meth:`validation_step`."""

@@ -48,6 +48,14 @@ def test_predictions_are_in_the_order_of_the_input(
         assert str(line["prediction"]) == names[0 if probabilities[0] >= probabilities[1] else 1]
 
 
+def test_what_is_kept_until_the_end_is_not_the_memory_of_the_batches() -> None:
+    """Workers of a loader share memory, of which as many pieces can be kept as a process may open files."""
+    writer: Any = PredictionWriter()
+    writer.on_predict_batch_end(None, None, {"index": torch.arange(3).share_memory_()}, None)
+    assert writer._outputs[0]["index"].tolist() == [0, 1, 2]
+    assert not writer._outputs[0]["index"].is_shared()
+
+
 class Named(LightningDataModule):
     """Four documents of two domains, of which each has other classes."""
 

@@ -70,7 +70,7 @@ class DeviceCalls(TorchDispatchMode):
         if not _only_views(func):
             self.launches += [name] * _count_launches(name, args)
         from_cpu = [leaf for leaf in inputs if leaf.device != DEVICE and leaf.dim()]
-        if from_cpu and name.startswith(("_to_copy", "copy_")):
+        if from_cpu and name.startswith(("_to_copy", "to.", "copy_")):
             if not given.get("non_blocking", len(args) > 2 and args[2]):
                 self.waits.append(name)
         elif from_cpu:

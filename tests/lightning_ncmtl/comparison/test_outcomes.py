@@ -33,6 +33,22 @@ def test_outcomes_are_those_of_the_step() -> None:
     assert arrays["correct"].dtype == np.bool_
 
 
+def test_what_is_kept_of_an_evaluation_is_not_the_memory_of_its_batches() -> None:
+    """Workers of a loader share memory, of which as many pieces can be kept as a process may open files."""
+    batch = {name: torch.zeros(4, dtype=torch.int64).share_memory_() for name in ("index", "labels", "task_ids")}
+    metrics = TaskMetrics(["numbers", "classes"], ["R2Score"], [0])
+    values = torch.zeros(4).share_memory_()
+    metrics.update(torch.zeros(4, 3), batch["labels"], batch["task_ids"], None, values)
+    states = [each for state in (metrics.logits, metrics.labels, metrics.task_ids, metrics.values) for each in state]
+    assert len(states) == 4
+    assert not any(state.is_shared() for state in states)
+    collected: Any = Outcomes()
+    collected.on_validation_start(None, None)
+    step = {"index": batch["index"], "task_ids": batch["task_ids"], "correct": torch.zeros(4, dtype=torch.bool)}
+    collected.on_validation_batch_end(None, None, step, batch, 0)
+    assert all(values.flags.owndata for values in collected.parts[0].values())
+
+
 @pytest.mark.parametrize("tasks", [3, 60])
 def test_results_have_all_domains_however_many_are_logged(tasks: int) -> None:
     metrics = TaskMetrics([f"domain{task}" for task in range(tasks)], ["AUROC"])

@@ -9,7 +9,7 @@ from data import make_data
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
-from lightning_ncmtl import TaskLinear, TaskModule
+from lightning_ncmtl import HardShare, TaskLinear, TaskModule
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.datamodules.sources import Synthetic
 from lightning_ncmtl.encoders import HAN, LSTM, MLP, Concat, NGram, TextCNN
@@ -74,6 +74,29 @@ def test_numbers_weights_and_classes_that_differ(data: MultiDomainDataModule) ->
         model = system(MLP(5), 4, regression_tasks=[1], task_classes=[[0, 1], [], [0], [1]], **SMALL[system])
         calls = step(model, data, batch)
         assert (calls.waits, calls.mixed) == ([], [])
+
+
+@pytest.mark.parametrize("regression", [False, True])
+@pytest.mark.parametrize("inference", [torch.inference_mode, torch.no_grad])
+def test_evaluation(data: MultiDomainDataModule, regression: bool, inference: Callable[[], Any]) -> None:
+    """Whichever labels are known, with metrics that need all outputs."""
+    numbers: dict[str, Any] = {"regression_tasks": [1], "metrics": ["AUROC", "R2Score"]} if regression else {}
+    for unknown in (False, True):
+        batch: dict[str, Any] = {**next(iter(data.val_dataloader()))}
+        batch["inputs"] = torch.randn(len(batch["labels"]), 5)
+        if unknown:
+            batch["labels"] = torch.where(torch.arange(len(batch["labels"])) % 2 == 0, batch["labels"], -1)
+        if regression:
+            batch["values"] = torch.full((len(batch["labels"]),), torch.nan)
+        model = HardShare(MLP(5), 4, features=[3], **{"metrics": ["AUROC"], **numbers}).to(DEVICE)
+        with inference(), DeviceCalls() as calls:
+            moved = data.transfer_batch_to_device(batch, DEVICE, 0)
+            outcome = model.validation_step(moved, 0)
+            predicted = model.predict_step(moved, 0)
+        assert (calls.waits, calls.mixed) == ([], [])
+        places = (batch["labels"] >= 0).nonzero().squeeze(1)
+        assert all(len(each) == len(places) for each in outcome.values() if each is not None)
+        assert len(predicted["index"]) == len(batch["labels"])
 
 
 def test_frozen_clusters_and_compact_layers_of_any_routing() -> None:
