@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from lightning_ncmtl.clustering._gram import cold_start, gram
+from lightning_ncmtl.clustering._gram import FEW, cold_start, gram
 from lightning_ncmtl.clustering.kmeans import summed
+from lightning_ncmtl.errors import InputError
 
 # What silhouettes differ by chance: among numbers of clusters within this share of the best, the fewest
 TOLERANCE = 0.05
@@ -34,10 +35,16 @@ def choose_num_clusters(
 
     Returns:
         A number from 2 to the bound.
+
+    Raises:
+        InputError: If a value is not finite.
     """
     from sklearn.metrics import silhouette_score  # slow to import
 
     products = summed(gram(points), group)
+    products = products.cpu() if len(points) <= FEW else products
+    if not products.isfinite().all():
+        raise InputError("the number of clusters cannot be chosen for values that are not finite (NaN or infinity)")
     norms = products.diagonal()
     distances = (norms + norms.unsqueeze(1) - 2 * products).clamp_(min=0).sqrt_().fill_diagonal_(0).cpu().numpy()
     generator = torch.Generator().manual_seed(seed)

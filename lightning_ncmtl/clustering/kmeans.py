@@ -82,7 +82,8 @@ def kmeans(
     elif backend == "faiss":
         found = _run_faiss(x, k, init, restarts, max_iterations, seed)
     elif init is None:
-        found = _start_cold(x, k, restarts, max_iterations, seed, group)
+        (found,) = cold_assignments([x], [k], restarts, seed, max_iterations, group)
+        found = found.to(x.device)
     else:
         if init.ndim == 2:
             init = summed(_direct.distances_to(x, init).distances, group).argmin(1)
@@ -149,6 +150,50 @@ def warm_assignments(
     return found
 
 
+@torch.no_grad()
+def cold_assignments(
+    points: Sequence[Tensor],
+    clusters: Sequence[int],
+    restarts: int,
+    seed: int,
+    max_iterations: int = 100,
+    group: dist.ProcessGroup | None = None,
+    products: Sequence[Tensor | None] | None = None,
+) -> list[Tensor]:
+    """Cluster several layers with the same N points each anew, few points on the CPU: a GPU is asked once for all.
+
+    It would wait for each of many small steps, some of which the host has to wait for.
+
+    Args:
+        points: ``[N, D]`` of each layer, D may differ.
+        clusters: Number of clusters of each layer.
+        restarts: As in :func:`kmeans`.
+        seed: As in :func:`kmeans`.
+        max_iterations: As in :func:`kmeans`.
+        group: As in :func:`kmeans`.
+        products: As in :func:`warm_assignments`.
+
+    Returns:
+        ``[N]`` of each layer: what :func:`kmeans` with the backend ``gram`` finds for it by itself. On the CPU where
+        points are few; whatever is in range where they are not finite.
+    """
+    generators = [torch.Generator().manual_seed(seed) for _ in points]
+    if group is None and len(points[0]) > _gram.SAMPLED:
+        return [
+            _direct.cold_start(x, k, restarts, max_iterations, generator)
+            for x, k, generator in zip(points, clusters, generators, strict=True)
+        ]
+    known = [None] * len(points) if products is None else products
+    grams = [_gram.gram(x) if gram is None else gram for x, gram in zip(points, known, strict=True)]
+    joined = summed(torch.stack(grams), group)
+    if len(points[0]) <= _gram.FEW:
+        joined = joined.cpu()
+    return [
+        _gram.cold_start(each, k, restarts, max_iterations, generator)
+        for each, k, generator in zip(joined, clusters, generators, strict=True)
+    ]
+
+
 def unit_rows(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """The rows of ``x`` [N, D] scaled to length one; a zero row stays. ``group`` as in :func:`kmeans`."""
     squares = summed(torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square(), group)
@@ -170,15 +215,6 @@ def _by_products(n: int, k: int) -> bool:
     Per number read: N multiplications against K, and about as much time as 32 of them for what they need besides.
     """
     return n <= k + 32
-
-
-def _start_cold(
-    points: Tensor, k: int, restarts: int, max_iterations: int, seed: int, group: dist.ProcessGroup | None
-) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    if group is None and len(points) > _gram.SAMPLED:
-        return _direct.cold_start(points, k, restarts, max_iterations, generator)
-    return _gram.cold_start(summed(_gram.gram(points), group), k, restarts, max_iterations, generator)
 
 
 def _run_faiss(points: Tensor, k: int, init: Tensor | None, restarts: int, max_iterations: int, seed: int) -> Tensor:

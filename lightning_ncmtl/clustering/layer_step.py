@@ -47,8 +47,11 @@ def share_layers(
     Raises:
         InputError: If weights are not finite: before they spread to their cluster. On a GPU in the next step.
     """
-    for state in states.values():
+    for name, state in states.items():
         state.move()
+        # A number of clusters cannot be chosen without, and that waits anyway
+        if state.num_clusters is None and (where := state.target.find_broken()):
+            raise not_finite(name, step, [tasks[task] for task in where])
     batches = [Together(*_weights_of(batch)) for batch in gather(states)]
     own = {name: rows for batch in batches for name, rows in batch.own.items()}
     own |= {name: state.read_own() for name, state in states.items() if name not in own}
@@ -161,7 +164,7 @@ def _assign(
         if state.assignment is None or (at_once and state.is_undecided(num_tasks))
     }
     products: dict[str, Tensor] = {}
-    if settings["warm_start"] and settings["metric"] == "euclidean" and settings["backend"] != "faiss":
+    if settings["metric"] == "euclidean" and settings["backend"] != "faiss":
         for batch in batches:
             if any(name in due for name in batch.own):
                 products |= zip(batch.own, batch.multiply(), strict=True)

@@ -23,8 +23,9 @@ from torch import distributed as dist
 
 from lightning_ncmtl.clustering._direct import sum_of_squares
 from lightning_ncmtl.clustering.choice import choose_num_clusters
-from lightning_ncmtl.clustering.kmeans import Backend, Metric, kmeans, unit_rows, warm_assignments
+from lightning_ncmtl.clustering.kmeans import Backend, Metric, cold_assignments, kmeans, unit_rows, warm_assignments
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.layers import on_host, to_device
 
 # Lloyd iterations of one step from the assignment of the step before: what they leave open, the next step settles
 WARM_ITERATIONS = 4
@@ -80,6 +81,7 @@ def assign_tasks(
     points = list(own) if metric == "euclidean" else _directions(own, origins, group)
     found: dict[int, Tensor] = {}
     warm: dict[int, tuple[Tensor, int, Tensor, Tensor | None, Tensor | None]] = {}
+    cold: dict[int, tuple[Tensor, int, Tensor | None]] = {}
     for layer, before in enumerate(previous):
         x, k = points[layer], num_clusters[layer]
         if k is None:
@@ -90,14 +92,24 @@ def assign_tasks(
             else:
                 known = None if centers is None or metric == "cosine" else centers[layer]
                 warm[layer] = (x, k, before, known, None if products is None else products[layer])
-            continue
-        found[layer] = kmeans(x, k, backend=backend, restarts=restarts, seed=seed, group=group).assignment
-        if before is not None:
-            found[layer] = align_labels(found[layer], before, k)
+        elif backend == "faiss" or k in (1, len(x)):
+            new = kmeans(x, k, backend=backend, restarts=restarts, seed=seed, group=group).assignment
+            found[layer] = new if before is None else align_labels(new, before, k)
+        else:
+            cold[layer] = (x, k, None if products is None else products[layer])
+    if cold:
+        xs, ks, known_products = zip(*cold.values(), strict=True)
+        chosen = cold_assignments(xs, ks, restarts, seed, group=group, products=known_products)
+        befores = [previous[layer] for layer in cold]
+        named = [
+            on_host(new) if before is None else align_labels(on_host(new), on_host(before), k)
+            for new, before, k in zip(chosen, befores, ks, strict=True)
+        ]
+        found.update(zip(cold, to_device(own[0].device, *named), strict=True))
     if warm:
         xs, ks, starts, known_centers, known_products = zip(*warm.values(), strict=True)
-        new = warm_assignments(xs, ks, starts, WARM_ITERATIONS, group, known_centers, known_products)
-        found.update(zip(warm, new, strict=True))
+        continued = warm_assignments(xs, ks, starts, WARM_ITERATIONS, group, known_centers, known_products)
+        found.update(zip(warm, continued, strict=True))
     return [found[layer] for layer in range(len(own))]
 
 

@@ -3,7 +3,7 @@
 Whatever would make the host wait for a GPU, because it needs a value, raises there by itself: ``item``, ``tolist``,
 ``nonzero``, ``unique``, masks as indices, ``repeat_interleave`` without ``output_size``, copies to the CPU. So does
 most of what mixes devices. :class:`DeviceCalls` finds the rest, and counts what a GPU would have to launch. Under it,
-copies to the CPU that nobody waits for (``non_blocking``) are zeros.
+copies to the CPU are zeros.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,8 @@ class DeviceCalls(TorchDispatchMode):
 
     Attributes:
         launches: Names of the operations that compute or copy there, in order; views are left out.
-        waits: Those that make the host wait: copies of ordinary memory to the device, and masks as indices.
+        waits: Those that make the host wait: copies to the CPU (unless ``non_blocking``), copies of ordinary memory to
+            the device, and masks as indices.
         mixed: Those that use tensors of the CPU with more than one number beside those of the device.
     """
 
@@ -60,8 +61,8 @@ class DeviceCalls(TorchDispatchMode):
     ) -> Any:
         given = kwargs or {}
         name = str(func).removeprefix("aten.")
-        if name == "_to_copy.default" and given.get("non_blocking") and _leaves(args[0], given.get("device")):
-            self.launches.append(name)
+        if name == "_to_copy.default" and _leaves(args[0], given.get("device")):
+            (self.launches if given.get("non_blocking") else self.waits).append(name)
             return torch.zeros(args[0].shape, dtype=given.get("dtype") or args[0].dtype)
         found = func(*args, **given)
         inputs = [leaf for leaf in tree_leaves((args, given)) if isinstance(leaf, Tensor)]

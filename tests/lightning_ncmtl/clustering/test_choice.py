@@ -5,6 +5,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from lightning_ncmtl.clustering import choose_num_clusters
+from lightning_ncmtl.errors import InputError
 
 
 def planted(n: int, d: int, k: int, noise: float, seed: int) -> Tensor:
@@ -28,6 +29,11 @@ def test_bounds() -> None:
     assert choose_num_clusters(x[:3]) == 2
     assert choose_num_clusters(x[:2]) == 2
     assert choose_num_clusters(torch.ones(5, 3)) == 2
+
+
+def test_values_that_are_not_finite() -> None:
+    with pytest.raises(InputError, match="not finite"):
+        choose_num_clusters(torch.full((5, 3), torch.nan))
 
 
 def slices(rank: int, ranks: int) -> None:

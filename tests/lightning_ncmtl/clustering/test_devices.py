@@ -159,6 +159,21 @@ def test_a_step_waits_for_nothing(
     assert all(loss.device == DEVICE for _, loss in moved.losses.values())
 
 
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("small", [together.SMALL, 0], ids=["together", "each"])
+def test_clusters_that_are_found_anew_wait_once_for_all_layers(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "SMALL", small)
+    model, clusters = make(preset="literal")
+    train(model, clusters, range(5))
+    moved = on_device(model, clusters, task_names=list("abcdef"), preset="literal")
+    for _ in range(3):
+        with DeviceCalls() as calls:
+            run(moved)
+        assert calls.waits == ["_to_copy.default"]
+        assert not calls.mixed
+    assert all(assignment.device == DEVICE for assignment in moved.assignments.values())
+
+
 def containers(layers: int) -> nn.ModuleDict:
     lists = [nn.ModuleList(nn.Linear(3 + n, 2) for _ in range(6)) for n in range(layers)]
     return nn.ModuleDict({f"layer{n}": layer for n, layer in enumerate(lists)})

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ncmtl import kmeans
 from lightning_ncmtl.clustering import _direct, _faiss, _gram
-from lightning_ncmtl.clustering.kmeans import Backend, unit_rows, warm_assignments
+from lightning_ncmtl.clustering.kmeans import Backend, cold_assignments, unit_rows, warm_assignments
 from lightning_ncmtl.errors import InputError
 
 pytest.importorskip("faiss")
@@ -227,6 +227,15 @@ def test_layers_together_are_what_each_is_alone(n: int) -> None:
     together = warm_assignments(layers, ks, starts, 100)
     for x, k, start, found in zip(layers, ks, starts, together, strict=True):
         assert found.tolist() == kmeans(x, k, init=start, backend="gram").assignment.tolist()
+
+
+@pytest.mark.parametrize("n", [20, 300, 2100])  # on the CPU, on the device, and of a sample
+def test_layers_anew_are_what_each_is_alone(n: int) -> None:
+    layers = [planted(n, d, k, noise=2.0, seed=d) for d, k in ((30, 3), (50, 7))]
+    products = [None, _gram.gram(layers[1])]
+    together = cold_assignments(layers, [3, 7], 2, seed=5, products=products)
+    for x, k, found in zip(layers, [3, 7], together, strict=True):
+        assert found.tolist() == kmeans(x, k, restarts=2, seed=5, backend="gram").assignment.tolist()
 
 
 class NoLook(TorchDispatchMode):

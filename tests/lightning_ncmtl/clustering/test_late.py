@@ -1,6 +1,7 @@
 """What a step of sharing tells later where the host is ahead of a device: here of the CPU."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +21,13 @@ def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
     return bool(request.param != "at once")
 
 
-def test_it_is_the_same_training(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("settings", [{}, {"preset": "literal"}], ids=str)
+def test_it_is_the_same_training(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     found, all_losses = [], []
     for devices, small in ((set(), 0), ({"cpu"}, 0), ({"cpu"}, together.SMALL)):
         monkeypatch.setattr(together, "SMALL", small)
         monkeypatch.setattr(late, "AHEAD", devices)
-        model, clusters = make()
+        model, clusters = make(**settings)
         train(model, clusters, range(12))
         losses = clusters.losses
         clusters.freeze()
@@ -97,3 +99,24 @@ def test_weights_that_are_not_finite_do_not_spread(
             ask_for(clusters, ask)
         clusters.release()  # it was told
     torch.testing.assert_close(layer.state_dict(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def step_and_look(clusters: NetworkClustering) -> None:
+    clusters.step()
+    clusters.summarize()
+
+
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("number", ["auto", 2])
+@pytest.mark.parametrize("settings", [{"preset": "literal"}, {"warmup": "apart", "warmup_steps": 0}], ids=str)
+def test_whatever_finds_clusters_names_the_tasks(
+    settings: dict[str, Any], number: Any, before: int, ahead: bool
+) -> None:
+    model = nn.ModuleDict({"heads": nn.ModuleList(nn.Linear(3, 2) for _ in range(6))})
+    clusters = NetworkClustering(model, number, "heads", **settings)
+    train(model, clusters, range(before))
+    with torch.no_grad():
+        model["heads"][2].weight[0, 1] = torch.nan  # type: ignore[index]
+    message = f"^heads has weights that are not finite .* after step {before + 1}, of the tasks 2:"
+    with pytest.raises(InputError, match=message):
+        step_and_look(clusters)
