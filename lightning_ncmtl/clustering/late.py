@@ -6,6 +6,7 @@ in the next sharing step, by when they mostly are there: the host may be a step 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,12 @@ class Late:
         if clusters.is_cuda:
             self._arrived = torch.cuda.Event()
             self._arrived.record(torch.cuda.current_stream(clusters.device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and files: events cannot be in these, so what is on its way has to arrive."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return {**vars(self), "_arrived": None}
 
     def tell(self, states: Mapping[str, LayerState], tasks: Sequence[str]) -> None:
         """Complete what is known of the layers.

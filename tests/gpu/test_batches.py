@@ -54,3 +54,21 @@ def test_neither_the_transfer_nor_the_network_waits(name: str, frozen: bool, att
     step(first)  # libraries have started
     with no_waits():
         step(second)
+
+
+def test_evaluation_waits_for_nothing(attached: MultiDomainDataModule) -> None:
+    """Until its end, where metrics are computed."""
+    model = NCMTL(ENCODERS["NGram"](), 4, cluster_features=(8, 6), num_clusters=(2, 3), metrics=["AUROC"])
+    model = model.to(DEVICE).eval()
+    first, second, *_ = attached.val_dataloader()
+
+    def step(batch: Any) -> None:
+        there = attached.transfer_batch_to_device(batch, DEVICE, 0)
+        model.validation_step(there, 0)
+        model.predict_step(there, 0)
+
+    with torch.inference_mode():
+        step(first)
+        with no_waits():
+            step(second)
+    assert model.metrics.count.sum() == len(first["labels"]) + len(second["labels"])

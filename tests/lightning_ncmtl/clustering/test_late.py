@@ -1,6 +1,7 @@
 """What a step of sharing tells later where the host is ahead of a device: here of the CPU."""
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -62,6 +63,28 @@ def test_resume_is_exact(ahead: bool) -> None:
         train(again, other, range(middle, 12))
         torch.testing.assert_close(other.state_dict()["layers"], clusters.state_dict()["layers"], rtol=0, atol=0)
         torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_copies_and_pickles_hold_what_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a CUDA event there are none."""
+    monkeypatch.setattr(late, "AHEAD", {"cpu"})
+    waited = []
+
+    class Event:
+        def synchronize(self) -> None:
+            waited.append(self)
+
+        def __reduce__(self) -> str:
+            raise TypeError("cannot be copied")
+
+    model, clusters = make()
+    train(model, clusters, range(6))
+    assert isinstance(clusters._late, late.Late)
+    monkeypatch.setattr(clusters._late, "_arrived", Event())
+    copies = [copy.deepcopy(clusters), pickle.loads(pickle.dumps(clusters))]
+    assert len(waited) == 2
+    for other in copies:
+        assert other.summarize() == clusters.summarize()
 
 
 def ask_for(clusters: NetworkClustering, name: str) -> None:
