@@ -21,8 +21,8 @@ from torch import Tensor
 BLOCK = {"cpu": 2**19, "cuda": 2**25}
 # Rows and columns of a part of the matrix of products
 ROWS = 256
-# Points whose products are looked at on the CPU in a cold start, which takes some dozens of milliseconds at most
-FEW = 256
+# Points whose products are looked at on the CPU in a cold start: some 20 milliseconds at most for each start
+FEW = 128
 # Points up to which a cold start takes the products of all pairs, for all restarts at once
 SAMPLED = 2048
 # Candidates of k-means++ for each centre: as many as centres, for starts that differ where these are few, but at most
