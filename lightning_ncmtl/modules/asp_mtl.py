@@ -53,7 +53,7 @@ class ASPMTL(MultiTaskModule):
         **settings: Any,
     ) -> None:
         super().__init__(num_tasks, **settings)
-        if adversarial < 0 or orthogonality < 0:
+        if not (adversarial >= 0 and orthogonality >= 0):
             raise InputError(f"weights must be at least 0, found {adversarial=}, {orthogonality=}")
         self.adversarial = adversarial
         self.orthogonality = orthogonality
@@ -105,7 +105,9 @@ def _overlap(shared: Tensor, private: Tensor) -> Tensor:
     Liu et al. (Section 5, orthogonality constraints) do not divide by M. But a sum over documents, squared, would grow
     with the square of the batch and drown the cross-entropy, which is a mean.
     """
-    return (shared.T @ private / len(shared)).square().sum()
+    kind = torch.promote_types(shared.dtype, torch.float32)  # squares of 16 bits are soon zero or infinite
+    with torch.autocast(shared.device.type, enabled=False):
+        return (shared.to(kind).T @ private.to(kind) / len(shared)).square().sum()
 
 
 def _reverse_gradient(x: Tensor) -> Tensor:
