@@ -1,6 +1,7 @@
 """What all systems have in common: training, evaluation and checkpoints of a model for many tasks."""
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,7 +70,7 @@ class MultiTaskModule(LightningModule):
         value_scale: ``[N]``, their standard deviation, the same way.
 
     Raises:
-        InputError: If there is not one name per task, or not one list of classes, or no such metric or task.
+        InputError: If there is no task, not one name for each or not one list of classes, or no such metric or task.
     """
 
     skips_absent_tasks = False
@@ -97,9 +98,13 @@ class MultiTaskModule(LightningModule):
             # The command line gives an encoder both sizes, of which it has only one
             arguments = self.hparams.get("encoder", {}).get("init_args", {})
             arguments.pop("vocab_size" if arguments.get("in_features") else "in_features", None)
+        if num_tasks < 1:
+            raise InputError(f"num_tasks must be at least 1, found {num_tasks}")
         names = [str(task) for task in range(num_tasks)] if task_names is None else task_names
         if len(names) != num_tasks:
             raise InputError(f"task_names must name each of the {num_tasks} tasks, found {len(names)} names")
+        if twice := [name for name, number in Counter(names).items() if number > 1]:
+            raise InputError(f"task_names must differ, found {twice[0]!r} twice")
         self.num_tasks = num_tasks
         self.num_classes = num_classes
         self.regression_tasks = list(regression_tasks or ())
@@ -181,7 +186,8 @@ class MultiTaskModule(LightningModule):
     def masked(self, logits: Tensor, task_ids: Tensor) -> Tensor:
         """Of :meth:`logits` of the tasks ``task_ids [R]``, what :meth:`forward` gives."""
         if self.regression_tasks:
-            numbers = logits[:, -1] * self.value_scale[task_ids] + self.value_mean[task_ids]
+            kind = torch.promote_types(logits.dtype, torch.float32)  # 16 bits are few for numbers far from zero
+            numbers = logits[:, -1].to(kind) * self.value_scale[task_ids] + self.value_mean[task_ids]
             logits = torch.cat([logits[:, :-1], numbers.unsqueeze(1)], 1)
         if self.output_mask is None:
             return logits

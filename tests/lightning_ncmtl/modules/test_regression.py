@@ -111,6 +111,18 @@ def test_predictions_are_in_the_units_of_the_user(system: Any) -> None:
 
 
 @every
+def test_numbers_far_from_zero_need_more_than_16_bits(system: Any) -> None:
+    """Of standardised outputs, all bits that these have."""
+    model, rows = make(system).to(torch.bfloat16).eval(), batch()
+    model.value_mean.fill_(4096)
+    model.value_scale.fill_(4)
+    raw = model.logits(rows["inputs"].to(torch.bfloat16), TASKS)
+    outputs = model(rows["inputs"].to(torch.bfloat16), TASKS)
+    numbers = [1, 3, 4, 6]
+    torch.testing.assert_close(outputs[numbers, 3], 4 * raw[numbers, 3].float() + 4096, rtol=0, atol=1e-3)
+
+
+@every
 def test_evaluation_tells_what_is_known(system: Any) -> None:
     model, rows = make(system).eval(), batch()
     outcome = model.validation_step(rows, 0)
