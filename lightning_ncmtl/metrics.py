@@ -25,6 +25,7 @@ class _Score(NamedTuple):
     binary: Callable[..., Tensor] | None = None
     multiclass: Callable[..., Tensor] | None = None
     number: Callable[[], Any] | None = None
+    pooled: bool = False  # whether it is told of standardised numbers, too
 
 
 class TaskMetrics(Metric):
@@ -38,7 +39,7 @@ class TaskMetrics(Metric):
     of all documents, which are kept until :meth:`compute`. A task is skipped in them, and counted, unless it has
     documents of each of its classes, or two different numbers. Metrics of numbers are told *pooled*, too: of the
     documents of all tasks together, standardised, so that units do not matter (of tasks with few documents, metrics
-    such as ``R2Score`` say little).
+    such as ``R2Score`` say little). Those that depend on where zero is, such as errors in percent, are not.
 
     Where it is known which documents have a copy in the training data, accuracy on the others is reported, too.
 
@@ -164,7 +165,7 @@ class TaskMetrics(Metric):
         if self._tasks_of(True) or not self.task_names:
             known["rmse"] = False
         for name, score in self.scores.items():
-            known |= dict.fromkeys([name, *([f"{name}_pooled"] if score.number else [])], score.higher_is_better)
+            known |= dict.fromkeys([name, *([f"{name}_pooled"] if score.pooled else [])], score.higher_is_better)
         return known
 
     @property
@@ -249,7 +250,7 @@ class TaskMetrics(Metric):
             mean, scale = (torch.zeros(1), torch.ones(1)) if self.units is None else self.units
             mean, scale = (unit.cpu().double().expand(len(scored))[tasks[known]] for unit in (mean, scale))
             rows, targets = ((column[known].double() - mean) / scale for column in (logits[:, -1], values[0]))
-            numbers = {f"{name}_pooled": score for name, score in self.scores.items() if score.number is not None}
+            numbers = {f"{name}_pooled": score for name, score in self.scores.items() if score.pooled}
             pooled = _score_numbers(numbers, rows.unsqueeze(1), targets) or {}
         return (
             scored.to(device),
@@ -272,7 +273,8 @@ def _score_classes(scores: dict[str, _Score], rows: Tensor, labels: Tensor) -> d
         if len(present) == 2:
             result[name] = score.binary(probabilities[:, 1].contiguous(), targets)
         else:
-            result[name] = score.multiclass(probabilities, targets, num_classes=len(present))
+            # Some give one number for each class
+            result[name] = score.multiclass(probabilities, targets, num_classes=len(present)).mean()
     return result
 
 
@@ -297,8 +299,10 @@ def _find_score(name: str) -> _Score:
             score, value = _Score(bool(kind.higher_is_better), binary, multiclass), binary(*_EXAMPLE)
         elif number is not None:
             # Correlations say nothing, as -1 is as strong as 1; as predictions it is not as good
-            score, value = _Score(number.higher_is_better is not False, number=number), number()(_EXAMPLE[0], _VALUES)
-    except (TypeError, ValueError):  # it needs more settings
+            value = number()(_EXAMPLE[0], _VALUES)
+            pooled = torch.allclose(number()(_EXAMPLE[0] + 1, _VALUES + 1), value)  # wherever zero is
+            score = _Score(number.higher_is_better is not False, number=number, pooled=pooled)
+    except Exception:  # of many kinds: it needs more settings, or other inputs
         score = None
     if score is None or not isinstance(value, Tensor) or value.ndim:
         raise InputError(

@@ -1,5 +1,6 @@
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from sklearn.metrics import (
     mean_absolute_error,
     r2_score,
     roc_auc_score,
+    roc_curve,
 )
+from torchmetrics import classification, regression
 
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import MAX_LOGGED_TASKS, TaskMetrics
@@ -280,8 +283,72 @@ def test_the_calibration_error_by_hand() -> None:
         assert float(result[f"CalibrationError/{name}"]) == pytest.approx(expected, rel=1e-4)
 
 
+def taken(names: list[str], tasks: list[int]) -> list[str]:
+    """Those that are metrics."""
+    found = []
+    for name in names:
+        with suppress(InputError):
+            TaskMetrics(["a"], [name], tasks)
+            found.append(name)
+    return found
+
+
+def test_every_metric_of_classes_is_one_number_of_two_classes_and_of_three() -> None:
+    names = taken([name.removeprefix("Binary") for name in dir(classification) if name.startswith("Binary")], [])
+    assert {"AUROC", "EER", "Specificity"} < set(names)
+    generator = torch.Generator().manual_seed(7)
+    logits, tasks = torch.randn(300, 3, generator=generator), torch.arange(300) % 2
+    labels = torch.randint(3, (300,), generator=generator)
+    labels[tasks == 0] %= 2
+    logits[tasks == 0, 2] = -torch.inf
+    metrics = TaskMetrics(["two", "three"], names)
+    metrics.update(logits, labels, tasks)
+    result = metrics.compute()
+    assert result["skipped"] == 0
+    assert all(result[f"{name}/{task}"].isfinite() for name in names for task in ("two", "three"))
+    rates = []
+    for each in range(3):  # where as many positives are missed as negatives are taken for one
+        mine = tasks == 1
+        wrong, right, _ = roc_curve(labels[mine] == each, logits[mine].softmax(1)[:, each], drop_intermediate=False)
+        near = np.abs(wrong - (1 - right)).argmin()
+        rates.append((wrong[near] + 1 - right[near]) / 2)
+    assert float(result["EER/three"]) == pytest.approx(np.mean(rates), abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `SpearmanCorrcoef` will save all targets")
+def test_metrics_that_depend_on_where_zero_is_are_not_pooled() -> None:
+    """Standardised numbers are around zero: an error in percent of them says nothing."""
+    names = taken([name for name in dir(regression) if name[0].isupper()], [0])
+    metrics = TaskMetrics(["a"], names, [0])
+    values = torch.rand(20, generator=torch.Generator().manual_seed(0)) + 1
+    metrics.update((values + 0.1).unsqueeze(1), torch.full((20,), -1), torch.zeros(20, dtype=torch.int64), None, values)
+    result = metrics.compute()
+    assert {name for name in names if f"{name}_pooled" not in result} == {
+        "MeanAbsolutePercentageError",
+        "MeanSquaredLogError",
+        "NormalizedRootMeanSquaredError",
+        "SymmetricMeanAbsolutePercentageError",
+        "WeightedMeanAbsolutePercentageError",
+    }
+    assert {name for name in metrics.directions if name.endswith("_pooled")} == {
+        name for name in result if name.endswith("_pooled")
+    }
+    assert all(result[name].isfinite() for name in names)
+
+
 @pytest.mark.parametrize(
-    "name", ["Auc", "auroc", "ConfusionMatrix", "ROC", "FBetaScore", "Fairness", "KLDivergence", "MinkowskiDistance"]
+    "name",
+    [
+        "Auc",
+        "auroc",
+        "ConfusionMatrix",
+        "ROC",
+        "FBetaScore",
+        "Fairness",
+        "KLDivergence",
+        "MinkowskiDistance",
+        "ContinuousRankedProbabilityScore",
+    ],
 )
 def test_metrics_that_are_not_there(name: str) -> None:
     with pytest.raises(InputError, match=f"model.metrics has '{name}': take those of torchmetrics.classification or "):
