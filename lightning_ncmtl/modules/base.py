@@ -129,6 +129,11 @@ class MultiTaskModule(LightningModule):
                 f"{type(encoders[0]).__name__} reads texts, and the data has features: set model.encoder to "
                 "lightning_ncmtl.encoders.Identity or MLP"
             )
+        if self.regression_tasks and self.trainer.precision in ("16-true", "bf16-true"):
+            raise InputError(
+                f"tasks predict numbers, which the precision {self.trainer.precision} rounds, in the data, too: set "
+                "--trainer.precision bf16-mixed"
+            )
         if stage == "fit":
             self._check_monitors()
             if self._aggregation is not None:

@@ -161,7 +161,7 @@ class Given(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader([batch()], batch_size=None)  # type: ignore[arg-type]
 
-    val_dataloader = train_dataloader
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
 
 
 def test_the_scale_is_that_of_the_data_and_stays(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
@@ -237,6 +237,17 @@ def test_what_would_keep_the_worst_is_refused(
     )
     with pytest.raises(InputError, match=message):
         trainer.fit(model, Given())
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+@pytest.mark.parametrize("run", ["fit", "validate", "test", "predict"])
+def test_precisions_that_round_numbers_are_refused(
+    make_trainer: Callable[..., Trainer], precision: Any, run: str
+) -> None:
+    model = NCMTL(nn.Linear(4, 5), 4, **MIXED)
+    trainer = make_trainer(max_epochs=1, precision=precision)
+    with pytest.raises(InputError, match=f"which the precision {precision} rounds, in the data, too: set --trainer.pr"):
+        getattr(trainer, run)(model, datamodule=Given())
 
 
 def test_what_a_user_logs_may_be_monitored(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
