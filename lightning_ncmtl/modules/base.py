@@ -199,7 +199,10 @@ class MultiTaskModule(LightningModule):
         return logits.masked_fill(self.output_mask[task_ids] == 0, -torch.inf)
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """What training minimises, 0-d: the mean loss of entries with a label, or what an aggregator says."""
+        """What training minimises, 0-d: the mean loss of entries with a label, or what an aggregator says.
+
+        Of several devices each has the mean over its own entries, and DDP the mean over devices of their gradients.
+        """
         losses, known = self.losses(self(batch["inputs"], batch["task_ids"], batch.get("rows")), batch)
         if self._aggregation is None:
             return mean_loss(losses, known)
@@ -298,8 +301,10 @@ class MultiTaskModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model in one line, before anything is overwritten."""
         self._started = True
-        theirs = {name: list(value.shape) for name, value in checkpoint["state_dict"].items()}
-        ours = {name: list(value.shape) for name, value in self.state_dict().items()}
+        theirs, ours = (
+            {name: list(getattr(value, "shape", ())) for name, value in state.items()}  # modules may keep other things
+            for state in (checkpoint["state_dict"], self.state_dict())
+        )
         for name in sorted(theirs.keys() | ours.keys()):
             if theirs.get(name) != ours.get(name):
                 raise InputError(

@@ -81,6 +81,8 @@ def test_pretrained_vectors_and_bad_sizes(make: Callable[..., Any]) -> None:
     assert encoder.embedding.weight[1:3].tolist() == [[1, 2], [3, 7]]
     with pytest.raises(InputError, match="do not fit the encoder's embedding table"):
         encoder.load_vectors(torch.zeros(5, 3))
+    with pytest.raises(InputError, match="none of the 4 words has a vector"):
+        encoder.load_vectors(torch.full((4, 2), torch.nan))
     with pytest.raises(InputError, match="sizes must be at least 1, found vocab_size=5, embedding_dim=0"):
         make(5, 0)
     with pytest.raises(InputError, match="dropout must be at least 0 and less than 1, found 1"):

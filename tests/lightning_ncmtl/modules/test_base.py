@@ -10,6 +10,7 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_ncmtl import ASPMTL, NCMTL, PLE, CrossStitch, HardShare, MMoE, SingleTask, SoftShare
 from lightning_ncmtl.datamodules import MultiDomainDataModule
@@ -201,6 +202,25 @@ def test_ddp_that_waits_for_absent_tasks_is_refused(system: Callable[..., Any]) 
         return
     with pytest.raises(InputError, match="--trainer.strategy ddp_find_unused_parameters_true"):
         model.on_train_start()
+
+
+class WithState(nn.Linear):
+    """Keeps more than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.calls = state["calls"]
+
+
+def test_what_an_encoder_keeps_need_not_be_tensors(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    model = HardShare(WithState(4, 5), 3, num_classes=3)
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(model, DataLoader([batch([0, 1, 2])], batch_size=None), DataLoader([batch([0])], batch_size=None))  # type: ignore[arg-type]
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    loaded = HardShare.load_from_checkpoint(tmp_path / "it.ckpt", encoder=WithState(4, 5), weights_only=True)
+    assert loaded.encoder.calls == 3  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
