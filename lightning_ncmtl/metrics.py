@@ -112,6 +112,15 @@ class TaskMetrics(Metric):
         """Forget what was added. States made under ``trainer.validate`` could not be added to in ``trainer.fit``."""
         super().reset()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any) -> Any:
+        """States move with a module, but stay of their type: in the 16 bits of some, sums would soon stand still."""
+
+        def move(values: Tensor) -> Tensor:
+            moved = fn(values)
+            return moved if moved.dtype == values.dtype else values.to(moved.device)
+
+        return super()._apply(move, *args)
+
     def update(
         self,
         logits: Tensor,

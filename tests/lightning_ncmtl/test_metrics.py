@@ -19,6 +19,7 @@ from sklearn.metrics import (
     roc_auc_score,
     roc_curve,
 )
+from torch import nn
 from torchmetrics import classification, regression
 
 from lightning_ncmtl.errors import InputError
@@ -70,6 +71,23 @@ def test_does_not_depend_on_the_order_or_the_sharding() -> None:
     for result in results[1:]:
         assert result.keys() == results[0].keys()
         assert all(torch.equal(result[key], results[0][key]) for key in result)
+
+
+@pytest.mark.parametrize("change", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.double()])
+def test_sums_keep_their_bits_whatever_the_type_of_the_module(change: Callable[[nn.Module], nn.Module]) -> None:
+    """As of precisions such as ``bf16-true``: in 16 bits a sum of losses would stay at 256."""
+    metrics = TaskMetrics(["a"], ["AUROC"])
+    change(nn.Sequential(metrics))
+    logits, labels = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)).bfloat16(), torch.arange(1000) % 2
+    for part in torch.arange(1000).split(10):
+        metrics.update(logits[part], labels[part], torch.zeros(10, dtype=torch.int64))
+    change(nn.Sequential(metrics))
+    result = metrics.compute()
+    assert float(result["loss"]) == pytest.approx(log_loss(labels, logits.double().softmax(1)))
+    assert float(result["AUROC"]) == pytest.approx(roc_auc_score(labels, (logits[:, 1].double() - logits[:, 0])))
+    metrics.reset()
+    assert metrics.loss.dtype == torch.float64
+    assert metrics.to("meta").loss.device.type == "meta"
 
 
 def test_empty_update_and_reset() -> None:
