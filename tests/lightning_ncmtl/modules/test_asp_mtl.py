@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,20 @@ def test_encoders_start_apart_but_have_one_table_of_words() -> None:
     runs = [other.runs.weight for other in ASPMTL(NGram(20, 6, num_buckets=8), 2).private_encoders]
     assert runs[0] is not runs[1]
     assert runs[0].eq(0).all()  # runs of words start at zero
+
+
+def test_what_is_frozen_or_pretrained_is_not_drawn_anew() -> None:
+    encoder: Any = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6), nn.Sequential(nn.Linear(6, 7)))
+    encoder.out_features = 7
+    encoder[0].requires_grad_(False)
+    encoder[2].pretrained = True
+    start = copy.deepcopy(encoder.state_dict())
+    for other in ASPMTL(encoder, 3).private_encoders:
+        assert other[0].weight is encoder[0].weight  # type: ignore[index]
+        assert not torch.equal(other[1].weight, start["1.weight"])  # type: ignore[index]
+        assert other[2][0].weight is not encoder[2][0].weight  # type: ignore[index]
+        assert torch.equal(other[2][0].weight, start["2.0.weight"])  # type: ignore[index]
+    assert all(torch.equal(value, start[name]) for name, value in encoder.state_dict().items())
 
 
 def test_it_logs_its_terms(make_trainer: Callable[..., Trainer], datamodule: MultiDomainDataModule) -> None:
