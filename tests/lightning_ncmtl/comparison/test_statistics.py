@@ -133,6 +133,7 @@ def test_domains_with_equal_differences_have_equal_ranks() -> None:
     """Against SciPy on whole numbers: means of accuracies would differ by rounding."""
     right = np.random.default_rng(0).integers(12, 20, (2, 20, 5, 14))  # of 20 documents
     for one, other in right.transpose(1, 0, 2, 3):
+        one[0] += (one - other).sum(0) == 0  # older versions of SciPy warn of zeros
         systems = {"a": (one / 20).tolist(), "b": (other / 20).tolist()}
         found = compare_pairs(by_domain(systems, "accuracy"))["p_domains"][0]
         assert found == pytest.approx(stats.wilcoxon((one - other).sum(0)).pvalue)
