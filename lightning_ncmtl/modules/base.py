@@ -155,6 +155,11 @@ class MultiTaskModule(LightningModule):
                 encoder.load_vectors(matrix)
         self._started = self._started or stage == "fit"
 
+    def load_state_dict(self, *args: Any, **settings: Any) -> Any:
+        """As of any module. What data says no longer replaces word vectors and the scale of numbers."""
+        self._started = True
+        return super().load_state_dict(*args, **settings)
+
     def on_train_start(self) -> None:
         """Refuse DDP that waits for the gradients of absent tasks."""
         # Now, as only the wrapped model tells it.
