@@ -297,10 +297,19 @@ def _score_numbers(scores: dict[str, _Score], rows: Tensor, values: Tensor) -> d
     }
 
 
+def _matthews(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """Of two classes. Where one is always predicted, it is 0, and torchmetrics has other numbers (its issue 3355).
+
+    Of three, of which one is never there, it computes the same, but for that.
+    """
+    return functional.multiclass_matthews_corrcoef((probabilities > 0.5).long(), targets, num_classes=3)
+
+
 def _find_score(name: str) -> _Score:
     kind = getattr(classification, f"Binary{name}", None)
     functions = {each.replace("_", ""): getattr(functional, each) for each in dir(functional)}
     binary, multiclass = (functions.get(f"{prefix}{name.lower()}") for prefix in ("binary", "multiclass"))
+    binary = _matthews if name == "MatthewsCorrCoef" else binary
     number = getattr(regression, name, None)
     score = None
     try:

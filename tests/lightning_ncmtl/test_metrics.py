@@ -279,6 +279,19 @@ def test_metrics_of_the_classes_that_a_task_has() -> None:
     assert float(result["skipped"]) == 1
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("always", [False, True])
+def test_what_says_always_the_same_has_no_correlation_with_labels(classes: int, always: bool) -> None:
+    generator = torch.Generator().manual_seed(8)
+    logits, labels = torch.randn(60, classes, generator=generator), torch.randint(classes, (60,), generator=generator)
+    logits[:, 0] += 10 * always
+    metrics = TaskMetrics(["a"], ["MatthewsCorrCoef"])
+    metrics.update(logits, labels, torch.zeros(60, dtype=torch.int64))
+    expected = matthews_corrcoef(labels, logits.argmax(1))
+    assert (expected == 0) == always
+    assert float(metrics.compute()["MatthewsCorrCoef"]) == pytest.approx(expected, abs=1e-6)
+
+
 def test_the_calibration_error_by_hand() -> None:
     """15 bins of probabilities: how far their mean is from the share of positives, or of those that are right."""
     generator = torch.Generator().manual_seed(6)
