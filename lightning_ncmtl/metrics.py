@@ -25,7 +25,7 @@ class _Score(NamedTuple):
     binary: Callable[..., Tensor] | None = None
     multiclass: Callable[..., Tensor] | None = None
     number: Callable[[], Any] | None = None
-    pooled: bool = False  # whether it is told of standardised numbers, too
+    pooled: bool = False
 
 
 class TaskMetrics(Metric):
@@ -312,17 +312,20 @@ def _find_score(name: str) -> _Score:
     binary = _matthews if name == "MatthewsCorrCoef" else binary
     number = getattr(regression, name, None)
     score = None
-    try:
+    try:  # torchmetrics does not tell of each whether more is better: what is right and what is wrong does
         if kind and binary and multiclass:
-            score, value = _Score(bool(kind.higher_is_better), binary, multiclass), binary(*_EXAMPLE)
+            right, wrong = (binary(_EXAMPLE[0], targets) for targets in (_EXAMPLE[1], 1 - _EXAMPLE[1]))
+            score = _Score(bool(right > wrong), binary, multiclass)
         elif number is not None:
-            # Correlations say nothing, as -1 is as strong as 1; as predictions it is not as good
-            value = number()(_EXAMPLE[0], _VALUES)
-            pooled = torch.allclose(number()(_EXAMPLE[0] + 1, _VALUES + 1), value)  # wherever zero is
-            score = _Score(number.higher_is_better is not False, number=number, pooled=pooled)
+            right, wrong, moved = (
+                number()(_EXAMPLE[0] + zero, targets + zero)
+                for targets, zero in ((_VALUES, 0), (1 - _VALUES, 0), (_VALUES, 1))
+            )
+            # Told of standardised numbers, too, if it does not matter where zero is
+            score = _Score(bool(right > wrong), number=number, pooled=torch.allclose(moved, right))
     except Exception:  # of many kinds: it needs more settings, or other inputs
         score = None
-    if score is None or not isinstance(value, Tensor) or value.ndim:
+    if score is None or not isinstance(right, Tensor) or right.ndim:
         raise InputError(
             f"model.metrics has {name!r}: take those of torchmetrics.classification or torchmetrics.regression that "
             "give one number without more settings, such as AUROC, AveragePrecision, MatthewsCorrCoef or R2Score"

@@ -333,6 +333,8 @@ def test_every_metric_of_classes_is_one_number_of_two_classes_and_of_three() -> 
     labels[tasks == 0] %= 2
     logits[tasks == 0, 2] = -torch.inf
     metrics = TaskMetrics(["two", "three"], names)
+    worse = {"CalibrationError", "EER", "HammingDistance", "HingeLoss"}
+    assert {name for name in names if not metrics.directions[name]} == worse
     metrics.update(logits, labels, tasks)
     result = metrics.compute()
     assert result["skipped"] == 0
@@ -365,6 +367,8 @@ def test_metrics_that_depend_on_where_zero_is_are_not_pooled() -> None:
         name for name in result if name.endswith("_pooled")
     }
     assert all(result[name].isfinite() for name in names)
+    more = {name for name in names if metrics.directions[name]}
+    assert more == {"ExplainedVariance", "R2Score", *(name for name in names if name.endswith("CorrCoef"))}
 
 
 @pytest.mark.parametrize(
