@@ -132,7 +132,7 @@ class MultiTaskModule(LightningModule):
         if self.regression_tasks and self.trainer.precision in ("16-true", "bf16-true"):
             raise InputError(
                 f"tasks predict numbers, which the precision {self.trainer.precision} rounds, in the data, too: set "
-                "--trainer.precision bf16-mixed"
+                f"--trainer.precision {self.trainer.precision.replace('true', 'mixed')}"
             )
         if stage == "fit":
             self._check_monitors()
