@@ -25,6 +25,7 @@ class _Score(NamedTuple):
     binary: Callable[..., Tensor] | None = None
     multiclass: Callable[..., Tensor] | None = None
     number: Callable[[], Any] | None = None
+    pooled: bool = False
 
 
 class TaskMetrics(Metric):
@@ -38,7 +39,7 @@ class TaskMetrics(Metric):
     of all documents, which are kept until :meth:`compute`. A task is skipped in them, and counted, unless it has
     documents of each of its classes, or two different numbers. Metrics of numbers are told *pooled*, too: of the
     documents of all tasks together, standardised, so that units do not matter (of tasks with few documents, metrics
-    such as ``R2Score`` say little).
+    such as ``R2Score`` say little). Those that depend on where zero is, such as errors in percent, are not.
 
     Where it is known which documents have a copy in the training data, accuracy on the others is reported, too.
 
@@ -111,6 +112,15 @@ class TaskMetrics(Metric):
         """Forget what was added. States made under ``trainer.validate`` could not be added to in ``trainer.fit``."""
         super().reset()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any) -> Any:
+        """States move with a module, but stay of their type: in the 16 bits of some, sums would soon stand still."""
+
+        def move(values: Tensor) -> Tensor:
+            moved = fn(values)
+            return moved if moved.dtype == values.dtype else values.to(moved.device)
+
+        return super()._apply(move, *args)
+
     def update(
         self,
         logits: Tensor,
@@ -164,7 +174,7 @@ class TaskMetrics(Metric):
         if self._tasks_of(True) or not self.task_names:
             known["rmse"] = False
         for name, score in self.scores.items():
-            known |= dict.fromkeys([name, *([f"{name}_pooled"] if score.number else [])], score.higher_is_better)
+            known |= dict.fromkeys([name, *([f"{name}_pooled"] if score.pooled else [])], score.higher_is_better)
         return known
 
     @property
@@ -249,7 +259,7 @@ class TaskMetrics(Metric):
             mean, scale = (torch.zeros(1), torch.ones(1)) if self.units is None else self.units
             mean, scale = (unit.cpu().double().expand(len(scored))[tasks[known]] for unit in (mean, scale))
             rows, targets = ((column[known].double() - mean) / scale for column in (logits[:, -1], values[0]))
-            numbers = {f"{name}_pooled": score for name, score in self.scores.items() if score.number is not None}
+            numbers = {f"{name}_pooled": score for name, score in self.scores.items() if score.pooled}
             pooled = _score_numbers(numbers, rows.unsqueeze(1), targets) or {}
         return (
             scored.to(device),
@@ -272,7 +282,8 @@ def _score_classes(scores: dict[str, _Score], rows: Tensor, labels: Tensor) -> d
         if len(present) == 2:
             result[name] = score.binary(probabilities[:, 1].contiguous(), targets)
         else:
-            result[name] = score.multiclass(probabilities, targets, num_classes=len(present))
+            # Some give one number for each class
+            result[name] = score.multiclass(probabilities, targets, num_classes=len(present)).mean()
     return result
 
 
@@ -286,21 +297,35 @@ def _score_numbers(scores: dict[str, _Score], rows: Tensor, values: Tensor) -> d
     }
 
 
+def _matthews(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """Of two classes. Where one is always predicted, it is 0, and torchmetrics has other numbers (its issue 3355).
+
+    Of three, of which one is never there, it computes the same, but for that.
+    """
+    return functional.multiclass_matthews_corrcoef((probabilities > 0.5).long(), targets, num_classes=3)
+
+
 def _find_score(name: str) -> _Score:
     kind = getattr(classification, f"Binary{name}", None)
     functions = {each.replace("_", ""): getattr(functional, each) for each in dir(functional)}
     binary, multiclass = (functions.get(f"{prefix}{name.lower()}") for prefix in ("binary", "multiclass"))
+    binary = _matthews if name == "MatthewsCorrCoef" else binary
     number = getattr(regression, name, None)
     score = None
-    try:
+    try:  # torchmetrics does not tell of each whether more is better: what is right and what is wrong does
         if kind and binary and multiclass:
-            score, value = _Score(bool(kind.higher_is_better), binary, multiclass), binary(*_EXAMPLE)
+            right, wrong = (binary(_EXAMPLE[0], targets) for targets in (_EXAMPLE[1], 1 - _EXAMPLE[1]))
+            score = _Score(bool(right > wrong), binary, multiclass)
         elif number is not None:
-            # Correlations say nothing, as -1 is as strong as 1; as predictions it is not as good
-            score, value = _Score(number.higher_is_better is not False, number=number), number()(_EXAMPLE[0], _VALUES)
-    except (TypeError, ValueError):  # it needs more settings
+            right, wrong, moved = (
+                number()(_EXAMPLE[0] + zero, targets + zero)
+                for targets, zero in ((_VALUES, 0), (1 - _VALUES, 0), (_VALUES, 1))
+            )
+            # Told of standardised numbers, too, if it does not matter where zero is
+            score = _Score(bool(right > wrong), number=number, pooled=torch.allclose(moved, right))
+    except Exception:  # of many kinds: it needs more settings, or other inputs
         score = None
-    if score is None or not isinstance(value, Tensor) or value.ndim:
+    if score is None or not isinstance(right, Tensor) or right.ndim:
         raise InputError(
             f"model.metrics has {name!r}: take those of torchmetrics.classification or torchmetrics.regression that "
             "give one number without more settings, such as AUROC, AveragePrecision, MatthewsCorrCoef or R2Score"

@@ -14,7 +14,7 @@ from lightning_ncmtl.errors import InputError
 
 CellKey = tuple[str, int, int | None]  # system, seed, fold
 _CHUNK = 2**22  # numbers drawn at a time: 32 MiB
-_TINY = 1e-9  # smaller differences between means are rounding
+_TINY = 1e-9  # smaller differences between means, as shares of the means, are rounding
 
 
 def compare_pairs(
@@ -92,11 +92,11 @@ def compare_pairs(
         if shared:
             mean = differences.mean()
             row["difference"] = measure.scale * mean
-            row["wins"] = _count_wins(differences, measure)
-            row |= _test_domains(
-                np.array([by_domain[first, s, f] - by_domain[second, s, f] for s, f in shared]), measure
-            )
-            row["p_t"], reach = _t_test(differences, fraction / (1 - fraction) if len(folds) > 1 else 0.0)
+            tiny = _TINY * max(abs(values[system, s, f]) for system in (first, second) for s, f in shared) or _TINY
+            row["wins"] = _count_wins(differences, measure, tiny)
+            domains = np.array([by_domain[first, s, f] - by_domain[second, s, f] for s, f in shared])
+            row |= _test_domains(domains, measure, tiny)
+            row["p_t"], reach = _t_test(differences, fraction / (1 - fraction) if len(folds) > 1 else 0.0, tiny)
             if outcomes is None:
                 row |= {"low": measure.scale * (mean - reach), "high": measure.scale * (mean + reach)}
         if shared and outcomes is not None:
@@ -205,33 +205,33 @@ def _table(cell: CellKey, outcome: Mapping[str, ArrayLike] | pd.DataFrame) -> pd
     return table
 
 
-def _t_test(differences: NDArray[np.float64], ratio: float) -> tuple[float, float]:
+def _t_test(differences: NDArray[np.float64], ratio: float, tiny: float) -> tuple[float, float]:
     """Two-sided p-value, and how far the interval of the mean (95 %) reaches to each side.
 
-    ``ratio`` is that of test to training documents, or 0 for the plain t-test.
+    ``ratio`` is that of test to training documents, or 0 for the plain t-test. What is less than ``tiny`` is rounding.
     """
-    if not differences.any():
-        return 1.0, 0.0
     count = len(differences)
-    if count < 2 or np.ptp(differences) < _TINY:
+    if count > 1 and (abs(differences) < tiny).all():
+        return 1.0, 0.0
+    if count < 2 or np.ptp(differences) < tiny:
         return np.nan, np.nan
     error = np.sqrt(differences.var(ddof=1) * (1 / count + ratio))
     p_value = 2 * stats.t.sf(abs(differences.mean() / error), count - 1)
     return float(p_value), float(error * stats.t.ppf(0.975, count - 1))
 
 
-def _count_wins(differences: NDArray[np.float64], measure: Measure) -> int:
-    return int((differences > _TINY if measure.higher_is_better else differences < -_TINY).sum())
+def _count_wins(differences: NDArray[np.float64], measure: Measure, tiny: float) -> int:
+    return int((differences > tiny if measure.higher_is_better else differences < -tiny).sum())
 
 
-def _test_domains(differences: NDArray[np.float64], measure: Measure) -> dict[str, Any]:
+def _test_domains(differences: NDArray[np.float64], measure: Measure, tiny: float) -> dict[str, Any]:
     """The signed-rank test over the differences ``[cells, domains]`` of two systems, NaN where one has no value."""
     means = pd.DataFrame(differences).mean().dropna().to_numpy()
     if not len(means):
         return {}
-    means = np.where(abs(means) < _TINY, 0, means)
-    p_value = float(stats.wilcoxon(means).pvalue) if means.any() else 1.0
-    return {"domains": len(means), "domain_wins": _count_wins(means, measure), "p_domains": p_value}
+    steps = np.round(means / tiny)  # whole numbers, or rounding would give equal differences different ranks
+    p_value = float(stats.wilcoxon(steps).pvalue) if steps.any() else 1.0
+    return {"domains": len(means), "domain_wins": _count_wins(means, measure, tiny), "p_domains": p_value}
 
 
 def _resample(sums: pd.DataFrame, resamples: int, seed: int) -> NDArray[np.float64]:

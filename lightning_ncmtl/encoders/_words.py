@@ -46,7 +46,7 @@ class WordEncoder(nn.Module):
                 scaled to the spread of the vectors that are known.
 
         Raises:
-            InputError: If the shape does not fit the embedding table.
+            InputError: If the shape does not fit the embedding table, or no word has a vector.
         """
         rows, width = self.embedding.weight.shape
         if vectors.shape[1] != width or len(vectors) > rows:
@@ -55,6 +55,8 @@ class WordEncoder(nn.Module):
                 f"set the encoder's embedding_dim to {vectors.shape[1]} and its vocab_size to {len(vectors)} or more"
             )
         known = ~vectors.isnan().any(1)
+        if not known.any():
+            raise InputError(f"none of the {len(vectors)} words has a vector: each has NaN")
         self.embedding.weight *= vectors[known].std().to(self.embedding.weight)
         self.embedding.weight[: len(vectors)][known] = vectors[known].to(self.embedding.weight)
 

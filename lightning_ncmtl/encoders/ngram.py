@@ -75,7 +75,7 @@ class NGram(WordEncoder):
             first = first.where(first == last, len(lengths))  # those over the end of a document are of none
             more, number = self._sum(self.runs, run % self.runs.num_embeddings, first, len(lengths))
             out, count = out + more, count + number
-        vectors: Tensor = self.dropout(out / count.sqrt().unsqueeze(1))
+        vectors: Tensor = self.dropout(out / count.sqrt().to(out.dtype).unsqueeze(1))
         return vectors
 
     def _sum(self, table: nn.Embedding, rows: Tensor, document: Tensor, documents: int) -> tuple[Tensor, Tensor]:

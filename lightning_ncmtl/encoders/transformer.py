@@ -27,6 +27,7 @@ class Transformer(nn.Module):
 
     Attributes:
         out_features: Size of a document vector, the model's ``hidden_size``.
+        pretrained: As given.
 
     Raises:
         InputError: If there is no such model, it is not one that encodes text, or an argument is out of its range.
@@ -59,6 +60,7 @@ class Transformer(nn.Module):
         if not 1 <= chosen <= (limit or chosen):
             at_most = f" and at most the {limit} of {path!r}" if limit else ""
             raise InputError(f"max_tokens must be at least 1{at_most}, found {chosen}")
+        self.pretrained = pretrained
         self.max_tokens = chosen
         self.padding = config.pad_token_id or 0
         self.pooling = pooling

@@ -94,7 +94,7 @@ class Aggregation:
             # What a GradScaler scaled would have to be aggregated as if it was not
             raise InputError(
                 f"the aggregator {self.name} does not take scaled gradients, those of 16-mixed: set "
-                "--trainer.precision bf16-mixed"
+                "--trainer.precision bf16-mixed, or 32-true where the GPU has no bf16"
             )
         if not self.scalarizes and not shared:
             raise InputError(

@@ -9,7 +9,7 @@ from lightning_ncmtl.layers import Routing, route
 
 def spread(documents: Tensor, num_tasks: int) -> tuple[Tensor, Routing]:
     """Every document in every task: from ``[B, F]`` to ``[N * B, F]``, the first task's before all others'."""
-    tasks = torch.arange(num_tasks).repeat_interleave(len(documents))  # on the CPU, where routings are planned
+    tasks = torch.arange(num_tasks).repeat_interleave(documents.shape[0])  # on the CPU, where routings are planned
     return documents.repeat(num_tasks, 1), route(tasks, num_tasks)
 
 
@@ -28,7 +28,7 @@ def gather(x: Tensor, num_tasks: int, task_ids: Tensor, rows: Tensor | None) -> 
     Raises:
         InputError: If a task id is out of range, or there is not one for each row.
     """
-    documents = len(x) // num_tasks
+    documents = x.shape[0] // num_tasks
     places = torch.arange(documents, device=x.device) if rows is None else rows
     if places.shape != task_ids.shape:
         raise InputError(f"found {list(places.shape)} rows for {list(task_ids.shape)} task ids")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.modules._layers import check_widths
+from lightning_ncmtl.modules._layers import check_widths, make_dropout
 
 
 class Experts(nn.Module):
@@ -32,7 +32,7 @@ class Experts(nn.Module):
         layers = [[nn.Linear(*pair) for _ in range(num_experts)] for pair in pairwise(widths)]
         self.weights = nn.ParameterList(torch.stack([one.weight.detach() for one in layer]) for layer in layers)
         self.biases = nn.ParameterList(torch.stack([one.bias.detach() for one in layer]) for layer in layers)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """What each expert makes of each row: from ``[B, F]`` to ``[B, E, H]``."""

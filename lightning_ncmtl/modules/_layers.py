@@ -18,6 +18,17 @@ def check_widths(name: str, widths: Sequence[int]) -> None:
         raise InputError(f"the widths in {name} must be at least 1, found {list(widths)}")
 
 
+def make_dropout(share: float) -> nn.Dropout:
+    """Dropout of a share of the values.
+
+    Raises:
+        InputError: If it is not a share, or all of them.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"dropout must be at least 0 and less than 1, found {share}")
+    return nn.Dropout(share)
+
+
 def make_specific(num_tasks: int, in_features: int, out_features: int) -> TaskLinear:
     """A layer in which all tasks start with the same weights.
 

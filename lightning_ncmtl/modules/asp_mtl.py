@@ -22,13 +22,14 @@ class ASPMTL(MultiTaskModule):
     *orthogonality* penalty keeps shared features out of the private ones. Neither needs labels: both also learn from
     documents without.
 
-    All encoders have one table of word vectors in common; else each starts at random. The private encoder of a task
+    All encoders have one table of word vectors in common, and what is frozen; else each starts at random, or as it was
+    pretrained. The private encoder of a task
     that is absent from a batch has no gradient, so DDP must look for unused parameters:
     ``--trainer.strategy ddp_find_unused_parameters_true``.
 
     Args:
         encoder: The shared encoder: maps ``inputs`` to ``[B, encoder.out_features]``. Private ones are copies of it,
-            in which modules with ``reset_parameters`` start anew.
+            in which modules with ``reset_parameters`` start anew, unless a module around them has ``pretrained``.
         num_tasks: Number of tasks N.
         adversarial: Weight of the adversarial term (Liu et al.: 0.05).
         orthogonality: Weight of the orthogonality penalty (Liu et al.: 0.01).
@@ -53,7 +54,7 @@ class ASPMTL(MultiTaskModule):
         **settings: Any,
     ) -> None:
         super().__init__(num_tasks, **settings)
-        if adversarial < 0 or orthogonality < 0:
+        if not (adversarial >= 0 and orthogonality >= 0):
             raise InputError(f"weights must be at least 0, found {adversarial=}, {orthogonality=}")
         self.adversarial = adversarial
         self.orthogonality = orthogonality
@@ -89,14 +90,21 @@ class ASPMTL(MultiTaskModule):
 
 
 def _start_anew(encoder: nn.Module) -> nn.Module:
-    """A copy with new weights, but the same table of word vectors (or tables, of encoders side by side)."""
-    tables = word_tables(encoder)
+    """A copy with new weights, but the same table of word vectors (or tables, of encoders side by side).
+
+    What is frozen is the same, too, and what is pretrained starts as it is: at random it would be worth nothing.
+    """
+    tables, frozen = word_tables(encoder), [p for p in encoder.parameters() if not p.requires_grad]
+    other = copy_except(encoder, [*tables, *frozen])
+    whole = [*tables, *(module for module in other.modules() if getattr(module, "pretrained", False))]
+    kept = {part for module in whole for part in module.modules()}
 
     def reset(module: nn.Module) -> None:
-        if module not in tables and hasattr(module, "reset_parameters"):
+        own = module.parameters(recurse=False)
+        if hasattr(module, "reset_parameters") and module not in kept and all(p.requires_grad for p in own):
             module.reset_parameters()  # type: ignore[operator]
 
-    return copy_except(encoder, tables).apply(reset)
+    return other.apply(reset)
 
 
 def _overlap(shared: Tensor, private: Tensor) -> Tensor:
@@ -105,7 +113,9 @@ def _overlap(shared: Tensor, private: Tensor) -> Tensor:
     Liu et al. (Section 5, orthogonality constraints) do not divide by M. But a sum over documents, squared, would grow
     with the square of the batch and drown the cross-entropy, which is a mean.
     """
-    return (shared.T @ private / len(shared)).square().sum()
+    kind = torch.promote_types(shared.dtype, torch.float32)  # squares of 16 bits are soon zero or infinite
+    with torch.autocast(shared.device.type, enabled=False):
+        return (shared.to(kind).T @ private.to(kind) / len(shared)).square().sum()
 
 
 def _reverse_gradient(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What all systems have in common: training, evaluation and checkpoints of a model for many tasks."""
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,7 +70,7 @@ class MultiTaskModule(LightningModule):
         value_scale: ``[N]``, their standard deviation, the same way.
 
     Raises:
-        InputError: If there is not one name per task, or not one list of classes, or no such metric or task.
+        InputError: If there is no task, not one name for each or not one list of classes, or no such metric or task.
     """
 
     skips_absent_tasks = False
@@ -97,9 +98,13 @@ class MultiTaskModule(LightningModule):
             # The command line gives an encoder both sizes, of which it has only one
             arguments = self.hparams.get("encoder", {}).get("init_args", {})
             arguments.pop("vocab_size" if arguments.get("in_features") else "in_features", None)
+        if num_tasks < 1:
+            raise InputError(f"num_tasks must be at least 1, found {num_tasks}")
         names = [str(task) for task in range(num_tasks)] if task_names is None else task_names
         if len(names) != num_tasks:
             raise InputError(f"task_names must name each of the {num_tasks} tasks, found {len(names)} names")
+        if twice := [name for name, number in Counter(names).items() if number > 1]:
+            raise InputError(f"task_names must differ, found {twice[0]!r} twice")
         self.num_tasks = num_tasks
         self.num_classes = num_classes
         self.regression_tasks = list(regression_tasks or ())
@@ -124,6 +129,11 @@ class MultiTaskModule(LightningModule):
                 f"{type(encoders[0]).__name__} reads texts, and the data has features: set model.encoder to "
                 "lightning_ncmtl.encoders.Identity or MLP"
             )
+        if self.regression_tasks and self.trainer.precision in ("16-true", "bf16-true"):
+            raise InputError(
+                f"tasks predict numbers, which the precision {self.trainer.precision} rounds, in the data, too: set "
+                f"--trainer.precision {self.trainer.precision.replace('true', 'mixed')}"
+            )
         if stage == "fit":
             self._check_monitors()
             if self._aggregation is not None:
@@ -144,6 +154,11 @@ class MultiTaskModule(LightningModule):
             for encoder in fitting or encoders:  # where none fits, one says what would
                 encoder.load_vectors(matrix)
         self._started = self._started or stage == "fit"
+
+    def load_state_dict(self, *args: Any, **settings: Any) -> Any:
+        """As of any module. What data says no longer replaces word vectors and the scale of numbers."""
+        self._started = True
+        return super().load_state_dict(*args, **settings)
 
     def on_train_start(self) -> None:
         """Refuse DDP that waits for the gradients of absent tasks."""
@@ -181,14 +196,18 @@ class MultiTaskModule(LightningModule):
     def masked(self, logits: Tensor, task_ids: Tensor) -> Tensor:
         """Of :meth:`logits` of the tasks ``task_ids [R]``, what :meth:`forward` gives."""
         if self.regression_tasks:
-            numbers = logits[:, -1] * self.value_scale[task_ids] + self.value_mean[task_ids]
+            kind = torch.promote_types(logits.dtype, torch.float32)  # 16 bits are few for numbers far from zero
+            numbers = logits[:, -1].to(kind) * self.value_scale[task_ids] + self.value_mean[task_ids]
             logits = torch.cat([logits[:, :-1], numbers.unsqueeze(1)], 1)
         if self.output_mask is None:
             return logits
         return logits.masked_fill(self.output_mask[task_ids] == 0, -torch.inf)
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """What training minimises, 0-d: the mean loss of entries with a label, or what an aggregator says."""
+        """What training minimises, 0-d: the mean loss of entries with a label, or what an aggregator says.
+
+        Of several devices each has the mean over its own entries, and DDP the mean over devices of their gradients.
+        """
         losses, known = self.losses(self(batch["inputs"], batch["task_ids"], batch.get("rows")), batch)
         if self._aggregation is None:
             return mean_loss(losses, known)
@@ -287,8 +306,10 @@ class MultiTaskModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model in one line, before anything is overwritten."""
         self._started = True
-        theirs = {name: list(value.shape) for name, value in checkpoint["state_dict"].items()}
-        ours = {name: list(value.shape) for name, value in self.state_dict().items()}
+        theirs, ours = (
+            {name: list(getattr(value, "shape", ())) for name, value in state.items()}  # modules may keep other things
+            for state in (checkpoint["state_dict"], self.state_dict())
+        )
         for name in sorted(theirs.keys() | ours.keys()):
             if theirs.get(name) != ours.get(name):
                 raise InputError(

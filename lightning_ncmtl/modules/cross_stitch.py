@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.modules._all_tasks import gather, spread
-from lightning_ncmtl.modules._layers import check_widths, make_specific
+from lightning_ncmtl.modules._layers import check_widths, make_dropout, make_specific
 from lightning_ncmtl.modules.base import MultiTaskModule
 
 
@@ -58,13 +58,13 @@ class CrossStitch(MultiTaskModule):
         others = (1 - own_weight) / max(1, num_tasks - 1)
         start = torch.full((num_tasks, num_tasks), others).fill_diagonal_(own_weight if num_tasks > 1 else 1.0)
         self.units = nn.ParameterList(start.clone() for _ in features)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.head = make_specific(num_tasks, widths[-1], self.num_outputs)
 
     def logits(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:
         x, every = spread(self.encoder(inputs), self.num_tasks)
         for layer, unit in zip(self.layers, self.units, strict=True):
             x = self.dropout(layer(x, every).relu())
-            x = (unit @ x.view(self.num_tasks, -1)).view(len(x), -1)
+            x = (unit @ x.view(self.num_tasks, -1)).view(x.shape[0], -1)
         logits: Tensor = self.head(gather(x, self.num_tasks, task_ids, rows), task_ids)
         return logits

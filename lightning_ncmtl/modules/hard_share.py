@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_ncmtl.modules._layers import apply_layers, check_widths, make_specific
+from lightning_ncmtl.modules._layers import apply_layers, check_widths, make_dropout, make_specific
 from lightning_ncmtl.modules._per_task import select_entries
 from lightning_ncmtl.modules.base import MultiTaskModule
 
@@ -47,7 +47,7 @@ class HardShare(MultiTaskModule):
             nn.Linear(inside, outside) if share_layers else make_specific(num_tasks, inside, outside)
             for inside, outside in pairwise(widths)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.head = make_specific(num_tasks, widths[-1], self.num_outputs)
 
     def logits(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:

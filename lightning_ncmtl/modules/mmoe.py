@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_ncmtl.layers import route
 from lightning_ncmtl.modules._experts import Experts, mix
-from lightning_ncmtl.modules._layers import apply_layers, check_widths, make_specific
+from lightning_ncmtl.modules._layers import apply_layers, check_widths, make_dropout, make_specific
 from lightning_ncmtl.modules._per_task import select_entries
 from lightning_ncmtl.modules.base import MultiTaskModule
 
@@ -52,7 +52,7 @@ class MMoE(MultiTaskModule):
         self.gates = make_specific(num_tasks, size, num_experts)
         widths = [expert_features[-1], *features]
         self.towers = nn.ModuleList(make_specific(num_tasks, *pair) for pair in pairwise(widths))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.head = make_specific(num_tasks, widths[-1], self.num_outputs)
 
     def logits(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import ClusterLinear
-from lightning_ncmtl.modules._layers import apply_layers, check_widths, make_specific
+from lightning_ncmtl.modules._layers import apply_layers, check_widths, make_dropout, make_specific
 from lightning_ncmtl.modules._per_task import select_entries
 from lightning_ncmtl.modules.base import MultiTaskModule
 
@@ -60,7 +60,7 @@ class NCMTL(MultiTaskModule):
             ClusterLinear(num_tasks, inside, outside, clusters)
             for inside, outside, clusters in zip(widths, widths[1:], numbers, strict=False)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.head = make_specific(num_tasks, widths[-1], self.num_outputs)
 
     def logits(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:

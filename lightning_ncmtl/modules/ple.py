@@ -11,7 +11,7 @@ from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import Routing, route
 from lightning_ncmtl.modules._all_tasks import gather, spread
 from lightning_ncmtl.modules._experts import Experts, mix
-from lightning_ncmtl.modules._layers import apply_layers, check_widths, make_specific
+from lightning_ncmtl.modules._layers import apply_layers, check_widths, make_dropout, make_specific
 from lightning_ncmtl.modules._per_task import select_entries
 from lightning_ncmtl.modules.base import MultiTaskModule
 
@@ -68,7 +68,7 @@ class PLE(MultiTaskModule):
         )
         widths = [expert_features[-1], *features]
         self.towers = nn.ModuleList(make_specific(num_tasks, *pair) for pair in pairwise(widths))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.head = make_specific(num_tasks, widths[-1], self.num_outputs)
 
     def logits(self, inputs: Any, task_ids: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -77,7 +77,7 @@ class PLE(MultiTaskModule):
             x = select_entries(shared, rows)
         else:
             x, every = spread(shared, self.num_tasks)
-            places = torch.arange(len(shared), device=shared.device).repeat(self.num_tasks)
+            places = torch.arange(shared.shape[0], device=shared.device).repeat(self.num_tasks)
             for level in self.levels[:-1]:
                 x, shared = level(x, every, shared, places)
             x = gather(x, self.num_tasks, task_ids, rows)
@@ -97,7 +97,7 @@ class _Level(nn.Module):
         self.task_experts = make_specific(num_tasks, in_features, own * features)
         self.gates = make_specific(num_tasks, in_features, shared + own)
         self.shared_gate = None if last else nn.Linear(in_features, shared + num_tasks * own)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
 
     def forward(self, x: Tensor, routing: Routing, shared: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What goes to the tasks ``[R, H]``, and what goes to the shared experts of the next level ``[B, H]``.
@@ -109,9 +109,9 @@ class _Level(nn.Module):
             rows: ``[R]``, the document of each entry, or ``None`` if these are all, in order.
         """
         common = self.shared_experts(shared)
-        own = self.dropout(self.task_experts(x, routing).relu()).view(len(x), -1, common.shape[2])
+        own = self.dropout(self.task_experts(x, routing).relu()).view(x.shape[0], -1, common.shape[2])
         mixed = mix(self.gates(x, routing), torch.cat([select_entries(common, rows), own], 1))
         if self.shared_gate is None:
             return mixed, None
-        experts = own.view(-1, len(shared), *own.shape[1:]).transpose(0, 1).flatten(1, 2)
+        experts = own.view(-1, shared.shape[0], *own.shape[1:]).transpose(0, 1).flatten(1, 2)
         return mixed, mix(self.shared_gate(shared), torch.cat([common, experts], 1))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.losses import mean_loss
-from lightning_ncmtl.modules._layers import check_widths
+from lightning_ncmtl.modules._layers import check_widths, make_dropout
 from lightning_ncmtl.modules._per_task import apply_per_task, copy_except, find_rows, word_tables
 from lightning_ncmtl.modules.base import MultiTaskModule
 
@@ -59,7 +59,7 @@ class SingleTask(MultiTaskModule):
         layers = [
             part
             for inside, outside in pairwise(widths)
-            for part in (nn.Linear(inside, outside), nn.ReLU(), nn.Dropout(dropout))
+            for part in (nn.Linear(inside, outside), nn.ReLU(), make_dropout(dropout))
         ]
         head = nn.Linear(widths[-1], self.num_outputs)
         network = nn.Sequential(OrderedDict(encoder=encoder, layers=nn.Sequential(*layers), head=head))

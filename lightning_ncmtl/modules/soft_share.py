@@ -37,7 +37,7 @@ class SoftShare(SingleTask):
 
     def __init__(self, encoder: nn.Module, num_tasks: int, *, strength: float = 1e-3, **settings: Any) -> None:
         super().__init__(encoder, num_tasks, **settings)
-        if strength < 0:
+        if not strength >= 0:
             raise InputError(f"strength must be at least 0, found {strength}")
         self.strength = strength
         # With a penalty all encoders have a gradient at every step, but not the other layers of absent tasks.

@@ -1,5 +1,6 @@
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,10 @@ from sklearn.metrics import (
     mean_absolute_error,
     r2_score,
     roc_auc_score,
+    roc_curve,
 )
+from torch import nn
+from torchmetrics import classification, regression
 
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.metrics import MAX_LOGGED_TASKS, TaskMetrics
@@ -67,6 +71,23 @@ def test_does_not_depend_on_the_order_or_the_sharding() -> None:
     for result in results[1:]:
         assert result.keys() == results[0].keys()
         assert all(torch.equal(result[key], results[0][key]) for key in result)
+
+
+@pytest.mark.parametrize("change", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.double()])
+def test_sums_keep_their_bits_whatever_the_type_of_the_module(change: Callable[[nn.Module], nn.Module]) -> None:
+    """As of precisions such as ``bf16-true``: in 16 bits a sum of losses would stay at 256."""
+    metrics = TaskMetrics(["a"], ["AUROC"])
+    change(nn.Sequential(metrics))
+    logits, labels = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)).bfloat16(), torch.arange(1000) % 2
+    for part in torch.arange(1000).split(10):
+        metrics.update(logits[part], labels[part], torch.zeros(10, dtype=torch.int64))
+    change(nn.Sequential(metrics))
+    result = metrics.compute()
+    assert float(result["loss"]) == pytest.approx(log_loss(labels, logits.double().softmax(1)))
+    assert float(result["AUROC"]) == pytest.approx(roc_auc_score(labels, (logits[:, 1].double() - logits[:, 0])))
+    metrics.reset()
+    assert metrics.loss.dtype == torch.float64
+    assert metrics.to("meta").loss.device.type == "meta"
 
 
 def test_empty_update_and_reset() -> None:
@@ -258,6 +279,19 @@ def test_metrics_of_the_classes_that_a_task_has() -> None:
     assert float(result["skipped"]) == 1
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("always", [False, True])
+def test_what_says_always_the_same_has_no_correlation_with_labels(classes: int, always: bool) -> None:
+    generator = torch.Generator().manual_seed(8)
+    logits, labels = torch.randn(60, classes, generator=generator), torch.randint(classes, (60,), generator=generator)
+    logits[:, 0] += 10 * always
+    metrics = TaskMetrics(["a"], ["MatthewsCorrCoef"])
+    metrics.update(logits, labels, torch.zeros(60, dtype=torch.int64))
+    expected = matthews_corrcoef(labels, logits.argmax(1))
+    assert (expected == 0) == always
+    assert float(metrics.compute()["MatthewsCorrCoef"]) == pytest.approx(expected, abs=1e-6)
+
+
 def test_the_calibration_error_by_hand() -> None:
     """15 bins of probabilities: how far their mean is from the share of positives, or of those that are right."""
     generator = torch.Generator().manual_seed(6)
@@ -280,8 +314,76 @@ def test_the_calibration_error_by_hand() -> None:
         assert float(result[f"CalibrationError/{name}"]) == pytest.approx(expected, rel=1e-4)
 
 
+def taken(names: list[str], tasks: list[int]) -> list[str]:
+    """Those that are metrics."""
+    found = []
+    for name in names:
+        with suppress(InputError):
+            TaskMetrics(["a"], [name], tasks)
+            found.append(name)
+    return found
+
+
+def test_every_metric_of_classes_is_one_number_of_two_classes_and_of_three() -> None:
+    names = taken([name.removeprefix("Binary") for name in dir(classification) if name.startswith("Binary")], [])
+    assert {"AUROC", "EER", "Specificity"} < set(names)
+    generator = torch.Generator().manual_seed(7)
+    logits, tasks = torch.randn(300, 3, generator=generator), torch.arange(300) % 2
+    labels = torch.randint(3, (300,), generator=generator)
+    labels[tasks == 0] %= 2
+    logits[tasks == 0, 2] = -torch.inf
+    metrics = TaskMetrics(["two", "three"], names)
+    worse = {"CalibrationError", "EER", "HammingDistance", "HingeLoss"}
+    assert {name for name in names if not metrics.directions[name]} == worse
+    metrics.update(logits, labels, tasks)
+    result = metrics.compute()
+    assert result["skipped"] == 0
+    assert all(result[f"{name}/{task}"].isfinite() for name in names for task in ("two", "three"))
+    rates = []
+    for each in range(3):  # where as many positives are missed as negatives are taken for one
+        mine = tasks == 1
+        wrong, right, _ = roc_curve(labels[mine] == each, logits[mine].softmax(1)[:, each], drop_intermediate=False)
+        near = np.abs(wrong - (1 - right)).argmin()
+        rates.append((wrong[near] + 1 - right[near]) / 2)
+    assert float(result["EER/three"]) == pytest.approx(np.mean(rates), abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `SpearmanCorrcoef` will save all targets")
+def test_metrics_that_depend_on_where_zero_is_are_not_pooled() -> None:
+    """Standardised numbers are around zero: an error in percent of them says nothing."""
+    names = taken([name for name in dir(regression) if name[0].isupper()], [0])
+    metrics = TaskMetrics(["a"], names, [0])
+    values = torch.rand(20, generator=torch.Generator().manual_seed(0)) + 1
+    metrics.update((values + 0.1).unsqueeze(1), torch.full((20,), -1), torch.zeros(20, dtype=torch.int64), None, values)
+    result = metrics.compute()
+    assert {name for name in names if f"{name}_pooled" not in result} == {
+        "MeanAbsolutePercentageError",
+        "MeanSquaredLogError",
+        "NormalizedRootMeanSquaredError",
+        "SymmetricMeanAbsolutePercentageError",
+        "WeightedMeanAbsolutePercentageError",
+    }
+    assert {name for name in metrics.directions if name.endswith("_pooled")} == {
+        name for name in result if name.endswith("_pooled")
+    }
+    assert all(result[name].isfinite() for name in names)
+    more = {name for name in names if metrics.directions[name]}
+    assert more == {"ExplainedVariance", "R2Score", *(name for name in names if name.endswith("CorrCoef"))}
+
+
 @pytest.mark.parametrize(
-    "name", ["Auc", "auroc", "ConfusionMatrix", "ROC", "FBetaScore", "Fairness", "KLDivergence", "MinkowskiDistance"]
+    "name",
+    [
+        "Auc",
+        "auroc",
+        "ConfusionMatrix",
+        "ROC",
+        "FBetaScore",
+        "Fairness",
+        "KLDivergence",
+        "MinkowskiDistance",
+        "ContinuousRankedProbabilityScore",
+    ],
 )
 def test_metrics_that_are_not_there(name: str) -> None:
     with pytest.raises(InputError, match=f"model.metrics has '{name}': take those of torchmetrics.classification or "):

@@ -129,6 +129,32 @@ def test_domains_by_the_signed_rank_test(higher: bool) -> None:
     assert pairs["p_domains"][1] == pytest.approx(2 / 2**6)  # a and c
 
 
+def test_domains_with_equal_differences_have_equal_ranks() -> None:
+    """Against SciPy on whole numbers: means of accuracies would differ by rounding."""
+    right = np.random.default_rng(0).integers(12, 20, (2, 20, 5, 14))  # of 20 documents
+    for one, other in right.transpose(1, 0, 2, 3):
+        one[0] += (one - other).sum(0) == 0  # older versions of SciPy warn of zeros
+        systems = {"a": (one / 20).tolist(), "b": (other / 20).tolist()}
+        found = compare_pairs(by_domain(systems, "accuracy"))["p_domains"][0]
+        assert found == pytest.approx(stats.wilcoxon((one - other).sum(0)).pvalue)
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e12])
+def test_the_unit_of_a_measure_does_not_matter(unit: float) -> None:
+    values = 0.7 + 0.1 * np.random.default_rng(0).normal(size=(3, 2, 6))
+    values[2] = values[1]
+    values[2, :, 0] += 1e-15  # rounding
+    measure = Measure("rmse", higher_is_better=False)
+    plain, pairs = (
+        compare_pairs(by_domain(dict(zip("abc", (by * values).tolist(), strict=True)), "rmse"), measure=measure)
+        for by in (1, unit)
+    )
+    numbers = ["difference", "low", "high"]
+    pd.testing.assert_frame_equal(pairs.drop(columns=numbers), plain.drop(columns=numbers))
+    np.testing.assert_allclose(pairs[numbers], unit * plain[numbers], atol=1e-14 * unit)
+    assert plain.loc[2, ["wins", "p_t", "domain_wins", "p_domains"]].tolist() == [0, 1, 0, 1]
+
+
 def test_domains_without_a_value_are_left_out() -> None:
     gap = np.nan
     systems = {"a": [[0.9, 0.8, gap, 0.7], [0.9, gap, gap, 0.7]], "b": [[0.5, 0.5, 0.5, 0.7], [0.5, 0.5, 0.5, gap]]}
@@ -309,6 +335,8 @@ def test_systems_with_one_cell_or_none_in_common() -> None:
     pairs = compare_pairs(cells[~gone], outcomes)
     assert pairs["cells"].tolist() == [1, 1, 0]
     assert pairs["p_t"].isna().all()
+    alike = compare_pairs(cells[cells["seed"] == 0].assign(accuracy=0.8))
+    assert alike[["p_t", "low", "high"]].isna().all(axis=None)  # nor do equal values of one cell say how much they vary
     assert pairs["p_bootstrap"].notna().tolist() == [True, True, False]
     assert pairs.loc[2, ["difference", "low", "high"]].isna().all()
 

@@ -63,12 +63,26 @@ def test_all_parameters_learn(make: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("make", ENCODERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_vectors_are_of_the_type_of_the_parameters(make: Callable[..., Any], dtype: torch.dtype) -> None:
+    """As layers behind an encoder need them, in precisions such as ``bf16-true``."""
+    encoder = make(20, 6, dropout=0)
+    inputs = batch(DOCUMENTS)
+    expected = encoder(inputs)
+    found = encoder.to(dtype)(inputs)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("make", ENCODERS)
 def test_pretrained_vectors_and_bad_sizes(make: Callable[..., Any]) -> None:
     encoder = make(5, 2)
     encoder.load_vectors(torch.tensor([[torch.nan, torch.nan], [1.0, 2.0], [3.0, 7.0]]))
     assert encoder.embedding.weight[1:3].tolist() == [[1, 2], [3, 7]]
     with pytest.raises(InputError, match="do not fit the encoder's embedding table"):
         encoder.load_vectors(torch.zeros(5, 3))
+    with pytest.raises(InputError, match="none of the 4 words has a vector"):
+        encoder.load_vectors(torch.full((4, 2), torch.nan))
     with pytest.raises(InputError, match="sizes must be at least 1, found vocab_size=5, embedding_dim=0"):
         make(5, 0)
     with pytest.raises(InputError, match="dropout must be at least 0 and less than 1, found 1"):

@@ -14,7 +14,7 @@ from pytorch_lightning import Trainer
 from tiny_models import save_model
 from torch import Tensor
 
-from lightning_ncmtl import NCMTL
+from lightning_ncmtl import ASPMTL, NCMTL
 from lightning_ncmtl.datamodules import MultiDomainDataModule
 from lightning_ncmtl.encoders import Transformer, transformer
 from lightning_ncmtl.errors import InputError
@@ -102,6 +102,16 @@ def test_a_copy_is_one_of_its_own(tmp_path: Path) -> None:
         for parameter in other.parameters():
             parameter.zero_()
     assert torch.equal(encoder(batch(DOCUMENTS)), before)
+
+
+def test_private_encoders_are_pretrained_too(tmp_path: Path) -> None:
+    path = save_model(tmp_path)
+    encoder = Transformer(path).eval()
+    for private in ASPMTL(encoder, 2).eval().private_encoders:
+        assert torch.equal(private(batch(DOCUMENTS)), encoder(batch(DOCUMENTS)))
+    encoder = Transformer(path, pretrained=False).eval()
+    for private in ASPMTL(encoder, 2).eval().private_encoders:
+        assert not torch.allclose(private(batch(DOCUMENTS)), encoder(batch(DOCUMENTS)))
 
 
 def test_it_trains_in_a_network(

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,17 @@ def test_the_overlap_by_hand() -> None:
     assert float(overlap) == (1 + 1 + 4) / 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0.01, 30])
+def test_the_overlap_of_16_bits_is_neither_zero_nor_infinite(dtype: torch.dtype, size: float) -> None:
+    shared, private = (size * torch.rand(2, 16, 8, generator=torch.Generator().manual_seed(0))).to(dtype)
+    exact = (shared.double().T @ private.double() / 16).square().sum()
+    with torch.autocast("cpu", torch.float16 if dtype == torch.float16 else torch.bfloat16):
+        found = _overlap(shared, private)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0)
+
+
 def test_the_encoder_learns_to_deceive_the_discriminator() -> None:
     """With all else left out, the discriminator descends its loss and the shared encoder ascends it."""
     batch = rows()
@@ -87,6 +99,20 @@ def test_encoders_start_apart_but_have_one_table_of_words() -> None:
     assert runs[0].eq(0).all()  # runs of words start at zero
 
 
+def test_what_is_frozen_or_pretrained_is_not_drawn_anew() -> None:
+    encoder: Any = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6), nn.Sequential(nn.Linear(6, 7)))
+    encoder.out_features = 7
+    encoder[0].requires_grad_(False)
+    encoder[2].pretrained = True
+    start = copy.deepcopy(encoder.state_dict())
+    for other in ASPMTL(encoder, 3).private_encoders:
+        assert other[0].weight is encoder[0].weight  # type: ignore[index]
+        assert not torch.equal(other[1].weight, start["1.weight"])  # type: ignore[index]
+        assert other[2][0].weight is not encoder[2][0].weight  # type: ignore[index]
+        assert torch.equal(other[2][0].weight, start["2.0.weight"])  # type: ignore[index]
+    assert all(torch.equal(value, start[name]) for name, value in encoder.state_dict().items())
+
+
 def test_it_logs_its_terms(make_trainer: Callable[..., Trainer], datamodule: MultiDomainDataModule) -> None:
     trainer = make_trainer(max_epochs=1)
     trainer.fit(ASPMTL(HAN(400, 8, 4, num_layers=1), 4), datamodule=datamodule)
@@ -95,6 +121,7 @@ def test_it_logs_its_terms(make_trainer: Callable[..., Trainer], datamodule: Mul
 
 
 @pytest.mark.parametrize("name", ["adversarial", "orthogonality"])
-def test_negative_weights_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match=f"weights must be at least 0, found .*{name}=-1"):
-        ASPMTL(nn.Linear(4, 3), 4, **{name: -1})  # type: ignore[arg-type]
+@pytest.mark.parametrize("weight", [-1, float("nan")])
+def test_negative_weights_are_refused(name: str, weight: float) -> None:
+    with pytest.raises(InputError, match=f"weights must be at least 0, found .*{name}={weight}"):
+        ASPMTL(nn.Linear(4, 3), 4, **{name: weight})  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_ncmtl import ASPMTL, NCMTL, PLE, CrossStitch, HardShare, MMoE, SingleTask, SoftShare
 from lightning_ncmtl.datamodules import MultiDomainDataModule
@@ -201,3 +202,47 @@ def test_ddp_that_waits_for_absent_tasks_is_refused(system: Callable[..., Any]) 
         return
     with pytest.raises(InputError, match="--trainer.strategy ddp_find_unused_parameters_true"):
         model.on_train_start()
+
+
+class WithState(nn.Linear):
+    """Keeps more than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.calls = state["calls"]
+
+
+def test_what_an_encoder_keeps_need_not_be_tensors(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    model = HardShare(WithState(4, 5), 3, num_classes=3)
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(model, DataLoader([batch([0, 1, 2])], batch_size=None), DataLoader([batch([0])], batch_size=None))  # type: ignore[arg-type]
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    loaded = HardShare.load_from_checkpoint(tmp_path / "it.ckpt", encoder=WithState(4, 5), weights_only=True)
+    assert loaded.encoder.calls == 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_tasks_that_cannot_be_told_apart_are_refused(system: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match="num_tasks must be at least 1, found 0"):
+        system(nn.Linear(4, 5), 0)
+    with pytest.raises(InputError, match="task_names must differ, found 'b' twice"):
+        system(nn.Linear(4, 5), 3, task_names=["a", "b", "b"])
+
+
+@pytest.mark.parametrize("system", [NCMTL, HardShare, MMoE, PLE, CrossStitch])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_torch_export_takes_any_number_of_documents(system: Callable[..., Any], repeated: bool) -> None:
+    """With or without several entries of a document."""
+    model = system(nn.Linear(4, 5), 4, **SMALL[system]).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    documents, entries = (torch.export.Dim(name) for name in ("documents", "entries"))
+    shapes = ({0: documents}, *[{0: entries if repeated else documents}] * (1 + repeated))
+    example, other = (
+        (torch.randn(number, 4), tasks, *([torch.arange(len(tasks)) % number] if repeated else []))
+        for number, tasks in ((8, torch.arange(6 if repeated else 8) % 4), (5, torch.tensor([3, 3, 0, 1, 2])))
+    )
+    program = torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
+    torch.testing.assert_close(program.module()(*other), model(*other))

@@ -132,6 +132,10 @@ def test_pretrained_vectors_are_loaded_once(
     before = model.encoder.embedding.weight.clone()
     make_trainer(max_steps=1).fit(model, datamodule=datamodule)
     assert torch.equal(model.encoder.embedding.weight, before)
+    other = make_model(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    other.load_state_dict(model.state_dict())
+    make_trainer(max_steps=1).fit(other, datamodule=datamodule)
+    assert torch.equal(other.encoder.embedding.weight, before), "weights that were loaded are learned, too"
 
 
 def test_scheduler_steps_each_epoch(

@@ -111,6 +111,18 @@ def test_predictions_are_in_the_units_of_the_user(system: Any) -> None:
 
 
 @every
+def test_numbers_far_from_zero_need_more_than_16_bits(system: Any) -> None:
+    """Of standardised outputs, all bits that these have."""
+    model, rows = make(system).to(torch.bfloat16).eval(), batch()
+    model.value_mean.fill_(4096)
+    model.value_scale.fill_(4)
+    raw = model.logits(rows["inputs"].to(torch.bfloat16), TASKS)
+    outputs = model(rows["inputs"].to(torch.bfloat16), TASKS)
+    numbers = [1, 3, 4, 6]
+    torch.testing.assert_close(outputs[numbers, 3], 4 * raw[numbers, 3].float() + 4096, rtol=0, atol=1e-3)
+
+
+@every
 def test_evaluation_tells_what_is_known(system: Any) -> None:
     model, rows = make(system).eval(), batch()
     outcome = model.validation_step(rows, 0)
@@ -149,7 +161,7 @@ class Given(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader([batch()], batch_size=None)  # type: ignore[arg-type]
 
-    val_dataloader = train_dataloader
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
 
 
 def test_the_scale_is_that_of_the_data_and_stays(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
@@ -225,6 +237,19 @@ def test_what_would_keep_the_worst_is_refused(
     )
     with pytest.raises(InputError, match=message):
         trainer.fit(model, Given())
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+@pytest.mark.parametrize("run", ["fit", "validate", "test", "predict"])
+def test_precisions_that_round_numbers_are_refused(
+    make_trainer: Callable[..., Trainer], precision: Any, run: str
+) -> None:
+    model = NCMTL(nn.Linear(4, 5), 4, **MIXED)
+    trainer = make_trainer(max_epochs=1, precision=precision)
+    with pytest.raises(
+        InputError, match=f"the precision {precision} rounds, in the data, too: set .* {precision[:-5]}-mixed"
+    ):
+        getattr(trainer, run)(model, datamodule=Given())
 
 
 def test_what_a_user_logs_may_be_monitored(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:

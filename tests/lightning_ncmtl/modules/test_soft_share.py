@@ -74,6 +74,7 @@ def test_the_common_table_is_clipped_by_itself(make_trainer: Callable[..., Train
         assert torch.cat([grad.flatten() for grad in part]).norm() == pytest.approx(1.0)
 
 
-def test_a_negative_strength_is_refused() -> None:
-    with pytest.raises(InputError, match="strength must be at least 0, found -1"):
-        SoftShare(nn.Linear(3, 4), 4, strength=-1)
+@pytest.mark.parametrize("strength", [-1, float("nan")])
+def test_a_negative_strength_is_refused(strength: float) -> None:
+    with pytest.raises(InputError, match=f"strength must be at least 0, found {strength}"):
+        SoftShare(nn.Linear(3, 4), 4, strength=strength)
