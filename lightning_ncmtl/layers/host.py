@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
-_KNOWN = "_ncmtl_on_host"  # an attribute of tensors: their values on the CPU, and the version that had them
+# Of tensors: their values on the CPU, and the versions of both that are the same. No attribute of theirs, which copies
+# and pickles would take along, whose versions are counted anew.
+_KNOWN = WeakTensorKeyDictionary()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -24,11 +27,11 @@ def on_host(values: Tensor) -> Tensor:
     """
     if values.is_cpu:
         return values
-    known, versions = getattr(values, _KNOWN, (None, None))
+    known, versions = _KNOWN.get(values, (None, None))
     if known is None or values.is_inference() or versions != (values._version, _version(known)):
         known = values.cpu()
         _set(values, known)
-    return known
+    return known  # type: ignore[no-any-return]
 
 
 def remember(moved: Any, batch: Any) -> Any:
@@ -58,7 +61,7 @@ def to_device(device: torch.device, *values: "Tensor | np.ndarray[Any, Any]") ->
 
 def _set(values: Tensor, known: Tensor) -> None:
     if not values.is_inference():  # which have no version
-        setattr(values, _KNOWN, (known, (values._version, _version(known))))
+        _KNOWN[values] = known, (values._version, _version(known))
 
 
 def _version(values: Tensor) -> int:
