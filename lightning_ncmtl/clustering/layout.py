@@ -10,6 +10,7 @@ from lightning_ncmtl.clustering.target_spec import TargetLike, read_target
 from lightning_ncmtl.clustering.targets import advise, find_targets
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import cluster_layers, per_task_layers, plain_name
+from lightning_ncmtl.layers.whole import is_whole
 
 NumClusters: TypeAlias = int | Literal["auto"] | list[int | Literal["auto"]] | None
 
@@ -103,6 +104,8 @@ def _check_numbers(wanted: Sequence[Any], names: Sequence[str], num_tasks: int) 
             f"num_clusters {wanted} must have one value for each of the {len(names)} targets {', '.join(names)}"
         )
     for name, k in zip(names, wanted, strict=True):
-        if k != "auto" and not (isinstance(k, int) and 1 <= k <= num_tasks):
-            raise InputError(f"num_clusters of {name} must be 'auto' or in 1 .. {num_tasks} tasks, found {k}")
-    return {name: None if k == "auto" else k for name, k in zip(names, wanted, strict=True)}
+        if k != "auto" and not (is_whole(k) and k <= num_tasks):
+            raise InputError(f"num_clusters of {name} must be 'auto' or in 1 .. {num_tasks} tasks, found {k!r}")
+    # Of one task there is nothing to choose
+    chosen = {name: None if k == "auto" and num_tasks > 1 else k for name, k in zip(names, wanted, strict=True)}
+    return {name: 1 if k == "auto" else k for name, k in chosen.items()}

@@ -36,6 +36,14 @@ FIRST, GROWTH = 100, 2**0.5
 ALIKE = 4
 
 
+def read_half(half: Any) -> int:
+    """Which half of the data a batch says that it is of."""
+    number = half.tolist() if isinstance(half, Tensor) else half
+    if number not in (0, 1):
+        raise InputError(f"all of a batch must be of one half of the data, 0 or 1, found half={number!r}")
+    return int(number)
+
+
 class SharedWarmup:
     """What a shared warm-up keeps of some layers.
 

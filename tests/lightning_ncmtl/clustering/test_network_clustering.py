@@ -249,7 +249,7 @@ def test_rank_0_decides_for_all(tmp_path: Path, warmup: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"warmup_steps": -1, "warmup": "apart"}, "warmup_steps must be at least 0, found -1"),
+        ({"warmup_steps": -1, "warmup": "apart"}, "warmup_steps must be a number from 0, found -1"),
         ({"task_names": "abc"}, "task_names must be a list of strings, found 'abc'"),
         ({"targets": ["heads", "heads"]}, "targets must differ"),
         ({"num_clusters": 0}, "num_clusters of heads must be 'auto' or in 1 .. 6 tasks, found 0"),
