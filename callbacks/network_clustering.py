@@ -167,9 +167,10 @@ class NetworkClusteringCallback(Callback):
                 "data.source.groups of FeatureTables"
             )
         numbers = {group: number for number, group in enumerate(dict.fromkeys(planted.values()))}
-        found = torch.tensor([numbers[group] for group in planted.values()])
+        found = torch.tensor([numbers[group] for group in planted.values()], device="cpu")
         if self.groups == "random":
-            found = found[torch.randperm(len(found), generator=torch.Generator().manual_seed(self.clusters.seed))]
+            generator = torch.Generator().manual_seed(self.clusters.seed)
+            found = found[torch.randperm(len(found), generator=generator, device="cpu")]
         return list(found.tolist())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

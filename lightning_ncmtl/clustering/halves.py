@@ -43,8 +43,8 @@ class HalvesSampler(Sampler[int]):
             )
         self.seed, self.epoch = seed, 0
         self.steps_per_epoch = -(-num_examples // examples_per_step)
-        self._halves = torch.arange(num_examples) // examples_per_step % 2  # of each place in an epoch
-        self._examples = torch.randperm(num_examples, generator=torch.Generator().manual_seed(seed))
+        self._halves = torch.arange(num_examples, device="cpu") // examples_per_step % 2  # of each place in an epoch
+        self._examples = torch.randperm(num_examples, generator=torch.Generator().manual_seed(seed), device="cpu")
 
     def half_of(self, step: int) -> int:
         """The half, 0 or 1, of a step of the optimizer: the number of steps before it, in all epochs."""
@@ -58,6 +58,6 @@ class HalvesSampler(Sampler[int]):
         order = torch.empty_like(self._examples)
         for half in (0, 1):
             places = (self._halves == half).nonzero().flatten()
-            order[places] = self._examples[places[torch.randperm(len(places), generator=generator)]]
+            order[places] = self._examples[places[torch.randperm(len(places), generator=generator, device="cpu")]]
         yield from order.tolist()
         self.epoch += 1

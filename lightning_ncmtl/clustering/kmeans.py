@@ -226,7 +226,7 @@ def _run_faiss(points: Tensor, k: int, init: Tensor | None, restarts: int, max_i
     points = (points - origin).float()
     if init is None:
         generator = torch.Generator().manual_seed(seed)
-        sample = torch.randperm(len(points), generator=generator)[: _gram.sample_size(k)]
+        sample = torch.randperm(len(points), generator=generator, device="cpu")[: _gram.sample_size(k)]
         some = points[sample.to(points.device)]
         starts = some[_gram.plus_plus(_gram.gram(some), k, restarts, generator)]
     elif init.ndim == 1:

@@ -49,7 +49,8 @@ def find_layout(
         specific: The layers that share only in a shared warm-up; ``None`` for all others of this package.
 
     Raises:
-        InputError: If there is nothing to cluster, a target cannot be clustered, or numbers and names do not fit.
+        InputError: If there is nothing to cluster, a target cannot be clustered where it is, or numbers and names do
+            not fit.
     """
     layers = cluster_layers(module)
     wanted_targets: list[TargetLike] = list(layers if targets is None else targets)
@@ -67,6 +68,7 @@ def find_layout(
     if specific is None:
         specific = others = _find_others(module, find_targets(module, wanted_targets))
     all_of_them = find_targets(module, [*wanted_targets, *specific])
+    _check_devices(all_of_them)
     found = dict(zip(names, all_of_them, strict=False))
     tasks = _name_tasks(list(found.values()), task_names)
     wanted: list[Any]
@@ -76,6 +78,16 @@ def find_layout(
         wanted = num_clusters if isinstance(num_clusters, list) else [num_clusters] * len(names)
     shared = dict(zip(others, all_of_them[len(names) :], strict=True))
     return Layout(found, tasks, _check_numbers(wanted, names, len(tasks)), shared)
+
+
+def _check_devices(targets: Sequence[Target]) -> None:
+    """Refuse parameters that are not all on one device, and one that cannot compute with them."""
+    where = {p.device: name for target in targets for task in target.parameters for name, p in task}
+    if len(where) > 1:
+        places = ", ".join(f"{name} on {device}" for device, name in where.items())
+        raise InputError(f"all that is clustered must be on one device, found {places}: move it to one of them")
+    if "mps" in {device.type for device in where}:
+        raise InputError("network clustering needs float64, which MPS lacks: train on the CPU (accelerator 'cpu')")
 
 
 def _find_others(module: nn.Module, targets: Sequence[Target]) -> list[str]:

@@ -186,7 +186,7 @@ class Target:
 
     @cached_property
     def _indices(self) -> Tensor:
-        return torch.tensor(self.order)
+        return torch.tensor(self.order, device="cpu")
 
     @cached_property
     def _shapes(self) -> list[torch.Size]:

@@ -184,7 +184,7 @@ class _Views:
         targets = list(layers.values())
         self._names = list(layers)
         self._widths = [target.read().shape[1] for target in targets]  # of this rank's slices
-        self._sizes = torch.tensor([float(target.size) for target in targets])
+        self._sizes = torch.tensor([float(target.size) for target in targets], device="cpu")
         self._target = merge(targets)
         check_mesh(self._target)
         self.is_sharded = self._target.group is not None
