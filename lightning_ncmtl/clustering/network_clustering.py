@@ -274,7 +274,7 @@ class NetworkClustering:
             self._has_learned = self._has_learned or False
             return
         if (shared := self._go_on(warmup)) is not None and self._half is not None:
-            shared.learn(self._half)
+            shared.learn(self._half, again=bool(self._has_learned))
             self._has_learned = True
         if self.warmup == "shared":
             due = (shared is None or state.num_clusters == 1 for state in self._states.values())

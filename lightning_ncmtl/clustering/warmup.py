@@ -90,9 +90,12 @@ class SharedWarmup:
         for views in self._views:
             views.enter(half, keep=self.steps % EVERY == LOOK)
 
-    def learn(self, half: int) -> None:
-        """Take the tasks' gradients of a batch of a half, and give all tasks the mean of them."""
-        self._seen[half] += 1
+    def learn(self, half: int, again: bool = False) -> None:
+        """Take the tasks' gradients of a batch of a half, and give all tasks the mean of them.
+
+        Where several optimizers step, one after the other, that is done again in the same step.
+        """
+        self._seen[half] += not again
         for views in self._views:
             views.learn(half)
 
