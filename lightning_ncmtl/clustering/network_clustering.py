@@ -148,6 +148,7 @@ class NetworkClustering:
         self._warmup: SharedWarmup | None = None  # as long as it lasts
         self._saved_warmup: dict[str, Any] | None = None
         self._half: int | None = None  # of a step that start_step began
+        self._begun: set[int] = set()  # the halves of all batches since the last step
         self._has_learned: bool | None = None  # in this step; None if before_step was not called
         self._layers: list[PerTask] = []  # targets that are layers of this package
         self._late: Late | None = None  # of the last step, on a GPU
@@ -247,7 +248,8 @@ class NetworkClustering:
 
         Args:
             half: 0 or 1, of which half of the data the batch is (``batch["half"]``). By default steps alternate, which
-                makes halves disjoint only as long as no example is seen twice: else the evidence is too good.
+                makes halves disjoint only as long as no example is seen twice: else the evidence is too good. Of
+                several batches whose gradients add up call it for each; those of both halves tell nothing.
             warmup: As in :meth:`step`.
 
         Raises:
@@ -258,6 +260,7 @@ class NetworkClustering:
             reshard(self._module)
         if (shared := self._go_on(warmup)) is not None:
             self._half = self.steps % 2 if half is None else read_half(half)
+            self._begun.add(self._half)
             shared.enter(self._half)
 
     @torch.no_grad()
@@ -274,7 +277,7 @@ class NetworkClustering:
             self._has_learned = self._has_learned or False
             return
         if (shared := self._go_on(warmup)) is not None and self._half is not None:
-            shared.learn(self._half, again=bool(self._has_learned))
+            shared.learn(self._half if len(self._begun) < 2 else None, again=bool(self._has_learned))
             self._has_learned = True
         if self.warmup == "shared":
             due = (shared is None or state.num_clusters == 1 for state in self._states.values())
@@ -296,7 +299,7 @@ class NetworkClustering:
         assert self._places is not None  # as there is a module
         self._places.check()
         self._catch_up()
-        self._just_started = []
+        self._just_started, self._begun = [], set()
         if shared is not None:
             if self._has_learned is None:
                 raise InputError(

@@ -90,12 +90,14 @@ class SharedWarmup:
         for views in self._views:
             views.enter(half, keep=self.steps % EVERY == LOOK)
 
-    def learn(self, half: int, again: bool = False) -> None:
+    def learn(self, half: int | None, again: bool = False) -> None:
         """Take the tasks' gradients of a batch of a half, and give all tasks the mean of them.
 
-        Where several optimizers step, one after the other, that is done again in the same step.
+        Where several optimizers step, one after the other, that is done again in the same step. From gradients of both
+        halves (``None``) nothing is learned of either.
         """
-        self._seen[half] += not again
+        if half is not None:
+            self._seen[half] += not again
         for views in self._views:
             views.learn(half)
 
@@ -142,7 +144,10 @@ class SharedWarmup:
             InputError: If there is no evidence, for or against, or weights are not finite.
         """
         if (evidence := self.weigh()) is None:
-            raise InputError("the warm-up has seen no steps of one half of the data: make it longer")
+            raise InputError(
+                "the warm-up has seen no steps of one half of the data: make it longer, and accumulate gradients of "
+                "batches of the same half only"
+            )
         settings = {name: self._settings[name] for name in ("restarts", "seed")}
         fix_clusters(states, evidence, step, backend=backend, **settings)
         return evidence
@@ -208,7 +213,7 @@ class _Views:
         lengths = STEP * (self._target.total(squares) / self._sizes).sqrt_()
         self._unit = torch.cat([each.expand(width) for each, width in zip(lengths, self._widths, strict=True)])
 
-    def learn(self, half: int) -> None:
+    def learn(self, half: int | None) -> None:
         """Give all tasks the mean of their gradients, and let each make a step of its own along the rest.
 
         Each number of it is divided by its root mean square over time, so that the step is of :data:`STEP` of the
@@ -218,6 +223,8 @@ class _Views:
         gradients = target.read()
         mean = gradients.mean(0)
         target.write(mean.expand_as(gradients))
+        if half is None:
+            return
         gradients, mean = widen(gradients), widen(mean)
         # A gradient scaler leaves out a step with infinite ones, and so do we: the memory of this step is no gradient.
         is_finite = self._target.total(gradients.sum()).isfinite()
