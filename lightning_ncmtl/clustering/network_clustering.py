@@ -247,9 +247,10 @@ class NetworkClustering:
         In a shared warm-up each task computes with what one half of the data has made of it.
 
         Args:
-            half: 0 or 1, of which half of the data the batch is (``batch["half"]``). By default steps alternate, which
-                makes halves disjoint only as long as no example is seen twice: else the evidence is too good. Of
-                several batches whose gradients add up call it for each; those of both halves tell nothing.
+            half: 0 or 1, of which half of the data the batch is (``batch["half"]``), the same on all ranks. By default
+                steps alternate, which makes halves disjoint only as long as no example is seen twice: else the evidence
+                is too good. Of several batches whose gradients add up call it for each; those of both halves tell
+                nothing.
             warmup: As in :meth:`step`.
 
         Raises:

@@ -54,10 +54,19 @@ class Target:
         return [self._unstack(p) for _, p in self.parameters[0]]
 
     def gradients(self) -> "Target":
-        """The gradients of the parameters, to read and to write; zeros where there was none."""
-        for _, parameter in (pair for task in self.parameters for pair in task):
+        """The gradients of the parameters, to read and to write; zeros where there was none.
+
+        Raises:
+            InputError: If they are sparse.
+        """
+        for name, parameter in (pair for task in self.parameters for pair in task):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+            elif parameter.grad.layout != torch.strided:
+                raise InputError(
+                    f"{name} has sparse gradients, of which tasks that share cannot be given the mean: make them dense "
+                    "(sparse=False), or choose warmup='apart'"
+                )
         named: Any = [[(name, parameter.grad) for name, parameter in task] for task in self.parameters]
         return self._of(named)
 

@@ -181,6 +181,26 @@ def test_other_optimizers_are_not_what_a_shared_warm_up_waits_for() -> None:
         torch.testing.assert_close(warmup, found[0], rtol=0, atol=0)
 
 
+def test_sparse_gradients_are_refused_where_tasks_share() -> None:
+    def run(**settings: Any) -> NetworkClustering:
+        heads = nn.ModuleList(nn.Embedding(5, 3, sparse=True) for _ in range(6))
+        clusters = NetworkClustering(nn.ModuleDict({"heads": heads}), **{**SETTINGS, **settings})
+        optimizer = torch.optim.SGD(heads.parameters(), lr=0.1)
+        for _ in range(6):
+            clusters.start_step()
+            optimizer.zero_grad()
+            torch.stack([n % 2 * head(torch.tensor([1, 3])) for n, head in enumerate(heads)]).sum().backward()
+            clusters.before_step()
+            optimizer.step()
+            clusters.step()
+        return clusters
+
+    assert run(**APART).assignments["heads"].tolist() in ([0, 1] * 3, [1, 0] * 3)
+    for number in (1, 2):
+        with pytest.raises(InputError, match=r"heads.0.weight has sparse gradients, .* \(sparse=False\)"):
+            run(num_clusters=number)
+
+
 def test_a_step_of_several_optimizers_is_one() -> None:
     """Each moves some of the targets: the warm-up is as long as with one, whose clusters are found."""
     found = []
