@@ -51,6 +51,26 @@ def test_a_layer_can_be_saved_at_any_time(ahead: bool) -> None:
             assert clusters.summarize()["cluster"]["trace"][-1][1] == model.cluster.assignment.tolist()
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_layer_knows_the_clusters_whatever_weights_are_loaded(ahead: bool, frozen: bool) -> None:
+    """As by a callback that goes back to better weights in the middle of a training."""
+    model, clusters = make()
+    states = []
+    for step in range(12):
+        states.append(copy.deepcopy(model.state_dict()))
+        train(model, clusters, range(step, step + 1))
+        if frozen and step == 6:
+            clusters.freeze()
+    for state in states:
+        model.load_state_dict(state)
+        train(model, clusters, range(1))
+        assert torch.equal(model.cluster.get_extra_state(), clusters.assignments["cluster"])
+        rows = model.cluster.weight.detach()
+        for cluster in (0, 1):
+            members = rows[model.cluster.assignment == cluster]
+            assert members.eq(members[0]).all()
+
+
 def test_resume_is_exact(ahead: bool) -> None:
     for middle in (3, 7):
         model, clusters = make()
