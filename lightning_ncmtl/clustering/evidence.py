@@ -73,9 +73,14 @@ def multiply_halves(first: Tensor, second: Tensor, group: dist.ProcessGroup | No
     Returns:
         ``[2N, 2N]`` float64, so scaled that the squared lengths add up to 1: layers count alike, however wide.
     """
-    n = len(first)
+    n, device = len(first), first.device.type
     rows = torch.cat([first, second])
-    products = _to_unit_length(summed((rows @ rows.T).double(), group))
+    if torch.is_autocast_enabled(device):  # where somebody's whole loop is under it
+        with torch.autocast(device, enabled=False):
+            products = rows @ rows.T
+    else:
+        products = rows @ rows.T
+    products = _to_unit_length(summed(products.double(), group))
     center = torch.eye(n, dtype=products.dtype, device=products.device) - 1 / n
     center = torch.block_diag(center, center)
     products = center @ products @ center
