@@ -37,7 +37,9 @@ def fix_clusters(
         backend: The k-means to use.
     """
     device = next(iter(states.values())).target.device
-    numbers = {name: state.num_clusters or evidence.num_clusters for name, state in states.items()}
+    # On which ranks of other hardware may disagree, too
+    chosen = int(agree({"": torch.tensor(evidence.num_clusters, device=device)})[""])
+    numbers = {name: state.num_clusters or chosen for name, state in states.items()}
     found: dict[int, Tensor] = {}
     fewer: Tensor | None = None
     for k in sorted(set(numbers.values())):
