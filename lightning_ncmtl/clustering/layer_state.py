@@ -130,10 +130,11 @@ class LayerState:
         return self.assignment, self.count_clusters(self.assignment)
 
     def find_assignment(self) -> Tensor | None:
-        """The assignment, where the parameters are by now: after a training they may leave its device."""
-        if self.assignment is None or self._target is None:
-            return self.assignment
-        return self.assignment.to(self._target.device)
+        """A copy of the assignment, where the parameters are by now: after a training they may leave its device."""
+        if self.assignment is None:
+            return None
+        device = self.assignment.device if self._target is None else self._target.device
+        return self.assignment.to(device, copy=True)
 
     def has(self, assignment: Tensor) -> bool:
         """Whether this is the assignment that the layer has."""

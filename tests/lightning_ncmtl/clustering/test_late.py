@@ -68,6 +68,18 @@ def test_autocast_around_it_changes_nothing(ahead: bool, settings: dict[str, Any
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
+def test_what_somebody_does_with_assignments_changes_nothing(ahead: bool) -> None:
+    found = []
+    for changes in (False, True):
+        model, clusters = make()
+        for step in range(8):
+            train(model, clusters, range(step, step + 1))
+            for assignment in clusters.assignments.values() if changes else ():
+                assignment.fill_(7)
+        found.append((model.state_dict(), clusters.state_dict()["layers"]))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_layer_knows_the_clusters_whatever_weights_are_loaded(ahead: bool, frozen: bool) -> None:
     """As by a callback that goes back to better weights in the middle of a training."""
