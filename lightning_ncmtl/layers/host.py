@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lightning_ncmtl.errors import InputError
+
 # Of tensors: their values on the CPU, and the versions of both that are the same. No attribute of theirs, which copies
 # and pickles would take along, whose versions are counted anew.
 _KNOWN = WeakTensorKeyDictionary()
@@ -37,10 +39,19 @@ def on_host(values: Tensor) -> Tensor:
 def remember(moved: Any, batch: Any) -> Any:
     """``moved``, of which the values that ``batch``, the same collection, has on the CPU are remembered there.
 
-    Until they are changed in place, in the one or in the other.
+    Until they are changed in place, in the one or in the other. A tensor of another shape or type than in ``batch`` is
+    not what that has.
+
+    Raises:
+        InputError: If the two do not have as many values.
     """
-    for there, here in zip(tree_leaves(moved), tree_leaves(batch), strict=True):
-        if isinstance(here, Tensor) and here.is_cpu and not there.is_cpu:
+    theirs, ours = tree_leaves(moved), tree_leaves(batch)
+    if len(theirs) != len(ours):
+        raise InputError(f"what was moved must be the batch, found {len(theirs)} values of {len(ours)}")
+    for there, here in zip(theirs, ours, strict=True):
+        if not isinstance(here, Tensor) or not isinstance(there, Tensor) or there.is_cpu or not here.is_cpu:
+            continue
+        if (there.shape, there.dtype) == (here.shape, here.dtype):
             _set(there, here)
     return moved
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import on_host, remember
 from tests.support.device import DEVICE
 
@@ -48,3 +49,26 @@ def test_nothing_is_known_for_longer_than_there_is_the_tensor() -> None:
     del there
     gc.collect()
     assert kept() is None
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x[:2], lambda x: x.view(1, 3), lambda x: x.int()], ids=["rows", "shape", "type"]
+)
+def test_what_was_changed_while_it_was_moved_is_not_known(change: Callable[[Any], Any]) -> None:
+    here = {"ids": torch.arange(3), "rest": torch.arange(3), "name": "x", "none": None}
+    there = {
+        "ids": change(torch.arange(3, device=DEVICE)),
+        "rest": torch.arange(3, device=DEVICE),
+        "name": "y",
+        "none": 1,
+    }
+    assert remember(there, here) is there
+    assert on_host(there["rest"]) is here["rest"]  # type: ignore[arg-type]
+    with pytest.raises(NotImplementedError, match="no data"):
+        on_host(there["ids"])
+
+
+def test_a_part_of_a_batch_is_refused() -> None:
+    here = [torch.arange(3), torch.arange(3)]
+    with pytest.raises(InputError, match="what was moved must be the batch, found 1 values of 2"):
+        remember(here[:1], here)
