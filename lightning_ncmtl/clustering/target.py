@@ -120,7 +120,14 @@ class Target:
     def share(self, assignment: Tensor, num_clusters: int) -> None:
         """Give the tasks of each cluster ``[N]`` the mean of their parameters; equal ones stay as they are."""
         rows, clusters = self.read(), assignment.to(self.device)
-        self.write(means(rows, clusters, num_clusters).index_select(0, clusters))
+        if rows.dtype != torch.float64:
+            self.write(means(rows, clusters, num_clusters).index_select(0, clusters))
+            return
+        # Sums of equal numbers are rounded in their own type: from the first task of a cluster, they are zeros
+        numbers = torch.arange(num_clusters, device=clusters.device).unsqueeze(1)
+        first = (clusters == numbers).int().argmax(1).index_select(0, clusters)
+        origin = rows.index_select(0, first)
+        self.write(origin + means(rows - origin, clusters, num_clusters).index_select(0, clusters))
 
     @property
     def group(self) -> dist.ProcessGroup | None:
