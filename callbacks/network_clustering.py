@@ -1,5 +1,6 @@
 """Network clustering for any LightningModule with per-task modules."""
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from lightning_ncmtl.compatibility import (
     rank_zero_warn,
 )
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.layers.whole import is_whole
 
 _SHARDED = {"FSDPStrategy", "XLAFSDPStrategy", "DeepSpeedStrategy"}
 
@@ -78,8 +80,10 @@ class NetworkClusteringCallback(Callback):
         elif warmup_epochs is None and warmup_steps is None:
             warmup_epochs = 2
         least = 1 if self.clusters.warmup == "shared" else 0
-        if warmup_epochs is not None and warmup_epochs < least:
-            raise InputError(f"warmup_epochs must be at least {least}, found {warmup_epochs}")
+        if warmup_epochs is not None and not is_whole(warmup_epochs, least):
+            raise InputError(f"warmup_epochs must be a whole number from {least}, found {warmup_epochs!r}")
+        if freeze_after_epochs is not None and not is_whole(freeze_after_epochs, 0):
+            raise InputError(f"freeze_after_epochs must be a whole number from 0, found {freeze_after_epochs!r}")
         if freeze_after_epochs is not None and warmup_steps is None and freeze_after_epochs <= (warmup_epochs or 0):
             raise InputError(
                 f"freeze_after_epochs {freeze_after_epochs} leaves no time to cluster after warmup_epochs "
@@ -91,6 +95,7 @@ class NetworkClusteringCallback(Callback):
         self.warmup_steps = warmup_steps
         self.freeze_after_epochs = freeze_after_epochs
         self.groups = groups
+        self._warmup_epochs = self.warmup_epochs  # by which this training goes
         self._last_step = 0
         self._fresh = self._began_fresh = True  # as far as is known by now, and was known in on_fit_start
         self._is_restored = False
@@ -162,9 +167,10 @@ class NetworkClusteringCallback(Callback):
                 "data.source.groups of FeatureTables"
             )
         numbers = {group: number for number, group in enumerate(dict.fromkeys(planted.values()))}
-        found = torch.tensor([numbers[group] for group in planted.values()])
+        found = torch.tensor([numbers[group] for group in planted.values()], device="cpu")
         if self.groups == "random":
-            found = found[torch.randperm(len(found), generator=torch.Generator().manual_seed(self.clusters.seed))]
+            generator = torch.Generator().manual_seed(self.clusters.seed)
+            found = found[torch.randperm(len(found), generator=generator, device="cpu")]
         return list(found.tolist())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -173,15 +179,17 @@ class NetworkClusteringCallback(Callback):
             # Sharded modules are restored after on_fit_start, here from a checkpoint that knows nothing of clusters.
             self.clusters.reset()
             self.clusters.attach(pl_module, fresh=False)
-        epochs = trainer.max_epochs
+        epochs, self._warmup_epochs = trainer.max_epochs, self.warmup_epochs
         if self.warmup_epochs is not None and epochs is not None and 0 <= epochs <= self.warmup_epochs:
             rank_zero_warn(f"training stops after {epochs} epochs, within the warm-up: nothing will be clustered")
         elif self.warmup_steps is not None and 0 <= trainer.max_steps <= self.warmup_steps:
             rank_zero_warn(f"training stops after {trainer.max_steps} steps, within the warm-up: nothing is clustered")
         elif self.warmup_epochs is None and self.warmup_steps is None:
             steps = trainer.estimated_stepping_batches
-            if steps < 0 and epochs is not None:  # of data whose length is not known
-                self.warmup_epochs = -(-epochs // 2)
+            if steps < 0:  # of data whose length is not known
+                steps = math.inf
+                if epochs is not None and epochs >= 0:
+                    self._warmup_epochs = -(-epochs // 2)
             self.clusters.warmup_steps = max(steps / 2, 2)  # a step of each half
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -198,7 +206,7 @@ class NetworkClusteringCallback(Callback):
         self.clusters.before_step(self._is_warmup(trainer), optimizer if len(trainer.optimizers) > 1 else None)
 
     def _is_warmup(self, trainer: Trainer) -> bool | None:
-        return None if self.warmup_epochs is None else trainer.current_epoch < self.warmup_epochs
+        return None if self._warmup_epochs is None else trainer.current_epoch < self._warmup_epochs
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -12,6 +12,7 @@ from torch.utils.data import RandomSampler
 from lightning_ncmtl.clustering.halves import HalvesSampler
 from lightning_ncmtl.clustering.layout import NumClusters
 from lightning_ncmtl.clustering.network_clustering import NetworkClustering
+from lightning_ncmtl.clustering.settings import is_number
 from lightning_ncmtl.clustering.target_spec import TargetLike, read_target
 from lightning_ncmtl.errors import InputError
 
@@ -59,6 +60,8 @@ class NetworkClusteringTrainerCallback(TrainerCallback):  # type: ignore[misc]
         **settings: Any,
     ) -> None:
         self.clusters = NetworkClustering(None, num_clusters, targets, warmup_steps=warmup_steps, **settings)
+        if freeze_after_epochs is not None and not is_number(freeze_after_epochs):
+            raise InputError(f"freeze_after_epochs must be a number from 0, found {freeze_after_epochs!r}")
         self._lasts_half = warmup_steps is None and self.clusters.warmup == "shared"
         self.freeze_after_epochs = freeze_after_epochs
         names = [read_target(target).name for target in self.clusters.targets or ()]

@@ -484,7 +484,7 @@ BAD = [
     ),
     (["fit", "--data.source", "FDUMTL", "--data.source.path", "none"], "'a' has no documents: the domain is left out"),
     (["fit", "--data.text.vectors", "wide.txt"], "do not fit the encoder's embedding table"),
-    (["fit", "--clustering.commitment", "2"], "commitment must be between 0 and 1, found 2"),
+    (["fit", "--clustering.commitment", "2"], "commitment must be a number between 0 and 1, found 2"),
     (["fit", "--run_dir", "whole"], "already holds a run"),
     (["test", "--ckpt_path", "nothing.ckpt"], "'nothing.ckpt' does not exist"),
     (["test", "--ckpt_path", "small.yaml"], "is not a checkpoint"),

@@ -140,7 +140,7 @@ def lloyd(x: Tensor, assignment: Tensor, k: int, max_iterations: int, wait: bool
 
 def cold_start(x: Tensor, k: int, restarts: int, max_iterations: int, generator: torch.Generator) -> Tensor:
     """The clusters ``[N]`` from the best of several starts on a sample: N x N products would be too many."""
-    sample = torch.randperm(len(x), generator=generator)[: _gram.sample_size(k)].to(x.device)
+    sample = torch.randperm(len(x), generator=generator, device="cpu")[: _gram.sample_size(k)].to(x.device)
     found = _gram.cold_start(_gram.gram(x[sample]), k, restarts, max_iterations, generator)
     nearest = distances_to(x, means(x[sample], found, k)).distances.argmin(1)
     return lloyd(x, nearest, k, max_iterations, wait=True)

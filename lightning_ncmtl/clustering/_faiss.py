@@ -86,7 +86,7 @@ def describe_faiss(devices: Sequence[torch.device]) -> list[str]:
         check_faiss()
     except InputError as error:
         return [str(error)]
-    points = torch.eye(4) - 0.25
+    points = torch.eye(4, device="cpu") - 0.25
     labels = faiss_lloyd(points, points[None, :2], 4)
     runs = "runs" if len(labels.unique()) == 2 else f"gives wrong clusters {labels.tolist()}"
     build = "GPUs" if hasattr(faiss, "StandardGpuResources") else "CPUs"

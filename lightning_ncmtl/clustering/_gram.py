@@ -171,7 +171,8 @@ def plus_plus(products: Tensor, k: int, restarts: int, generator: torch.Generato
     """
     norms = products.diagonal()
     distances = (norms + norms.unsqueeze(1) - 2 * products).clamp(min=0)
-    draws = torch.rand(restarts, k, min(k, CANDIDATES), generator=generator, dtype=torch.float64).to(products.device)
+    shape = restarts, k, min(k, CANDIDATES)
+    draws = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(products.device)
     chosen = (draws[:, :1, 0] * len(products)).long()
     closest = distances[chosen[:, 0]]
     for step in range(1, k):

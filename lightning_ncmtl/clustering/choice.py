@@ -37,8 +37,13 @@ def choose_num_clusters(
         A number from 2 to the bound.
 
     Raises:
-        InputError: If a value is not finite.
+        InputError: If a value is not finite, or there is nothing to choose from.
     """
+    if len(points) < 2 or max_clusters < 2:
+        raise InputError(
+            f"there is no number of clusters to choose of {len(points)} points and with max_clusters {max_clusters}: "
+            "both must be at least 2"
+        )
     from sklearn.metrics import silhouette_score  # slow to import
 
     products = summed(gram(points), group)

@@ -11,6 +11,7 @@ from lightning_ncmtl.clustering.evidence import LEVEL, Evidence, group_tasks
 from lightning_ncmtl.clustering.kmeans import Backend
 from lightning_ncmtl.clustering.layer_state import LayerState
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.layers.whole import is_whole
 
 
 def fix_clusters(
@@ -36,7 +37,9 @@ def fix_clusters(
         backend: The k-means to use.
     """
     device = next(iter(states.values())).target.device
-    numbers = {name: state.num_clusters or evidence.num_clusters for name, state in states.items()}
+    # On which ranks of other hardware may disagree, too
+    chosen = int(agree({"": torch.tensor(evidence.num_clusters, device=device)})[""])
+    numbers = {name: state.num_clusters or chosen for name, state in states.items()}
     found: dict[int, Tensor] = {}
     fewer: Tensor | None = None
     for k in sorted(set(numbers.values())):
@@ -52,8 +55,11 @@ def fix_given(states: Mapping[str, LayerState], groups: Sequence[int], step: int
     """Give all layers the same clusters, which somebody knows: ``groups`` [N], from 0.
 
     Raises:
-        InputError: If there is not one for each task, or the layers were to have another number of clusters.
+        InputError: If there is not one for each task, a number has no task, or the layers were to have another number
+            of clusters.
     """
+    if not all(is_whole(group, 0) for group in groups) or len({*groups}) <= max(groups, default=0):
+        raise InputError(f"clusters must be given in a list of whole numbers, from 0 without a gap, found {groups}")
     number = max(groups, default=0) + 1
     for name, state in states.items():
         if len(groups) != len(state.target.tasks):

@@ -73,9 +73,14 @@ def multiply_halves(first: Tensor, second: Tensor, group: dist.ProcessGroup | No
     Returns:
         ``[2N, 2N]`` float64, so scaled that the squared lengths add up to 1: layers count alike, however wide.
     """
-    n = len(first)
+    n, device = len(first), first.device.type
     rows = torch.cat([first, second])
-    products = _to_unit_length(summed((rows @ rows.T).double(), group))
+    if torch.is_autocast_enabled(device):  # where somebody's whole loop is under it
+        with torch.autocast(device, enabled=False):
+            products = rows @ rows.T
+    else:
+        products = rows @ rows.T
+    products = _to_unit_length(summed(products.double(), group))
     center = torch.eye(n, dtype=products.dtype, device=products.device) - 1 / n
     center = torch.block_diag(center, center)
     products = center @ products @ center
@@ -111,10 +116,10 @@ def weigh_evidence(
     generator = torch.Generator().manual_seed(seed)
     numbers = [*range(2, min(max_clusters, n - 1) + 1), n]
     trees = [_grow(half, numbers, min(restarts, 5), generator) for half in (one, other)]
-    orders = torch.rand(permutations, n, generator=generator).argsort(1)
+    orders = torch.rand(permutations, n, generator=generator, dtype=torch.float32, device="cpu").argsort(1)
     hits, lengths, chances = [], [], []
     for k in numbers:
-        hit, length, chance = torch.zeros(n), torch.zeros(n), torch.zeros(permutations)
+        hit, length, chance = (products.new_zeros(number) for number in (n, n, permutations))
         # Task t of one half is taken for task orders[t] of the other, in both directions.
         for half, between, tree, order in (
             (one, cross, trees[0], orders),
@@ -122,7 +127,7 @@ def weigh_evidence(
         ):
             clusters = tree[k]
             means = _mean_rows(between, clusters, k)  # [K, N], how well each cluster predicts each task
-            hit = hit + means[clusters, torch.arange(n)] / 2
+            hit = hit + means[clusters, torch.arange(n, device="cpu")] / 2
             chance = chance + means[clusters, order].sum(1) / 2
             length = length + _mean_lengths(half, clusters, k)[clusters] / 2
         hits.append(hit)
@@ -210,7 +215,7 @@ def _divide(products: Tensor, clusters: Tensor, cluster: Callable[[Tensor, int],
                 mine = products[tasks][:, tasks]
                 parts = cluster(mine, 2)
                 if parts.eq(parts[0]).all():
-                    parts = torch.arange(len(tasks)) % 2
+                    parts = torch.arange(len(tasks), device="cpu") % 2
                 helped = _mean_lengths(mine, parts, 2) @ parts.bincount().double()
                 divisions[each] = float(helped - mine.mean() * len(mine)), tasks[parts == 1]
         best = max(divisions, key=lambda each: divisions[each][0])
@@ -223,15 +228,15 @@ def _divide(products: Tensor, clusters: Tensor, cluster: Callable[[Tensor, int],
 def _grow(products: Tensor, numbers: Sequence[int], restarts: int, generator: torch.Generator) -> dict[int, Tensor]:
     """For each number of clusters these, cut out of one hierarchy: far cheaper than to look for each anew."""
     n = len(products)
-    start = torch.zeros(n, dtype=torch.int64)
+    start = torch.zeros(n, dtype=torch.int64, device="cpu")
     tree = _divide(products, start, lambda of, k: _cluster(of, k, restarts, generator))
     cuts = dict(zip(range(1, max(k for k in [1, *numbers] if k < n) + 1), tree, strict=False))
-    return {k: torch.arange(n) if k == n else cuts[k] for k in numbers}
+    return {k: torch.arange(n, device="cpu") if k == n else cuts[k] for k in numbers}
 
 
 def _cluster(products: Tensor, k: int, restarts: int, generator: torch.Generator) -> Tensor:
     n = len(products)
-    return torch.arange(n) % k if k in (1, n) else cold_start(products, k, restarts, 100, generator)
+    return torch.arange(n, device="cpu") % k if k in (1, n) else cold_start(products, k, restarts, 100, generator)
 
 
 def _to_unit_length(products: Tensor) -> Tensor:
@@ -253,7 +258,7 @@ def _mean_lengths(products: Tensor, clusters: Tensor, k: int) -> Tensor:
 def _correlate_pairs(one: Tensor, other: Tensor) -> tuple[float, float]:
     """Correlation of two symmetric matrices off the diagonal, and its standard error (leaving out each task once)."""
     n = len(one)
-    off = 1 - torch.eye(n, dtype=one.dtype)
+    off = 1 - torch.eye(n, dtype=one.dtype, device=one.device)
     moments = torch.stack([off, one * off, other * off, one.square() * off, other.square() * off, one * other * off])
     total, of_task = moments.sum((1, 2), keepdim=True)[..., 0], 2 * moments.sum(2)
     count, x, y, xx, yy, xy = torch.cat([total, total - of_task], 1)

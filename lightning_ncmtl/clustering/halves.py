@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import Sampler
 
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.layers.whole import is_whole
 
 
 class HalvesSampler(Sampler[int]):
@@ -36,15 +37,15 @@ class HalvesSampler(Sampler[int]):
     """
 
     def __init__(self, num_examples: int, examples_per_step: int, seed: int = 0) -> None:
-        if not 1 <= examples_per_step < num_examples:
+        if not (is_whole(num_examples) and is_whole(examples_per_step) and examples_per_step < num_examples):
             raise InputError(
-                f"a step of the optimizer takes {examples_per_step} of {num_examples} examples: a shared warm-up needs "
-                "two steps in an epoch, at least; make batches smaller, or choose warmup='apart'"
+                f"a step of the optimizer takes {examples_per_step!r} of {num_examples!r} examples: a shared warm-up "
+                "needs two steps in an epoch, at least; make batches smaller, or choose warmup='apart'"
             )
         self.seed, self.epoch = seed, 0
         self.steps_per_epoch = -(-num_examples // examples_per_step)
-        self._halves = torch.arange(num_examples) // examples_per_step % 2  # of each place in an epoch
-        self._examples = torch.randperm(num_examples, generator=torch.Generator().manual_seed(seed))
+        self._halves = torch.arange(num_examples, device="cpu") // examples_per_step % 2  # of each place in an epoch
+        self._examples = torch.randperm(num_examples, generator=torch.Generator().manual_seed(seed), device="cpu")
 
     def half_of(self, step: int) -> int:
         """The half, 0 or 1, of a step of the optimizer: the number of steps before it, in all epochs."""
@@ -58,6 +59,6 @@ class HalvesSampler(Sampler[int]):
         order = torch.empty_like(self._examples)
         for half in (0, 1):
             places = (self._halves == half).nonzero().flatten()
-            order[places] = self._examples[places[torch.randperm(len(places), generator=generator)]]
+            order[places] = self._examples[places[torch.randperm(len(places), generator=generator, device="cpu")]]
         yield from order.tolist()
         self.epoch += 1

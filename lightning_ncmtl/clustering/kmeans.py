@@ -10,6 +10,7 @@ from torch import distributed as dist
 from lightning_ncmtl.clustering import _direct, _gram
 from lightning_ncmtl.clustering._faiss import check_faiss, faiss_lloyd
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.layers.whole import is_whole
 
 Backend = Literal["auto", "gram", "faiss"]
 Metric = Literal["euclidean", "cosine"]
@@ -77,9 +78,9 @@ def kmeans(
     _check(x, k, backend, init, restarts, max_iterations, group)
     waits = x.is_cpu or init is None or init.ndim == 2
     init = None if init is None else init.to(x.device)
-    if k in (1, len(x)):
+    if k == 1 or (k == len(x) and init is None):
         found = torch.arange(len(x), device=x.device) % k
-    elif backend == "faiss":
+    elif backend == "faiss" and k < len(x):
         found = _run_faiss(x, k, init, restarts, max_iterations, seed)
     elif init is None:
         (found,) = cold_assignments([x], [k], restarts, seed, max_iterations, group)
@@ -225,7 +226,7 @@ def _run_faiss(points: Tensor, k: int, init: Tensor | None, restarts: int, max_i
     points = (points - origin).float()
     if init is None:
         generator = torch.Generator().manual_seed(seed)
-        sample = torch.randperm(len(points), generator=generator)[: _gram.sample_size(k)]
+        sample = torch.randperm(len(points), generator=generator, device="cpu")[: _gram.sample_size(k)]
         some = points[sample.to(points.device)]
         starts = some[_gram.plus_plus(_gram.gram(some), k, restarts, generator)]
     elif init.ndim == 1:
@@ -258,15 +259,17 @@ def _check(
 ) -> None:
     if x.ndim != 2 or not x.is_floating_point():
         raise InputError(f"k-means needs floating-point points [N, D], found {x.dtype} of shape {list(x.shape)}")
-    if not 1 <= k <= len(x):
-        raise InputError(f"the number of clusters must be between 1 and the number of points {len(x)}, found {k}")
+    if not (is_whole(k) and k <= len(x)):
+        raise InputError(f"the number of clusters must be between 1 and the number of points {len(x)}, found {k!r}")
     check_backend(backend)
     if backend == "faiss" and group is not None:
         raise InputError("FAISS needs whole points: choose backend='gram' where each rank has a slice of them")
     if x.device.type == "mps":
         raise InputError("k-means needs float64, which MPS lacks: move the points to the CPU")
-    if restarts < 1 or max_iterations < 1:
-        raise InputError(f"restarts and max_iterations must be at least 1, found {restarts} and {max_iterations}")
+    if not (is_whole(restarts) and is_whole(max_iterations)):
+        raise InputError(
+            f"restarts and max_iterations must be whole numbers from 1, found {restarts!r} and {max_iterations!r}"
+        )
     if init is None:
         return
     if init.is_floating_point() and init.shape != (k, x.shape[1]):

@@ -39,6 +39,7 @@ class LayerState:
     def __post_init__(self) -> None:
         self._target: Target | None = None  # as long as there is none, tensors are whole
         self._layer: PerTask | None = None
+        self._told: Tensor | None = None  # what the layer was given as its assignment
 
     @property
     def target(self) -> Target:
@@ -64,7 +65,8 @@ class LayerState:
         self._target, self._layer = target, layer
         if isinstance(layer, ClusterLinear):  # not all ways to restore a layer restore what is no parameter
             layer.num_clusters = self.num_clusters or layer.num_clusters
-            layer.assignment = layer.assignment if self.assignment is None else self.assignment.cpu()
+            if self.assignment is not None:
+                self._tell(self.assignment.cpu())
         if self.is_settled and self.assignment is not None:  # a checkpoint may lie before the sharing of a step
             target.share(self.assignment, self.count_clusters(self.assignment))
         self.freeze_layer()
@@ -128,10 +130,11 @@ class LayerState:
         return self.assignment, self.count_clusters(self.assignment)
 
     def find_assignment(self) -> Tensor | None:
-        """The assignment, where the parameters are by now: after a training they may leave its device."""
-        if self.assignment is None or self._target is None:
-            return self.assignment
-        return self.assignment.to(self._target.device)
+        """A copy of the assignment, where the parameters are by now: after a training they may leave its device."""
+        if self.assignment is None:
+            return None
+        device = self.assignment.device if self._target is None else self._target.device
+        return self.assignment.to(device, copy=True)
 
     def has(self, assignment: Tensor) -> bool:
         """Whether this is the assignment that the layer has."""
@@ -157,13 +160,12 @@ class LayerState:
         self.assignment = assignment
         if changed:
             self.record(step, assignment.tolist())
-            if isinstance(self._layer, ClusterLinear):
-                self._layer.assignment = assignment.cpu()
+            self._tell(assignment.cpu())
 
     def take(self, assignment: Tensor) -> None:
         """Take an assignment ``[N]`` that the host has not seen: :meth:`note` tells it later."""
-        if assignment is not self.assignment and isinstance(self._layer, ClusterLinear):
-            self._layer.assignment = assignment  # on its device for so long, as somebody may save it
+        if assignment is not self.assignment:
+            self._tell(assignment)  # on its device for so long, as somebody may save it
         self.assignment = assignment
 
     def note(self, assignment: Tensor, step: int) -> None:
@@ -171,8 +173,12 @@ class LayerState:
         clusters = assignment.tolist()
         if not self.trace or self.trace[-1][1] != clusters:
             self.record(step, clusters)
+        self._tell(assignment.clone())
+
+    def _tell(self, assignment: Tensor) -> None:
+        """Let a layer of this package know its assignment."""
         if isinstance(self._layer, ClusterLinear):
-            self._layer.assignment = assignment.clone()
+            self._told = self._layer.assignment = assignment
 
     def record(self, step: int, assignment: Sequence[int]) -> None:
         """Append an assignment ``[N]``, which began at a step, to the trace.
@@ -190,8 +196,13 @@ class LayerState:
         self.residual = None
 
     def freeze_layer(self) -> None:
-        """Let a layer of this package, whose tasks share for good by now, compute by clusters."""
+        """Let a layer of this package, whose tasks share for good by now, compute by clusters.
+
+        Where somebody has loaded weights in the middle of a training, it knows the clusters of those.
+        """
         layer = self._layer
+        if self._told is not None and isinstance(layer, ClusterLinear) and layer.assignment is not self._told:
+            layer.assignment = self._told
         if layer is not None and layer.frozen_clusters is None and self.is_settled and self.assignment is not None:
             layer.freeze_clusters(self.assignment)
 

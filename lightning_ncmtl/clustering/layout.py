@@ -10,6 +10,7 @@ from lightning_ncmtl.clustering.target_spec import TargetLike, read_target
 from lightning_ncmtl.clustering.targets import advise, find_targets
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import cluster_layers, per_task_layers, plain_name
+from lightning_ncmtl.layers.whole import is_whole
 
 NumClusters: TypeAlias = int | Literal["auto"] | list[int | Literal["auto"]] | None
 
@@ -48,7 +49,8 @@ def find_layout(
         specific: The layers that share only in a shared warm-up; ``None`` for all others of this package.
 
     Raises:
-        InputError: If there is nothing to cluster, a target cannot be clustered, or numbers and names do not fit.
+        InputError: If there is nothing to cluster, a target cannot be clustered where it is, or numbers and names do
+            not fit.
     """
     layers = cluster_layers(module)
     wanted_targets: list[TargetLike] = list(layers if targets is None else targets)
@@ -66,6 +68,7 @@ def find_layout(
     if specific is None:
         specific = others = _find_others(module, find_targets(module, wanted_targets))
     all_of_them = find_targets(module, [*wanted_targets, *specific])
+    _check_devices(all_of_them)
     found = dict(zip(names, all_of_them, strict=False))
     tasks = _name_tasks(list(found.values()), task_names)
     wanted: list[Any]
@@ -75,6 +78,16 @@ def find_layout(
         wanted = num_clusters if isinstance(num_clusters, list) else [num_clusters] * len(names)
     shared = dict(zip(others, all_of_them[len(names) :], strict=True))
     return Layout(found, tasks, _check_numbers(wanted, names, len(tasks)), shared)
+
+
+def _check_devices(targets: Sequence[Target]) -> None:
+    """Refuse parameters that are not all on one device, and one that cannot compute with them."""
+    where = {p.device: name for target in targets for task in target.parameters for name, p in task}
+    if len(where) > 1:
+        places = ", ".join(f"{name} on {device}" for device, name in where.items())
+        raise InputError(f"all that is clustered must be on one device, found {places}: move it to one of them")
+    if "mps" in {device.type for device in where}:
+        raise InputError("network clustering needs float64, which MPS lacks: train on the CPU (accelerator 'cpu')")
 
 
 def _find_others(module: nn.Module, targets: Sequence[Target]) -> list[str]:
@@ -103,6 +116,8 @@ def _check_numbers(wanted: Sequence[Any], names: Sequence[str], num_tasks: int) 
             f"num_clusters {wanted} must have one value for each of the {len(names)} targets {', '.join(names)}"
         )
     for name, k in zip(names, wanted, strict=True):
-        if k != "auto" and not (isinstance(k, int) and 1 <= k <= num_tasks):
-            raise InputError(f"num_clusters of {name} must be 'auto' or in 1 .. {num_tasks} tasks, found {k}")
-    return {name: None if k == "auto" else k for name, k in zip(names, wanted, strict=True)}
+        if k != "auto" and not (is_whole(k) and k <= num_tasks):
+            raise InputError(f"num_clusters of {name} must be 'auto' or in 1 .. {num_tasks} tasks, found {k!r}")
+    # Of one task there is nothing to choose
+    chosen = {name: None if k == "auto" and num_tasks > 1 else k for name, k in zip(names, wanted, strict=True)}
+    return {name: 1 if k == "auto" else k for name, k in chosen.items()}

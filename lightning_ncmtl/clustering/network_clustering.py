@@ -20,7 +20,7 @@ from lightning_ncmtl.clustering.start import check_alike, start_alike, start_apa
 from lightning_ncmtl.clustering.target_spec import TargetLike, check_targets, plain, read_targets
 from lightning_ncmtl.clustering.targets import reshard
 from lightning_ncmtl.clustering.undone import warn_if_back
-from lightning_ncmtl.clustering.warmup import SharedWarmup
+from lightning_ncmtl.clustering.warmup import SharedWarmup, read_half
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import PerTask, cluster_layers, per_task_layers
 
@@ -148,6 +148,7 @@ class NetworkClustering:
         self._warmup: SharedWarmup | None = None  # as long as it lasts
         self._saved_warmup: dict[str, Any] | None = None
         self._half: int | None = None  # of a step that start_step began
+        self._begun: set[int] = set()  # the halves of all batches since the last step
         self._has_learned: bool | None = None  # in this step; None if before_step was not called
         self._layers: list[PerTask] = []  # targets that are layers of this package
         self._late: Late | None = None  # of the last step, on a GPU
@@ -233,6 +234,7 @@ class NetworkClustering:
         Raises:
             InputError: If that is not one for each task, or does not fit the settings.
         """
+        self._check_module()
         if self.warmup != "shared":
             raise InputError(f"given clusters are for warmup='shared', found {self.warmup!r}")
         fix_given(self._states, groups, self.steps + 1)
@@ -245,14 +247,21 @@ class NetworkClustering:
         In a shared warm-up each task computes with what one half of the data has made of it.
 
         Args:
-            half: 0 or 1, of which half of the data the batch is (``batch["half"]``). By default steps alternate, which
-                makes halves disjoint only as long as no example is seen twice: else the evidence is too good.
+            half: 0 or 1, of which half of the data the batch is (``batch["half"]``), the same on all ranks. By default
+                steps alternate, which makes halves disjoint only as long as no example is seen twice: else the evidence
+                is too good. Of several batches whose gradients add up call it for each; those of both halves tell
+                nothing.
             warmup: As in :meth:`step`.
+
+        Raises:
+            InputError: If a half is neither, or there is no module yet.
         """
-        self._half = self.steps % 2 if half is None else half
+        self._half = None
         if self._warmup is not None and self._module is not None and self._warmup.is_sharded:
             reshard(self._module)
         if (shared := self._go_on(warmup)) is not None:
+            self._half = self.steps % 2 if half is None else read_half(half)
+            self._begun.add(self._half)
             shared.enter(self._half)
 
     @torch.no_grad()
@@ -269,7 +278,7 @@ class NetworkClustering:
             self._has_learned = self._has_learned or False
             return
         if (shared := self._go_on(warmup)) is not None and self._half is not None:
-            shared.learn(self._half)
+            shared.learn(self._half if len(self._begun) < 2 else None, again=bool(self._has_learned))
             self._has_learned = True
         if self.warmup == "shared":
             due = (shared is None or state.num_clusters == 1 for state in self._states.values())
@@ -291,7 +300,7 @@ class NetworkClustering:
         assert self._places is not None  # as there is a module
         self._places.check()
         self._catch_up()
-        self._just_started = []
+        self._just_started, self._begun = [], set()
         if shared is not None:
             if self._has_learned is None:
                 raise InputError(
@@ -415,10 +424,13 @@ class NetworkClustering:
         if late is not None:
             late.tell(self._states, self.tasks)
 
-    def _go_on(self, warmup: bool | None) -> SharedWarmup | None:
-        """The shared warm-up, if the step that begins or goes on is one of it; at its end it fixes the clusters."""
+    def _check_module(self) -> None:
         if self._module is None:
             raise InputError("there is nothing to cluster yet: give NetworkClustering a module, or attach one")
+
+    def _go_on(self, warmup: bool | None) -> SharedWarmup | None:
+        """The shared warm-up, if the step that begins or goes on is one of it; at its end it fixes the clusters."""
+        self._check_module()
         shared = self._warmup
         if shared is None or (not shared.is_over and (self.steps < self.warmup_steps if warmup is None else warmup)):
             return shared

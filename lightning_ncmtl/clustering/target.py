@@ -54,10 +54,19 @@ class Target:
         return [self._unstack(p) for _, p in self.parameters[0]]
 
     def gradients(self) -> "Target":
-        """The gradients of the parameters, to read and to write; zeros where there was none."""
-        for _, parameter in (pair for task in self.parameters for pair in task):
+        """The gradients of the parameters, to read and to write; zeros where there was none.
+
+        Raises:
+            InputError: If they are sparse.
+        """
+        for name, parameter in (pair for task in self.parameters for pair in task):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+            elif parameter.grad.layout != torch.strided:
+                raise InputError(
+                    f"{name} has sparse gradients, of which tasks that share cannot be given the mean: make them dense "
+                    "(sparse=False), or choose warmup='apart'"
+                )
         named: Any = [[(name, parameter.grad) for name, parameter in task] for task in self.parameters]
         return self._of(named)
 
@@ -111,7 +120,14 @@ class Target:
     def share(self, assignment: Tensor, num_clusters: int) -> None:
         """Give the tasks of each cluster ``[N]`` the mean of their parameters; equal ones stay as they are."""
         rows, clusters = self.read(), assignment.to(self.device)
-        self.write(means(rows, clusters, num_clusters).index_select(0, clusters))
+        if rows.dtype != torch.float64:
+            self.write(means(rows, clusters, num_clusters).index_select(0, clusters))
+            return
+        # Sums of equal numbers are rounded in their own type: from the first task of a cluster, they are zeros
+        numbers = torch.arange(num_clusters, device=clusters.device).unsqueeze(1)
+        first = (clusters == numbers).int().argmax(1).index_select(0, clusters)
+        origin = rows.index_select(0, first)
+        self.write(origin + means(rows - origin, clusters, num_clusters).index_select(0, clusters))
 
     @property
     def group(self) -> dist.ProcessGroup | None:
@@ -186,7 +202,7 @@ class Target:
 
     @cached_property
     def _indices(self) -> Tensor:
-        return torch.tensor(self.order)
+        return torch.tensor(self.order, device="cpu")
 
     @cached_property
     def _shapes(self) -> list[torch.Size]:

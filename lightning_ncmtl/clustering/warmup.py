@@ -36,6 +36,14 @@ FIRST, GROWTH = 100, 2**0.5
 ALIKE = 4
 
 
+def read_half(half: Any) -> int:
+    """Which half of the data a batch says that it is of."""
+    number = half.tolist() if isinstance(half, Tensor) else half
+    if number not in (0, 1):
+        raise InputError(f"all of a batch must be of one half of the data, 0 or 1, found half={number!r}")
+    return int(number)
+
+
 class SharedWarmup:
     """What a shared warm-up keeps of some layers.
 
@@ -82,9 +90,14 @@ class SharedWarmup:
         for views in self._views:
             views.enter(half, keep=self.steps % EVERY == LOOK)
 
-    def learn(self, half: int) -> None:
-        """Take the tasks' gradients of a batch of a half, and give all tasks the mean of them."""
-        self._seen[half] += 1
+    def learn(self, half: int | None, again: bool = False) -> None:
+        """Take the tasks' gradients of a batch of a half, and give all tasks the mean of them.
+
+        Where several optimizers step, one after the other, that is done again in the same step. From gradients of both
+        halves (``None``) nothing is learned of either.
+        """
+        if half is not None:
+            self._seen[half] += not again
         for views in self._views:
             views.learn(half)
 
@@ -131,7 +144,10 @@ class SharedWarmup:
             InputError: If there is no evidence, for or against, or weights are not finite.
         """
         if (evidence := self.weigh()) is None:
-            raise InputError("the warm-up has seen no steps of one half of the data: make it longer")
+            raise InputError(
+                "the warm-up has seen no steps of one half of the data: make it longer, and accumulate gradients of "
+                "batches of the same half only"
+            )
         settings = {name: self._settings[name] for name in ("restarts", "seed")}
         fix_clusters(states, evidence, step, backend=backend, **settings)
         return evidence
@@ -176,7 +192,7 @@ class _Views:
         targets = list(layers.values())
         self._names = list(layers)
         self._widths = [target.read().shape[1] for target in targets]  # of this rank's slices
-        self._sizes = torch.tensor([float(target.size) for target in targets])
+        self._sizes = torch.tensor([float(target.size) for target in targets], device="cpu")
         self._target = merge(targets)
         check_mesh(self._target)
         self.is_sharded = self._target.group is not None
@@ -197,7 +213,7 @@ class _Views:
         lengths = STEP * (self._target.total(squares) / self._sizes).sqrt_()
         self._unit = torch.cat([each.expand(width) for each, width in zip(lengths, self._widths, strict=True)])
 
-    def learn(self, half: int) -> None:
+    def learn(self, half: int | None) -> None:
         """Give all tasks the mean of their gradients, and let each make a step of its own along the rest.
 
         Each number of it is divided by its root mean square over time, so that the step is of :data:`STEP` of the
@@ -207,6 +223,8 @@ class _Views:
         gradients = target.read()
         mean = gradients.mean(0)
         target.write(mean.expand_as(gradients))
+        if half is None:
+            return
         gradients, mean = widen(gradients), widen(mean)
         # A gradient scaler leaves out a step with infinite ones, and so do we: the memory of this step is no gradient.
         is_finite = self._target.total(gradients.sum()).isfinite()

@@ -11,8 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
-_KNOWN = "_ncmtl_on_host"  # an attribute of tensors: their values on the CPU, and the version that had them
+from lightning_ncmtl.errors import InputError
+
+# Of tensors: their values on the CPU, and the versions of both that are the same. No attribute of theirs, which copies
+# and pickles would take along, whose versions are counted anew.
+_KNOWN = WeakTensorKeyDictionary()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -24,20 +29,29 @@ def on_host(values: Tensor) -> Tensor:
     """
     if values.is_cpu:
         return values
-    known, versions = getattr(values, _KNOWN, (None, None))
+    known, versions = _KNOWN.get(values, (None, None))
     if known is None or values.is_inference() or versions != (values._version, _version(known)):
         known = values.cpu()
         _set(values, known)
-    return known
+    return known  # type: ignore[no-any-return]
 
 
 def remember(moved: Any, batch: Any) -> Any:
     """``moved``, of which the values that ``batch``, the same collection, has on the CPU are remembered there.
 
-    Until they are changed in place, in the one or in the other.
+    Until they are changed in place, in the one or in the other. A tensor of another shape or type than in ``batch`` is
+    not what that has.
+
+    Raises:
+        InputError: If the two do not have as many values.
     """
-    for there, here in zip(tree_leaves(moved), tree_leaves(batch), strict=True):
-        if isinstance(here, Tensor) and here.is_cpu and not there.is_cpu:
+    theirs, ours = tree_leaves(moved), tree_leaves(batch)
+    if len(theirs) != len(ours):
+        raise InputError(f"what was moved must be the batch, found {len(theirs)} values of {len(ours)}")
+    for there, here in zip(theirs, ours, strict=True):
+        if not isinstance(here, Tensor) or not isinstance(there, Tensor) or there.is_cpu or not here.is_cpu:
+            continue
+        if (there.shape, there.dtype) == (here.shape, here.dtype):
             _set(there, here)
     return moved
 
@@ -58,7 +72,7 @@ def to_device(device: torch.device, *values: "Tensor | np.ndarray[Any, Any]") ->
 
 def _set(values: Tensor, known: Tensor) -> None:
     if not values.is_inference():  # which have no version
-        setattr(values, _KNOWN, (known, (values._version, _version(known))))
+        _KNOWN[values] = known, (values._version, _version(known))
 
 
 def _version(values: Tensor) -> int:

@@ -15,6 +15,7 @@ from lightning_ncmtl.layers._grouped_linear import grouped_linear
 from lightning_ncmtl.layers.names import plain_name
 from lightning_ncmtl.layers.per_task import PerTask, select_clusters
 from lightning_ncmtl.layers.routing import Routing, route
+from lightning_ncmtl.layers.whole import is_whole
 from lightning_ncmtl.torch_versions import DTensor, distribute_tensor, is_exporting
 
 
@@ -45,8 +46,8 @@ class TaskLinear(PerTask):
     def __init__(self, num_tasks: int, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
         for name, value in (("num_tasks", num_tasks), ("in_features", in_features), ("out_features", out_features)):
-            if value < 1:
-                raise InputError(f"{name} must be at least 1, found {value}")
+            if not is_whole(value):
+                raise InputError(f"{name} must be a whole number from 1, found {value!r}")
         self.num_tasks = num_tasks
         self.in_features = in_features
         self.out_features = out_features
@@ -153,9 +154,9 @@ class ClusterLinear(TaskLinear):
         bias: bool = True,
     ) -> None:
         super().__init__(num_tasks, in_features, out_features, bias)
-        if num_clusters != "auto" and not 1 <= num_clusters <= num_tasks:
+        if num_clusters != "auto" and not (is_whole(num_clusters) and num_clusters <= num_tasks):
             raise InputError(
-                f"num_clusters must be 'auto' or between 1 and the number of tasks {num_tasks}, found {num_clusters}"
+                f"num_clusters must be 'auto' or between 1 and the number of tasks {num_tasks}, found {num_clusters!r}"
             )
         self.num_clusters: int | Literal["auto"] = num_clusters
         self.assignment = torch.full((num_tasks,), -1, device="cpu")

@@ -63,7 +63,7 @@ class PerTask(nn.Module):
         self.frozen_clusters = None
         if assignment is None:
             return
-        if assignment.shape != (self.num_tasks,) or assignment.min() < 0:
+        if assignment.shape != (self.num_tasks,) or assignment.is_floating_point() or assignment.min() < 0:
             raise InputError(
                 f"clusters can be frozen once each of the {self.num_tasks} tasks has one, found {assignment.tolist()}"
             )

@@ -127,7 +127,7 @@ def route(task_ids: Tensor | Routing, num_tasks: int) -> Routing:
         num_tasks: Number of tasks N.
 
     Raises:
-        InputError: If a task id is out of range, or the routing is for another number of tasks.
+        InputError: If a task id is out of range or no integer, or the routing is for another number of tasks.
 
     Example:
         >>> route(torch.tensor([2, 0, 2]), num_tasks=3).sort()
@@ -142,6 +142,8 @@ def route(task_ids: Tensor | Routing, num_tasks: int) -> Routing:
 
 def _checked(task_ids: Tensor, num_tasks: int) -> Integers:
     """Task ids on the host, all in range."""
+    if task_ids.is_floating_point() and len(task_ids):  # torch.tensor([]) is
+        raise InputError(f"task ids must be integers, found {task_ids.dtype}")
     ids = _numpy(on_host(task_ids))
     if len(ids) and not 0 <= (low := ids.min()) <= (high := ids.max()) < num_tasks:
         found = low if low < 0 else high

@@ -21,6 +21,7 @@ from lightning_ncmtl.layers._cells import PlainCells
 from lightning_ncmtl.layers.host import to_device
 from lightning_ncmtl.layers.per_task import Clusters, PerTask, select_clusters
 from lightning_ncmtl.layers.routing import Routing, route
+from lightning_ncmtl.layers.whole import is_whole
 from lightning_ncmtl.torch_versions import is_exporting
 
 
@@ -59,8 +60,8 @@ class TaskModule(PerTask):
 
     def __init__(self, module: nn.Module, num_tasks: int) -> None:
         super().__init__()
-        if num_tasks < 1:
-            raise InputError(f"num_tasks must be at least 1, found {num_tasks}")
+        if not is_whole(num_tasks):
+            raise InputError(f"num_tasks must be a whole number from 1, found {num_tasks!r}")
         _check(module)
         self.num_tasks = num_tasks
         self._has_cells = any(isinstance(part, nn.RNNCellBase) for part in module.modules())

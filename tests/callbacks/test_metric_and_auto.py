@@ -144,7 +144,7 @@ def test_bounds_of_the_choice() -> None:
         ({"metric": "manhattan"}, "unknown metric 'manhattan': choose one of euclidean, cosine"),
         ({"metric": "cosine", "shared_start": False}, "compares ways from a shared start"),
         ({"metric": "cosine", "preset": "literal"}, "compares ways from a shared start"),
-        ({"max_clusters": 1}, "max_clusters must be at least 2, found 1"),
+        ({"max_clusters": 1}, "max_clusters must be a whole number from 2, found 1"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:

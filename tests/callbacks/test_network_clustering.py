@@ -408,10 +408,10 @@ def test_what_ended_a_training_is_told_rather_than_weights_of_its_last_step(
     ("settings", "message"),
     [
         ({"commitment": 1.5}, "between 0 and 1, found 1.5"),
-        ({"every_n_steps": 0}, "every_n_steps must be at least 1, found 0"),
-        ({"restarts": 0}, "restarts must be at least 1, found 0"),
-        ({"warmup_epochs": 0}, "warmup_epochs must be at least 1, found 0"),
-        ({"warmup": "apart", "warmup_epochs": -1}, "warmup_epochs must be at least 0, found -1"),
+        ({"every_n_steps": 0}, "every_n_steps must be a whole number from 1, found 0"),
+        ({"restarts": 0}, "restarts must be a whole number from 1, found 0"),
+        ({"warmup_epochs": 0}, "warmup_epochs must be a whole number from 1, found 0"),
+        ({"warmup": "apart", "warmup_epochs": -1}, "warmup_epochs must be a whole number from 0, found -1"),
         (
             {"warmup": "apart", "warmup_epochs": 4},
             "freeze_after_epochs 4 leaves no time to cluster after warmup_epochs 4",

@@ -342,6 +342,29 @@ def test_data_of_unknown_length(make_trainer: MakeTrainer) -> None:
         trainer = make_trainer(callbacks=[callback], **settings)
         trainer.fit(Heads(), DataLoader(Stream(), batch_size=16))
         assert callback.clusters.summarize()["heads"]["frozen_at_step"] == first
+        assert callback.warmup_epochs is None
+        # Another training with the callback goes by its own length
+        make_trainer(callbacks=[callback], max_epochs=4).fit(Heads(), DataLoader(Stream(), batch_size=16))
+        assert callback.clusters.summarize()["heads"]["frozen_at_step"] == 2 * STEPS + 1
+
+
+def test_training_without_an_end(make_trainer: MakeTrainer) -> None:
+    """Of a length that nobody knows there is no half."""
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            trainer.should_stop = trainer.global_step == 3 * STEPS
+
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(data())
+
+    for batches in (DataLoader(Stream(), batch_size=16), DataLoader(data(), batch_size=16)):
+        callback = NetworkClusteringCallback(2, "heads")
+        trainer = make_trainer(callbacks=[callback, Stop()], max_epochs=-1)
+        trainer.fit(Heads(), batches)
+        assert trainer.global_step == callback.clusters.steps == 3 * STEPS
+        assert not callback.assignments
 
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit")

@@ -224,6 +224,12 @@ def test_a_step_that_takes_all_examples_is_refused(tmp_path: Path) -> None:
         trainer.train()
 
 
+@pytest.mark.parametrize("value", ["3", -1, float("nan"), True])
+def test_epochs_of_another_kind(value: Any) -> None:
+    with pytest.raises(InputError, match="freeze_after_epochs must be a number from 0, found"):
+        NetworkClusteringTrainerCallback(2, "heads", freeze_after_epochs=value)
+
+
 def test_the_callback_of_lightning_says_which_one_to_take(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is for Lightning: .*hugging_face.NetworkClusteringTrainerCallback"):
         make_trainer(tmp_path, NetworkClusteringCallback(2, "net.heads"))

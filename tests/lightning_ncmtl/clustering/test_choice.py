@@ -31,6 +31,12 @@ def test_bounds() -> None:
     assert choose_num_clusters(torch.ones(5, 3)) == 2
 
 
+@pytest.mark.parametrize(("number", "most"), [(1, 20), (0, 20), (5, 1)])
+def test_there_must_be_something_to_choose(number: int, most: int) -> None:
+    with pytest.raises(InputError, match=f"of {number} points and with max_clusters {most}: both must be at least 2"):
+        choose_num_clusters(torch.ones(number, 3), most)
+
+
 def test_values_that_are_not_finite() -> None:
     with pytest.raises(InputError, match="not finite"):
         choose_num_clusters(torch.full((5, 3), torch.nan))

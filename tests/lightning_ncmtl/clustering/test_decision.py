@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from ranks import on_ranks
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
 
@@ -149,6 +150,23 @@ def test_tasks_share_at_once() -> None:
     heads = torch.stack([head.weight for head in model["heads"]])  # type: ignore[union-attr]
     for cluster in range(6):
         assert heads[second == cluster].eq(heads[second == cluster][0]).all()
+
+
+def decide_on_rank(rank: int, numbers: list[int | None]) -> None:
+    """Where ranks find other numbers and clusters, that of the first counts."""
+    found = []
+    for evidence in (find_evidence(parts=0.0), find_evidence(parts=0.0 if rank == 0 else 3.0, seed=7 * rank)):
+        layers = nn.ModuleDict({f"layer{place}": nn.Linear(2, TASKS) for place in range(len(numbers))})
+        states = attach(layers, dict(zip(layers, numbers, strict=True)))
+        found.append([clusters.tolist() for clusters in settle(states, evidence)])
+    assert find_evidence(parts=0.0).num_clusters == 3
+    assert find_evidence(parts=3.0, seed=7).num_clusters == 6
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("numbers", [[None], [None, 3], [6, None, 1]])
+def test_the_first_rank_decides(numbers: list[int | None]) -> None:
+    on_ranks(2, decide_on_rank, numbers)
 
 
 @pytest.mark.parametrize(

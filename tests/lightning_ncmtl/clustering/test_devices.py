@@ -10,8 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_ncmtl import ClusterLinear
-from lightning_ncmtl.clustering import NetworkClustering, _gram, kmeans, late, together
+from lightning_ncmtl import ClusterLinear, TaskModule
+from lightning_ncmtl.clustering import (
+    HalvesSampler,
+    NetworkClustering,
+    _gram,
+    choose_num_clusters,
+    kmeans,
+    late,
+    together,
+)
 from tests.support.device import DEVICE, DeviceCalls
 from tests.support.many_targets import NUMBERS, make, train
 
@@ -54,6 +62,64 @@ def test_sums_of_k_means_plus_plus_are_those_of_floats() -> None:
     for row in (0, 1, 2, 4):
         torch.testing.assert_close(sums[row].double() / sums[row, -1], expected[row] / expected[row, -1])
     assert not sums[3].any()
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[None]:
+    """Whatever does not say where it is made is made on the stand-in, where ``torch.set_default_device`` says so."""
+    torch.set_default_device(DEVICE)
+    yield
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"warmup_steps": 2},
+        {"warmup_steps": 2, "num_clusters": None},
+        {"preset": "literal"},
+        *(
+            {"warmup": "apart", "warmup_steps": 2, **more}
+            for more in ({}, {"num_clusters": None}, {"metric": "cosine"})
+        ),
+    ],
+    ids=str,
+)
+def test_the_default_device_does_not_matter(settings: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    found = []
+    for change in (False, True):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"layer": ClusterLinear(6, 3, 2), "wide": nn.Linear(2, 12)})
+        targets = ["layer", {"name": "wide", "rows_per_task": 2}]
+        if change:
+            request.getfixturevalue("elsewhere")
+        clusters = NetworkClustering(model, targets=targets, **{"num_clusters": 2, **settings})
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(5):
+            clusters.start_step()
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator, device="cpu")
+            clusters.before_step()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= parameter.grad  # type: ignore[arg-type]
+            clusters.step()
+        found.append((model.state_dict(), clusters.state_dict()["layers"]))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_parts_do_not_depend_on_the_default_device() -> None:
+    x = torch.randn(3000, 3, generator=torch.Generator().manual_seed(0), device="cpu")
+    for n, backend in ((30, "gram"), (3000, "gram"), (30, "faiss"), (3000, "faiss")):
+        assert kmeans(x[:n], 4, restarts=3, backend=backend).assignment.is_cpu  # type: ignore[arg-type]
+    assert 2 <= choose_num_clusters(x[:30]) <= 20
+    assert sorted(HalvesSampler(10, 4)) == list(range(10))
+    layer = ClusterLinear(6, 3, 2, num_clusters=2).to_empty(device="cpu")
+    assert layer.assignment.is_cpu
+    layer.freeze_clusters(torch.tensor([0, 1, 0, 1, 0, 1], device="cpu"))
+    for each in (layer, TaskModule(nn.Linear(3, 2, device="cpu"), 6)):
+        assert each(x[:4], torch.tensor([0, 1, 5, 1], device="cpu")).is_cpu
 
 
 @pytest.mark.parametrize("init", [torch.arange(8) % 2, torch.zeros(2, 3)], ids=["assignment", "centres"])

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from lightning_ncmtl.clustering import HalvesSampler
@@ -28,7 +30,7 @@ def test_the_order_is_that_of_its_epoch() -> None:
     assert list(HalvesSampler(50, 5, seed=1)) != epochs[0]
 
 
-@pytest.mark.parametrize("size", [0, 5, 6])
-def test_an_epoch_needs_two_steps(size: int) -> None:
-    with pytest.raises(InputError, match=f"takes {size} of 5 examples: .* two steps in an epoch, at least"):
+@pytest.mark.parametrize("size", [0, 5, 6, 2.5, "2", None])
+def test_an_epoch_needs_two_steps(size: Any) -> None:
+    with pytest.raises(InputError, match=f"takes {size!r} of 5 examples: .* two steps in an epoch, at least"):
         HalvesSampler(5, size)

@@ -169,6 +169,17 @@ def test_k_of_one_and_of_all_points(backend: Backend) -> None:
 
 
 @every_backend
+@pytest.mark.parametrize("start", [[0, 1, 2, 3], [3, 1, 0, 2], [2, 2, 2, 2], [0, 0, 1, 1]], ids=str)
+def test_of_as_many_clusters_as_points_each_keeps_its_number(start: list[int], backend: Backend) -> None:
+    x = points(4, 3)
+    found = kmeans(x, 4, backend=backend, init=torch.tensor(start)).assignment
+    assert sorted(found.tolist()) == [0, 1, 2, 3]
+    if len(set(start)) == 4:
+        assert found.tolist() == start
+        assert kmeans(x, 4, backend=backend, init=x[torch.tensor(start).argsort()]).assignment.tolist() == start
+
+
+@every_backend
 @pytest.mark.parametrize("copies", [1, 30])
 def test_empty_clusters_are_filled(copies: int, backend: Backend) -> None:
     x = torch.tensor([[0.0], [1.0], [10.0], [11.0]]).repeat(copies, 1)
@@ -298,6 +309,8 @@ def test_ranks_with_slices_of_the_points_find_what_one_finds(ranks: int, n: int,
     ("change", "message"),
     [
         ({"k": 0}, "between 1 and the number of points 6, found 0"),
+        ({"k": 2.0}, "between 1 and the number of points 6, found 2.0"),
+        ({"k": "2"}, "between 1 and the number of points 6, found '2'"),
         ({"k": 7}, "between 1 and the number of points 6, found 7"),
         ({"x": torch.zeros(6)}, "floating-point points"),
         ({"x": torch.zeros(6, 2, dtype=torch.int64)}, "found torch.int64"),
@@ -309,7 +322,8 @@ def test_ranks_with_slices_of_the_points_find_what_one_finds(ranks: int, n: int,
         ({"init": torch.zeros(6, dtype=torch.int32)}, "one int64 cluster for each of 6 points, found torch.int32"),
         ({"init": torch.arange(6)}, r"clusters in 0 .. 1, found tensor\(\[0, 1, 2, 3, 4, 5\]\)"),
         ({"init": torch.full((2, 2), torch.nan)}, "finite centres"),
-        ({"restarts": 0}, "at least 1, found 0"),
+        ({"restarts": 0}, "whole numbers from 1, found 0 and 100"),
+        ({"max_iterations": 2.5}, "whole numbers from 1, found 1 and 2.5"),
     ],
 )
 def test_bad_input_is_refused(change: dict[str, object], message: str, backend: Backend) -> None:

@@ -51,6 +51,55 @@ def test_a_layer_can_be_saved_at_any_time(ahead: bool) -> None:
             assert clusters.summarize()["cluster"]["trace"][-1][1] == model.cluster.assignment.tolist()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"preset": "literal"}, {"metric": "cosine"}, {"warmup": "shared", "warmup_steps": 6, "commitment": 0.01}],
+    ids=str,
+)
+def test_autocast_around_it_changes_nothing(ahead: bool, settings: dict[str, Any], dtype: torch.dtype) -> None:
+    found = []
+    for enabled in (True, False):
+        model, clusters = make(**settings)
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            train(model, clusters, range(9))
+        state = clusters.state_dict()
+        found.append((model.state_dict(), state["layers"], *(state["evidence"] or {}).values()))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_what_somebody_does_with_assignments_changes_nothing(ahead: bool) -> None:
+    found = []
+    for changes in (False, True):
+        model, clusters = make()
+        for step in range(8):
+            train(model, clusters, range(step, step + 1))
+            for assignment in clusters.assignments.values() if changes else ():
+                assignment.fill_(7)
+        found.append((model.state_dict(), clusters.state_dict()["layers"]))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_layer_knows_the_clusters_whatever_weights_are_loaded(ahead: bool, frozen: bool) -> None:
+    """As by a callback that goes back to better weights in the middle of a training."""
+    model, clusters = make()
+    states = []
+    for step in range(12):
+        states.append(copy.deepcopy(model.state_dict()))
+        train(model, clusters, range(step, step + 1))
+        if frozen and step == 6:
+            clusters.freeze()
+    for state in states:
+        model.load_state_dict(state)
+        train(model, clusters, range(1))
+        assert torch.equal(model.cluster.get_extra_state(), clusters.assignments["cluster"])
+        rows = model.cluster.weight.detach()
+        for cluster in (0, 1):
+            members = rows[model.cluster.assignment == cluster]
+            assert members.eq(members[0]).all()
+
+
 def test_resume_is_exact(ahead: bool) -> None:
     for middle in (3, 7):
         model, clusters = make()

@@ -75,3 +75,19 @@ def test_ncmtl_is_found_whole() -> None:
     layout = find_layout(NCMTL(nn.Linear(3, 4), 5, num_clusters=(1, "auto", 5)), None, None, None, None)
     assert layout.num_clusters == {"cluster_layers.0": 1, "cluster_layers.1": None, "cluster_layers.2": 5}
     assert list(layout.specific) == ["head"]
+
+
+def test_all_is_on_one_device_that_can_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    apart = nn.ModuleDict({"heads": nn.ModuleList(nn.Linear(3, 1) for _ in range(4)), "out": nn.Linear(3, 4)})
+    apart["out"].to("meta")
+    with pytest.raises(InputError, match="on one device, found heads.3.bias on cpu, out.bias on meta: move it"):
+        find_layout(apart, ["heads", "out"], 2, None, [])
+    with pytest.raises(InputError, match="must be on one device"):
+        find_layout(apart, ["heads"], 2, None, ["out"])
+    apart["heads"][0].to("meta")  # type: ignore[index]
+    with pytest.raises(InputError, match="must be on one device"):
+        find_layout(apart, ["heads"], 2, None, [])
+    whole = Many()
+    monkeypatch.setattr(nn.Parameter, "device", torch.device("mps"))
+    with pytest.raises(InputError, match="needs float64, which MPS lacks: train on the CPU"):
+        find_layout(whole, ["heads"], 2, None, None)

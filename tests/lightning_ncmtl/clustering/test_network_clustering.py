@@ -181,6 +181,50 @@ def test_other_optimizers_are_not_what_a_shared_warm_up_waits_for() -> None:
         torch.testing.assert_close(warmup, found[0], rtol=0, atol=0)
 
 
+def test_sparse_gradients_are_refused_where_tasks_share() -> None:
+    def run(**settings: Any) -> NetworkClustering:
+        heads = nn.ModuleList(nn.Embedding(5, 3, sparse=True) for _ in range(6))
+        clusters = NetworkClustering(nn.ModuleDict({"heads": heads}), **{**SETTINGS, **settings})
+        optimizer = torch.optim.SGD(heads.parameters(), lr=0.1)
+        for _ in range(6):
+            clusters.start_step()
+            optimizer.zero_grad()
+            torch.stack([n % 2 * head(torch.tensor([1, 3])) for n, head in enumerate(heads)]).sum().backward()
+            clusters.before_step()
+            optimizer.step()
+            clusters.step()
+        return clusters
+
+    assert run(**APART).assignments["heads"].tolist() in ([0, 1] * 3, [1, 0] * 3)
+    for number in (1, 2):
+        with pytest.raises(InputError, match=r"heads.0.weight has sparse gradients, .* \(sparse=False\)"):
+            run(num_clusters=number)
+
+
+def test_a_step_of_several_optimizers_is_one() -> None:
+    """Each moves some of the targets: the warm-up is as long as with one, whose clusters are found."""
+    found = []
+    for parts in ([0, 1], [0], [1, 0]):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({f"layer{n}": nn.ModuleList(nn.Linear(4, 1) for _ in range(6)) for n in range(2)})
+        clusters = NetworkClustering(model, 2, list(model), warmup_steps=5)
+        groups = model.values() if len(parts) == 2 else [model]
+        optimizers = [torch.optim.SGD(list(groups)[part].parameters(), lr=0.1) for part in parts]
+        for step in range(8):
+            clusters.start_step()
+            model.zero_grad()
+            sum((n % 2 + step) * head.weight.sum() for part in model.values() for n, head in enumerate(part)).backward()  # type: ignore[arg-type, union-attr, call-overload]
+            for optimizer in optimizers:
+                clusters.before_step(optimizer=optimizer)
+                optimizer.step()
+            clusters.step()
+            if step < 5:
+                assert sum(clusters.state_dict()["warmup"]["seen"]) == clusters.steps == step + 1
+        assert clusters.summarize()["layer1"]["frozen_at_step"] == 6
+        found.append(clusters.assignments["layer1"].tolist())
+    assert all(clusters in ([0, 1] * 3, [1, 0] * 3) for clusters in found)
+
+
 def test_without_a_module_there_is_nothing_to_step() -> None:
     clusters = NetworkClustering(**SETTINGS)
     assert clusters.assignments == {}
@@ -249,7 +293,7 @@ def test_rank_0_decides_for_all(tmp_path: Path, warmup: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"warmup_steps": -1, "warmup": "apart"}, "warmup_steps must be at least 0, found -1"),
+        ({"warmup_steps": -1, "warmup": "apart"}, "warmup_steps must be a number from 0, found -1"),
         ({"task_names": "abc"}, "task_names must be a list of strings, found 'abc'"),
         ({"targets": ["heads", "heads"]}, "targets must differ"),
         ({"num_clusters": 0}, "num_clusters of heads must be 'auto' or in 1 .. 6 tasks, found 0"),

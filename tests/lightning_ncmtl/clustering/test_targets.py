@@ -286,6 +286,22 @@ def test_rows_of_tasks(spec: Any, expected: Any) -> None:
     assert torch.equal(target.find_in(copy.deepcopy(module)).read(), target.read())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_sharing_a_second_time_changes_nothing(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 40, 2**15):
+        module = nn.ParameterDict({"rows": nn.Parameter(torch.randn(7, size, generator=generator).to(dtype) + 100)})
+        (target,) = find_targets(module, ["rows"])
+        clusters = torch.tensor([0, 1, 1, 3, 1, 3, 3])  # one of them is empty
+        before = module["rows"].detach().double()
+        target.share(clusters, 4)
+        once = module["rows"].detach().clone()
+        expected = torch.stack([before[clusters == cluster].mean(0) for cluster in clusters.tolist()])
+        torch.testing.assert_close(once, expected.to(dtype))
+        target.share(clusters, 4)
+        assert torch.equal(module["rows"], once)
+
+
 def test_tasks_of_rows_have_their_numbers() -> None:
     module = Rows()
     (front,) = find_targets(module, ["front"])

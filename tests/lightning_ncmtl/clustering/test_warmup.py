@@ -367,6 +367,52 @@ def test_accumulated_gradients_are_one_step(make_trainer: Callable[..., Trainer]
     assert callback.clusters.summarize()["heads"]["frozen_at_step"] == 3
 
 
+def test_gradients_of_both_halves_tell_nothing_of_either() -> None:
+    """Weights move by them, views do not: else each half would know of the other."""
+    batches = examples(1)
+    model = Network()
+    clusters = NetworkClustering(model, warmup_steps=60)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step(*numbers: int) -> dict[str, Any]:
+        optimizer.zero_grad()
+        for number in numbers:
+            x, y, task_ids, half = batches[number]
+            clusters.start_step(half)
+            F.mse_loss(model(x, task_ids), y).backward()
+        clusters.before_step()
+        optimizer.step()
+        clusters.step()
+        saved: dict[str, Any] = clusters.state_dict()["warmup"]
+        return saved
+
+    step(0, 2)
+    before, weight = step(1, 3), model.first.weight.detach().clone()
+    for mixed in ((4, 5), (5, 4), (4, 5, 6)):
+        torch.testing.assert_close(step(*mixed), before, rtol=0, atol=0)
+    assert not torch.equal(model.first.weight, weight)
+    assert clusters.steps == 5
+    assert step(6)["seen"] == [2, 1]
+
+
+def test_of_gradients_of_both_halves_alone_nothing_is_concluded(make_trainer: Callable[..., Trainer]) -> None:
+    class Halves(Heads):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch["batch"], batch_idx)
+
+    def loader(turn: int) -> DataLoader[Any]:
+        batches = [*DataLoader(data(), batch_size=16)][:4]
+        halves: Any = [{"batch": batch, "half": place // turn % 2} for place, batch in enumerate(batches)]
+        return DataLoader(halves, batch_size=None)
+
+    settings: dict[str, Any] = {"max_epochs": 4, "accumulate_grad_batches": 2}
+    callback = NetworkClusteringCallback(2, "heads")
+    make_trainer(callbacks=[callback], **settings).fit(Halves(), loader(turn=2))
+    assert callback.clusters.summarize()["heads"]["frozen_at_step"] == 5
+    with pytest.raises(InputError, match=r"no steps of one half of the data: .* accumulate .* of the same half only"):
+        make_trainer(callbacks=[callback], **settings).fit(Halves(), loader(turn=1))
+
+
 def test_specific_parts_can_be_named() -> None:
     class Towers(nn.Module):
         def __init__(self) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_ncmtl import NCMTL, ClusterLinear, TaskLinear
+from lightning_ncmtl import NCMTL, ClusterLinear, TaskLinear, TaskModule
 from lightning_ncmtl.errors import InputError
 from lightning_ncmtl.layers import CompactLayer, _grouped_linear, routing
 from lightning_ncmtl.layers.routing import Routing, route
@@ -352,15 +352,26 @@ def test_task_id_out_of_range_is_refused(task: int) -> None:
         TaskLinear(4, 3, 2)(torch.randn(2, 3), torch.tensor([0, task]))
 
 
-@pytest.mark.parametrize("clusters", [0, 5])
-def test_more_clusters_than_tasks_are_refused(clusters: int) -> None:
-    with pytest.raises(InputError, match=f"between 1 and the number of tasks 4, found {clusters}"):
+@pytest.mark.parametrize("values", [[0.0, 1.7], [0.0, float("nan")]])
+@pytest.mark.parametrize("make", [TaskLinear, lambda n, *size: TaskModule(nn.Linear(*size), n)])
+def test_task_ids_that_are_no_integers_are_refused(values: list[float], make: Any) -> None:
+    layer = make(4, 3, 2)
+    for ids in (torch.tensor(values), torch.tensor(values).bfloat16()):
+        with pytest.raises(InputError, match=f"task ids must be integers, found {ids.dtype}"):
+            layer(torch.randn(2, 3), ids)
+    assert TaskLinear(4, 3, 2)(torch.randn(0, 3), torch.tensor([])).shape == (0, 2)
+
+
+@pytest.mark.parametrize("clusters", [0, 5, 2.0, "2", None, True])
+def test_more_clusters_than_tasks_are_refused(clusters: Any) -> None:
+    with pytest.raises(InputError, match=f"between 1 and the number of tasks 4, found {clusters!r}"):
         ClusterLinear(4, 3, 2, num_clusters=clusters)
 
 
 def test_sizes_below_one_are_refused() -> None:
-    with pytest.raises(InputError, match="in_features must be at least 1, found 0"):
-        TaskLinear(4, 0, 2)
+    for size in (0, 2.0, "2", None, True):
+        with pytest.raises(InputError, match=f"in_features must be a whole number from 1, found {size!r}"):
+            TaskLinear(4, size, 2)  # type: ignore[arg-type]
 
 
 def test_task_linear_starts_apart_and_cluster_linear_together() -> None:

@@ -398,7 +398,7 @@ def test_task_ids_are_those_of_tasks(make: str) -> None:
 
 def test_tasks_without_clusters_cannot_be_frozen() -> None:
     layer = ClusterLinear(3, 4, 2, num_clusters=2)
-    for assignment in (layer.assignment, torch.tensor([0, 1]), torch.tensor([0, -1, 1])):
+    for assignment in (layer.assignment, torch.tensor([0, 1]), torch.tensor([0, -1, 1]), torch.tensor([0, 0.5, 1])):
         with pytest.raises(InputError, match=r"once each of the 3 tasks has one, found \["):
             layer.freeze_clusters(assignment)
     assert layer.frozen_clusters is None

@@ -284,7 +284,7 @@ def test_modules_that_are_not_the_same_as_copies_are_refused(module: nn.Module, 
 
 
 def test_wrong_input_is_refused() -> None:
-    with pytest.raises(InputError, match="num_tasks must be at least 1, found 0"):
+    with pytest.raises(InputError, match="num_tasks must be a whole number from 1, found 0"):
         TaskModule(mlp(), 0)
     layer = TaskModule(nn.GRUCell(4, 5), 3)
     inputs, hidden, task_ids = torch.randn(2, 4), torch.randn(2, 5), torch.tensor([0, 2])
