@@ -49,7 +49,8 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
         pool: Batches that are sorted by length together.
         halves: The half of each document, 0 or 1: training batches hold documents of one half each, and take turns, so
             that what is learned of the tasks from one half can be tried on the other.
-        turn: Batches of one half that follow each other: as many as a step of the optimizer takes.
+        turn: Batches of one half that follow each other: as many as a step of the optimizer takes. Batches are smaller
+            where that makes turns whole.
 
     Raises:
         InputError: If documents or settings cannot be used, or there are fewer training documents than ranks.
@@ -118,6 +119,9 @@ class MixedBatchSampler(DistributedSampler[list[int]]):
                     num_replicas=num_replicas,
                     rank=rank,
                 )
+                # In whole turns, so that no step takes batches of both halves, which would tell nothing of either
+                whole = -(-len(sampler) // turn) * turn
+                sampler.num_batches = min(whole, len(places) // num_replicas)
                 self._halves.append((places, sampler))
             self.num_batches = sum(len(sampler) for _, sampler in self._halves)
 

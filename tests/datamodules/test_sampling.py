@@ -173,7 +173,7 @@ def test_batches_too_small_for_the_quotas_grow() -> None:
     assert sorted(flat(batches)) == [0, 1, 2, 3, 4, 4, 4, 4]
 
 
-@pytest.mark.parametrize("turn", [1, 3])
+@pytest.mark.parametrize("turn", [1, 3, 7])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_batches_take_turns_between_halves(ranks: int, turn: int) -> None:
     halves = (np.arange(len(TASKS)) % 7 < 3).astype(int)  # the second half is smaller
@@ -191,6 +191,14 @@ def test_batches_take_turns_between_halves(ranks: int, turn: int) -> None:
         first = [half.pop() for half in order[0]]
         even = 2 * turn * (min(first.count(0), first.count(1)) // turn)
         assert first[:even] == [index // turn % 2 for index in range(even)]
+        assert len(first) % turn == 0
+        assert all(len({*first[index : index + turn]}) == 1 for index in range(0, len(first), turn))
+
+
+def test_fewer_documents_than_a_turn_has_batches() -> None:
+    batches = list(MixedBatchSampler([0] * 8, [1] * 8, 4, halves=[0, 1, 1, 1] * 2, turn=4))
+    assert [len(batch) for batch in batches[:2]] == [1, 1]
+    assert sorted(flat(batches)) == list(range(8))
 
 
 def test_quotas_hold_in_each_half() -> None:
