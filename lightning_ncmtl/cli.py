@@ -53,11 +53,12 @@ from lightning_ncmtl.compatibility import (
     rank_zero_only,
 )
 from lightning_ncmtl.datamodules import MultiDomainDataModule
-from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.errors import InputError, find_message
 from lightning_ncmtl.exported import config_of, find_folder, restore, short_classes, write
 from lightning_ncmtl.layers import cluster_layers
 from lightning_ncmtl.usage import DEFAULT_CONFIG, usage
 from lightning_ncmtl.whole_files import WholeCheckpoints
+from lightning_ncmtl.wrong_settings import check_files, check_groups, explain, explain_value
 
 _RESULTS = ("checkpoints", "compact", "metrics.csv", "predictions.jsonl", "report.html")  # of a run
 RUN_DIR = "NCMTL_RUN_DIR"  # how the main process tells the processes that DDP starts
@@ -187,12 +188,24 @@ class NCMTLCLI(LightningCLI):
         elif self.exported is not None:
             place = others.index(subcommand)
             arguments = [*others[: place + 1], "--config", _dump(config_of(self.exported)), *others[place + 1 :]]
-        self.config = parser.parse_args(arguments)
+        check_files(arguments)
+        try:
+            self.config = parser.parse_args(arguments)
+        except argparse.ArgumentError as error:
+            known = self._subcommand_parsers[subcommand].get_defaults().keys() if subcommand else ()
+            raise InputError(find_message(error) or explain(str(error), known)) from error
+        check_groups(self.config[self.config.subcommand])
         if checkpoint is None and self.config[self.config.subcommand].get("ckpt_path") is not None:
             raise InputError("ckpt_path stands in a configuration file: give --ckpt_path on the command line instead")
 
     def _parse_ckpt_path(self) -> None:
         """Replaced by :meth:`parse_arguments`: Lightning's lets the checkpoint override the command line."""
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise InputError(find_message(error) or explain_value(error)) from error
 
     def after_fit(self) -> None:
         """Tell where the best epoch is of a time before tasks were clustered."""
@@ -206,6 +219,13 @@ class NCMTLCLI(LightningCLI):
                     f"the best epoch, {content['epoch'] + 1}, is of a time before tasks were clustered; last.ckpt has "
                     "the clusters (checkpoint.monitor: null keeps the last epoch as best.ckpt)"
                 )
+
+    def before_validate(self) -> None:
+        """Refuse a model that was not trained, whose metrics would look like any others."""
+        if self.config[self.subcommand].get("ckpt_path") is None:
+            raise InputError(f"{self.subcommand} needs a trained model: set --ckpt_path to a checkpoint")
+
+    before_test = before_validate
 
     def before_predict(self) -> None:
         if self.exported is not None:
@@ -283,8 +303,9 @@ def make_cli(args: list[str], cli_class: type[NCMTLCLI] = NCMTLCLI, save_last: b
         trainer_defaults={"callbacks": callbacks},
         parser_kwargs={
             "description": "Network clustering for multi-task learning. All subcommands: ncmtl --help",
+            "exit_on_error": False,
             **{
-                name: {"default_config_files": [str(DEFAULT_CONFIG)], "usage": usage(name)}
+                name: {"default_config_files": [str(DEFAULT_CONFIG)], "usage": usage(name), "exit_on_error": False}
                 for name in NCMTLCLI.subcommands()
             },
         },
