@@ -58,7 +58,7 @@ from lightning_ncmtl.exported import config_of, find_folder, restore, short_clas
 from lightning_ncmtl.layers import cluster_layers
 from lightning_ncmtl.usage import DEFAULT_CONFIG, usage
 from lightning_ncmtl.whole_files import WholeCheckpoints
-from lightning_ncmtl.wrong_settings import check_files, check_groups, explain, explain_value
+from lightning_ncmtl.wrong_settings import check_files, check_groups, explain_value, parse
 
 _RESULTS = ("checkpoints", "compact", "metrics.csv", "predictions.jsonl", "report.html")  # of a run
 RUN_DIR = "NCMTL_RUN_DIR"  # how the main process tells the processes that DDP starts
@@ -189,11 +189,7 @@ class NCMTLCLI(LightningCLI):
             place = others.index(subcommand)
             arguments = [*others[: place + 1], "--config", _dump(config_of(self.exported)), *others[place + 1 :]]
         check_files(arguments)
-        try:
-            self.config = parser.parse_args(arguments)
-        except argparse.ArgumentError as error:
-            known = self._subcommand_parsers[subcommand].get_defaults().keys() if subcommand else ()
-            raise InputError(find_message(error) or explain(str(error), known)) from error
+        self.config = parse(parser, arguments, self._subcommand_parsers.get(subcommand, parser))
         check_groups(self.config[self.config.subcommand])
         if checkpoint is None and self.config[self.config.subcommand].get("ckpt_path") is not None:
             raise InputError("ckpt_path stands in a configuration file: give --ckpt_path on the command line instead")

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+from argparse import ArgumentError
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from lightning_ncmtl import encoders, modules
 from lightning_ncmtl.datamodules import sources
-from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.errors import InputError, find_message
 
 _WORDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null",
@@ -75,6 +76,24 @@ def check_files(arguments: Sequence[str]) -> None:
             value = value if equals else next(iter(arguments[place + 1 :]), "")
             if not re.search(r"[\n:{]", value) and Path(value).is_file():  # it may also be given as text
                 read_file(value)
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str], inner: ArgumentParser) -> Namespace:
+    """The settings that arguments make.
+
+    Args:
+        parser: Made with ``exit_on_error=False``.
+        arguments: What it parses.
+        inner: The parser of the subcommand, or the same.
+
+    Raises:
+        InputError: If it refuses them, in one line.
+    """
+    try:
+        return parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        known = inner.get_defaults().keys()
+        raise InputError(find_message(error) or explain(str(error), known)) from error
 
 
 def check_groups(settings: Namespace) -> None:

@@ -3,7 +3,6 @@
 import inspect
 import shlex
 import sys
-from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from lightning_ncmtl.comparison.plan import Cell, Sweep, plan
 from lightning_ncmtl.comparison.report import write_report
 from lightning_ncmtl.comparison.runner import find_unfinished, run_all
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.wrong_settings import explain, read_file
+from lightning_ncmtl.wrong_settings import parse, read_file
 
 
 def compare(
@@ -142,10 +141,7 @@ def main(args: list[str]) -> None:
     # Settings for ncmtl fit are not parsed here: class paths in them would be completed with defaults.
     config, rest = _read(find_option("--config", args[:behind]))
     parser.set_defaults(config)
-    try:
-        values = parser.parse_args(args[:behind]).as_dict()
-    except ArgumentError as error:
-        raise InputError(explain(str(error), parser.get_defaults().keys())) from error
+    values = parse(parser, args[:behind], parser).as_dict()
     values.pop("config")
     try:
         compare(**values, **rest, arguments=args[behind + 1 :], command=args)

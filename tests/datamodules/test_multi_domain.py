@@ -300,6 +300,25 @@ def test_state_carries_the_vocabulary(datamodule: MultiDomainDataModule, source:
         make_data(source, domains=["domain01"]).load_state_dict(datamodule.state_dict())
 
 
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+@pytest.mark.parametrize(("validation_size", "told"), [(11, False), (12, True)])
+def test_a_checkpoint_of_other_training_documents_is_told(
+    datamodule: MultiDomainDataModule, source: Synthetic, stage: str, validation_size: int, told: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    datamodule.setup("fit")
+    state = json.loads(json.dumps(datamodule.state_dict()))
+    other = make_data(source, batch_size=16, validation_size=validation_size, min_frequency=1)
+    other.setup(stage)
+    with caplog.at_level("INFO"):
+        other.load_state_dict(state)
+        assert ("the checkpoint was trained on other documents" in caplog.text) == told
+        caplog.clear()
+        del state["documents"]  # of a checkpoint from before
+        other.load_state_dict(state)
+        assert "other documents" not in caplog.text
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 def test_predictions_read_texts(datamodule: MultiDomainDataModule, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"texts.{suffix}"
