@@ -168,8 +168,8 @@ class Division:
         largest = max(range(len(names)), key=lambda task: len(places[task]))
         if not 0 < size < len(places[largest]):
             raise InputError(
-                f"validation_size must be between 1 and {len(places[largest]) - 1}, one less than the training "
-                f"documents of {names[largest]}, found {size}; or a share, such as 0.1"
+                f"data.split.validation_size must be between 1 and {len(places[largest]) - 1}, one less than the "
+                f"training documents of {names[largest]}, found {size}; or a share, such as 0.1"
             )
         for of_task in places:
             if size < len(of_task):

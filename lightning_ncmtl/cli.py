@@ -246,6 +246,11 @@ class NCMTLCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         clustering = self.config_init[self.subcommand].clustering
+        if self.subcommand == "fit" and self.datamodule.num_tasks < 2 and cluster_layers(self.model):
+            raise InputError(
+                f"there is one domain, {self.datamodule.domains[0]!r}, and clusters need two: name files or a column "
+                "of domains in data.source, or set model to HardShare"
+            )
         if clustering.clusters.targets is None and not cluster_layers(self.model):
             rank_zero_info(f"{type(self.model).__name__} has no cluster layers: nothing is clustered")
             attributes(trainer).callbacks.remove(clustering)
@@ -284,6 +289,8 @@ def make_cli(args: list[str], cli_class: type[NCMTLCLI] = NCMTLCLI, save_last: b
     warnings.filterwarnings("ignore", "Experiment logs directory")
     # pytorch-lightning 2.6 with torch 2.13
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
+    # A picture has boxes in the place of letters that its font lacks; names are in the report, too
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")
     rank_zero.log.addFilter(_is_of_use)
     callbacks: list[Callback] = [StepSeed()]
     if save_last:  # Lightning's own save_last keeps the last checkpoint that was among the best.

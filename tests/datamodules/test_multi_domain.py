@@ -409,16 +409,24 @@ def test_unusual_texts_to_predict(datamodule: MultiDomainDataModule, tmp_path: P
         ("t.csv", "text,domain\n", r"t.csv:1: empty: the file has no rows"),
         ("t.csv", "", r"t.csv:1: empty: the file has no rows"),
         (None, "", r"does not exist: set data.predict_path"),
+        (".", "", r"is a folder: set data.predict_path to one file"),
     ],
 )
 def test_bad_texts_to_predict_are_refused(
     datamodule: MultiDomainDataModule, tmp_path: Path, name: str | None, content: str, message: str
 ) -> None:
-    if name is not None:
-        (tmp_path / name).write_text(content)
+    if name not in (None, "."):
+        (tmp_path / str(name)).write_text(content)
     datamodule.predict_path = str(tmp_path / (name or "nothing.csv"))
     with pytest.raises(InputError, match=message):
         datamodule.setup("predict")
+
+
+def test_where_nothing_can_be_used_there_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    bad = Fixed({(domain, "train"): [("x", 2), ("y", 3)] for domain in "abc"})
+    with caplog.at_level("INFO"), pytest.raises(InputError, match="no documents in the train split; a.train:1"):
+        make_data(bad, classes=[0, 1])
+    assert "train" not in caplog.text
 
 
 def test_predict_without_a_file_is_refused(datamodule: MultiDomainDataModule) -> None:
