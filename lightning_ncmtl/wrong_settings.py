@@ -92,7 +92,8 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], inner: ArgumentParse
     try:
         return parser.parse_args(list(arguments))
     except ArgumentError as error:
-        known = inner.get_defaults().keys()
+        names = list(inner.get_defaults().keys())
+        known = {*names, *(name.partition(".")[0] for name in names)}
         raise InputError(find_message(error) or explain(str(error), known)) from error
 
 
@@ -139,7 +140,7 @@ def explain(message: str, known: Iterable[str] = ()) -> str:
     if match := re.search(r"unrecognized arguments: (.*)", message):
         return _explain_unknown(match[1].split()[0], known)
     if match := re.search(r"does not accept option '([^']*)'", message):
-        return f"there is no setting {match[1]!r}{_suggest(match[1], known, 0.75)}"
+        return f"there is no setting {match[1]!r}{suggest(match[1], known, 0.75)}"
     names = _nested(message)
     if not names:
         return " ".join(message.split())[: 4 * _SHOWN]
@@ -149,7 +150,7 @@ def explain(message: str, known: Iterable[str] = ()) -> str:
     found = "" if value is None else value[1]
     kind = ["", *_CLASS.findall(message)][-1]
     if match := re.search(r"Option '([^']*)' is not accepted", message):
-        return f"{setting}: {kind} has no {match[1]!r}{_suggest(match[1], _settings_of(kind))}"
+        return f"{setting}: {kind} has no {match[1]!r}{suggest(match[1], _settings_of(kind))}"
     if match := re.search(r"arguments are required: (.*)", message):
         return f"{setting}: {kind} needs {match[1]}: set --{setting}.{match[1].split(',')[0]}"
     if match := re.search(r"Unable to load config ['\"](.*)['\"]", message):
@@ -159,7 +160,7 @@ def explain(message: str, known: Iterable[str] = ()) -> str:
     path = re.search(r"Expected a dot import path string: (.*)", inner)
     if re.search("has no attribute|No module named", message) or (path and not {"a number", "a text"} & {*wanted}):
         text = kind if path is None else path[1]
-        near = _suggest(text.rpartition(".")[2], _classes(setting.rpartition(".")[2]))
+        near = suggest(text.rpartition(".")[2], _classes(setting.rpartition(".")[2]))
         return f"{setting}: there is no class {text!r} for it{near}"
     if "a number" in wanted:
         wanted.pop("a whole number", None)
@@ -193,7 +194,7 @@ def _words(kind: str, value: str) -> list[str]:
 
 def _explain_unknown(first: str, known: Iterable[str]) -> str:
     if first.startswith("-"):
-        near = _suggest(first.partition("=")[0], [f"--{name}" for name in known], 0.8)
+        near = suggest(first.partition("=")[0], [f"--{name}" for name in known], 0.8)
         return f"there is no option {first}{near or ' (--help_all shows all)'}"
     way_out = "options are such as --trainer.max_epochs 5"
     if Path(first).exists():
@@ -201,8 +202,14 @@ def _explain_unknown(first: str, known: Iterable[str]) -> str:
     return f"{first!r} belongs to no option: {way_out}"
 
 
-def _suggest(name: str, among: Iterable[str], alike: float = 0.6) -> str:
-    """What was meant, or what there is, if that is not much."""
+def suggest(name: str, among: Iterable[str], alike: float = 0.6) -> str:
+    """What was meant, or what there is, if that is not much; for the end of a message.
+
+    Args:
+        name: What was found.
+        among: What there is.
+        alike: How alike two names are that may be mistaken for each other, as :mod:`difflib` has it.
+    """
     names = sorted(among)
     if near := difflib.get_close_matches(name, names, 1, alike):
         return f": did you mean {near[0]}?"

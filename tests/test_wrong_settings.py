@@ -36,6 +36,11 @@ FILES = [
     ("data:\n  num_workers: 0\n  num_workers: 1\n", "wrong.yaml:3 cannot be read: 'num_workers' stands here twice"),
     ("text,label\ngood,1\n", "wrong.yaml must have settings, such as 'seed_everything: 1', found 'text,label good,1'"),
     ("dat:\n  batches: {size: 3}\n", "there is no setting 'dat.batches.size': did you mean data.batches.size?"),
+    (
+        "modl: {num_clusters: 3}\n",
+        "there is no setting 'modl.num_clusters': did you mean model.init_args.num_clusters?",
+    ),
+    ("modl: 3\n", "there is no setting 'modl': did you mean model?"),
     ("data:\n  batches: 3\n", "data.batches must be a mapping of settings, found '3'"),
     ("trainer: 3\n", "trainer must be a mapping of settings, found '3'"),
     ("data:\n  source: 5\n", "data.source must be the name of a class, or its class_path and init_args, found '5'"),

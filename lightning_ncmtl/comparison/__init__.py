@@ -16,7 +16,7 @@ from lightning_ncmtl.comparison.plan import Cell, Sweep, plan
 from lightning_ncmtl.comparison.report import write_report
 from lightning_ncmtl.comparison.runner import find_unfinished, run_all
 from lightning_ncmtl.errors import InputError
-from lightning_ncmtl.wrong_settings import parse, read_file
+from lightning_ncmtl.wrong_settings import parse, read_file, suggest
 
 
 def compare(
@@ -159,7 +159,10 @@ def _read(file: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
         raise InputError(f"the configuration {file!r} needs systems, a mapping of names to settings")
     known = inspect.signature(compare).parameters.keys() - {"arguments", "command"}
     if unknown := content.keys() - known:
-        raise InputError(f"unknown settings in the configuration of the comparison: {', '.join(sorted(unknown))}")
+        meant = suggest(min(unknown), known)
+        raise InputError(
+            f"unknown settings in the configuration of the comparison: {', '.join(sorted(unknown))}{meant}"
+        )
     rest = {name: content.pop(name, None) or {} for name in ("systems", "common", "sweeps")}
     for name, value in [*rest.items(), *rest["systems"].items(), *rest["sweeps"].items()]:
         if not isinstance(name, str) or not isinstance(value, dict | None):
