@@ -22,7 +22,7 @@ def cluster_table(report: Mapping[str, Any]) -> Table:
     title = "\n".join(["Clusters", *([evidence_line(report)] if report["evidence"] else [])])
     table = Table("layer", "clusters", title=title, title_justify="left")
     for name, layer in report["layers"].items():
-        heading = [name, f"{layer['num_clusters']} clusters"]
+        heading = [name, *([] if layer["num_clusters"] is None else [f"{layer['num_clusters']} clusters"])]
         if report["ari"] and name in report["ari"]:
             heading.append(f"ARI {report['ari'][name]:.3f}")
         if layer["frozen_at_step"] is not None:

@@ -156,14 +156,15 @@ class Corpus:
         if split not in self._tables:
             if split not in self.source.splits():
                 found = ", ".join(sorted(self.source.splits())) or "none"
-                raise InputError(f"there is no {split} split: {type(self.source).__name__} has {found}")
+                way_out = "; data.split.test_size sets a part of train aside, in fit, too" if split == "test" else ""
+                raise InputError(f"there is no {split} split: {type(self.source).__name__} has {found}{way_out}")
             table, facts = self._prepare(split)
-            for line in facts["problems"]:
-                rank_zero_info(f"{split}: {line}")
-            remember_left_out(facts["nothing"])
             if not len(table) or not facts["domains"]:
                 what = "labels" if len(table) else "documents"
                 raise InputError("; ".join([f"there are no {what} in the {split} split", *facts["problems"][:1]]))
+            for line in facts["problems"]:
+                rank_zero_info(f"{split}: {line}")
+            remember_left_out(facts["nothing"])
             if split == "train":
                 self._use(facts)
             elif split == "test" and not self.source.multi_label:

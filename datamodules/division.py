@@ -1,5 +1,7 @@
 """Which documents train, validate and test, and which of them have copies."""
 
+import hashlib
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -89,6 +91,30 @@ class Division:
         self.validation = np.flatnonzero(held_out)
         self.test = None if split.test_size is None else np.flatnonzero(aside)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A text that tells which documents train, wherever their files are."""
+        digest = hashlib.blake2b(self.train.tobytes(), digest_size=16)
+        documents = self.corpus.read("train")
+        for rows in documents.with_format("arrow").iter(1000):
+            if self.corpus.features is not None:  # many numbers, of which texts would take long
+                digest.update(rows["features"].combine_chunks().flatten().to_numpy().tobytes())
+            entries = rows.select([name for name in rows.column_names if name != "features"])
+            digest.update(repr(entries.to_pylist()).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    def tell_change(self, trained: str | None) -> None:
+        """Tell it, if a checkpoint was trained on other documents.
+
+        Args:
+            trained: The :attr:`fingerprint` in the checkpoint, if it has one.
+        """
+        if trained not in (None, self.fingerprint):
+            rank_zero_info(
+                "the checkpoint was trained on other documents than those that train by these settings, as the data or "
+                "data.split has changed: what is evaluated now may have been among them"
+            )
+
     def halve(self) -> Integers:
         """Deal those that train into halves, 0 and 1, alike in their domains; copies and groups stay together.
 
@@ -142,8 +168,8 @@ class Division:
         largest = max(range(len(names)), key=lambda task: len(places[task]))
         if not 0 < size < len(places[largest]):
             raise InputError(
-                f"validation_size must be between 1 and {len(places[largest]) - 1}, one less than the training "
-                f"documents of {names[largest]}, found {size}; or a share, such as 0.1"
+                f"data.split.validation_size must be between 1 and {len(places[largest]) - 1}, one less than the "
+                f"training documents of {names[largest]}, found {size}; or a share, such as 0.1"
             )
         for of_task in places:
             if size < len(of_task):

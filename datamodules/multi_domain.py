@@ -238,6 +238,7 @@ class MultiDomainDataModule(LightningDataModule):
             **self.corpus.state_dict(),
             "scaling": None if self.scaling is None else self.scaling.plain(),
             "tokenizer": None if self.tokenizer is None else self.tokenizer.to_str(),
+            "documents": None if self._division is None else self._division.fingerprint,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -246,6 +247,8 @@ class MultiDomainDataModule(LightningDataModule):
             self.tokenizer = Tokenizer.from_str(state_dict["tokenizer"])
         if state_dict["scaling"] is not None:
             self.scaling = Scaling.from_plain(state_dict["scaling"])
+        if self._division is not None:
+            self._division.tell_change(state_dict.get("documents"))
         self._encoded.clear()
 
     def _divide(self, test: bool = False) -> None:

@@ -40,7 +40,8 @@ def predict_table(name: str | None, corpus: Corpus, cache: Cache) -> Dataset:
         raise InputError("predict needs a table of texts or features: set data.predict_path to a file")
     path, domains, features = Path(name), corpus.domains, corpus.features
     if not path.is_file():
-        raise InputError(f"the file {name!r} does not exist: set data.predict_path")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"the file {name!r} {what}: set data.predict_path to one file")
     if features is None:
         find_reader(path)  # refuses what cannot be read
     elif corpus.source.id in RESERVED:

@@ -53,11 +53,12 @@ from lightning_ncmtl.compatibility import (
     rank_zero_only,
 )
 from lightning_ncmtl.datamodules import MultiDomainDataModule
-from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.errors import InputError, find_message
 from lightning_ncmtl.exported import config_of, find_folder, restore, short_classes, write
 from lightning_ncmtl.layers import cluster_layers
 from lightning_ncmtl.usage import DEFAULT_CONFIG, usage
 from lightning_ncmtl.whole_files import WholeCheckpoints
+from lightning_ncmtl.wrong_settings import check_files, check_groups, explain_value, parse
 
 _RESULTS = ("checkpoints", "compact", "metrics.csv", "predictions.jsonl", "report.html")  # of a run
 RUN_DIR = "NCMTL_RUN_DIR"  # how the main process tells the processes that DDP starts
@@ -187,12 +188,20 @@ class NCMTLCLI(LightningCLI):
         elif self.exported is not None:
             place = others.index(subcommand)
             arguments = [*others[: place + 1], "--config", _dump(config_of(self.exported)), *others[place + 1 :]]
-        self.config = parser.parse_args(arguments)
+        check_files(arguments)
+        self.config = parse(parser, arguments, self._subcommand_parsers.get(subcommand, parser))
+        check_groups(self.config[self.config.subcommand])
         if checkpoint is None and self.config[self.config.subcommand].get("ckpt_path") is not None:
             raise InputError("ckpt_path stands in a configuration file: give --ckpt_path on the command line instead")
 
     def _parse_ckpt_path(self) -> None:
         """Replaced by :meth:`parse_arguments`: Lightning's lets the checkpoint override the command line."""
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise InputError(find_message(error) or explain_value(error)) from error
 
     def after_fit(self) -> None:
         """Tell where the best epoch is of a time before tasks were clustered."""
@@ -206,6 +215,13 @@ class NCMTLCLI(LightningCLI):
                     f"the best epoch, {content['epoch'] + 1}, is of a time before tasks were clustered; last.ckpt has "
                     "the clusters (checkpoint.monitor: null keeps the last epoch as best.ckpt)"
                 )
+
+    def before_validate(self) -> None:
+        """Refuse a model that was not trained, whose metrics would look like any others."""
+        if self.config[self.subcommand].get("ckpt_path") is None:
+            raise InputError(f"{self.subcommand} needs a trained model: set --ckpt_path to a checkpoint")
+
+    before_test = before_validate
 
     def before_predict(self) -> None:
         if self.exported is not None:
@@ -230,6 +246,11 @@ class NCMTLCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         clustering = self.config_init[self.subcommand].clustering
+        if self.subcommand == "fit" and self.datamodule.num_tasks < 2 and cluster_layers(self.model):
+            raise InputError(
+                f"there is one domain, {self.datamodule.domains[0]!r}, and clusters need two: name files or a column "
+                "of domains in data.source, or set model to HardShare"
+            )
         if clustering.clusters.targets is None and not cluster_layers(self.model):
             rank_zero_info(f"{type(self.model).__name__} has no cluster layers: nothing is clustered")
             attributes(trainer).callbacks.remove(clustering)
@@ -268,6 +289,8 @@ def make_cli(args: list[str], cli_class: type[NCMTLCLI] = NCMTLCLI, save_last: b
     warnings.filterwarnings("ignore", "Experiment logs directory")
     # pytorch-lightning 2.6 with torch 2.13
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
+    # A picture has boxes in the place of letters that its font lacks; names are in the report, too
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")
     rank_zero.log.addFilter(_is_of_use)
     callbacks: list[Callback] = [StepSeed()]
     if save_last:  # Lightning's own save_last keeps the last checkpoint that was among the best.
@@ -283,8 +306,9 @@ def make_cli(args: list[str], cli_class: type[NCMTLCLI] = NCMTLCLI, save_last: b
         trainer_defaults={"callbacks": callbacks},
         parser_kwargs={
             "description": "Network clustering for multi-task learning. All subcommands: ncmtl --help",
+            "exit_on_error": False,
             **{
-                name: {"default_config_files": [str(DEFAULT_CONFIG)], "usage": usage(name)}
+                name: {"default_config_files": [str(DEFAULT_CONFIG)], "usage": usage(name), "exit_on_error": False}
                 for name in NCMTLCLI.subcommands()
             },
         },

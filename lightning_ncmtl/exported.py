@@ -26,7 +26,7 @@ def write(model: LightningModule, data: MultiDomainDataModule, folder: Path) -> 
     Raises:
         InputError: As :func:`lightning_ncmtl.save`.
     """
-    state = {name: value for name, value in data.state_dict().items() if name != "tokenizer"}
+    state = {name: value for name, value in data.state_dict().items() if name not in ("tokenizer", "documents")}
     if data.features is None:
         # Of a source of texts, it matters only whether a text may have labels in several domains.
         label = {"task": "label"} if data.source.multi_label else "label"

@@ -1,5 +1,6 @@
 """The command ``ncmtl``: which of its subcommands runs."""
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -19,8 +20,12 @@ def main(args: list[str] | None = None) -> None:
     forget_left_out()
     try:
         _run(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # what reads the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tells it once more at its end
+        sys.exit(141)
     except SystemExit as stop:  # Lightning exits with 1 after Ctrl-C
         if isinstance(stop.__context__, KeyboardInterrupt):
             sys.exit(130)

@@ -498,6 +498,12 @@ BAD = [
     (["fit", "--model.encoder.dropout", "2"], "dropout must be at least 0 and less than 1, found 2"),
     (["fit", "--trainer.enable_checkpointing", "false"], "enable_checkpointing=False"),
     (["export"], "export needs a trained model: set --ckpt_path"),
+    (
+        ["fit", "--data.domains=[domain01]", "--model.num_clusters=auto"],
+        "there is one domain, 'domain01', and clusters need two: name files or",
+    ),
+    (["validate"], "validate needs a trained model: set --ckpt_path to a checkpoint"),
+    (["test"], "test needs a trained model: set --ckpt_path to a checkpoint"),
     (["export", "--ckpt_path", "nothing.ckpt"], "'nothing.ckpt' does not exist"),
     (["export", "--ckpt_path", "whole/checkpoints/best.ckpt", "--output", "."], "is not empty: choose another one"),
     (["predict"], "predict needs a trained model: set --ckpt_path to a checkpoint, or --model to a folder that 'ncmtl"),

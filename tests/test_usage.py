@@ -103,12 +103,15 @@ def test_what_may_be_an_option_is_left_to_the_parser(arguments: list[str]) -> No
     usage.check("fit", arguments)
 
 
-def test_a_wrong_value_is_told_without_pages_of_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["fit", "--trainer.max_epochs", "abc"])
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "usage: ncmtl fit [--config FILE]... [--SETTING VALUE]..."
-    assert len(lines) < 12
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"]], ids=" ".join)
+def test_a_reader_that_has_seen_enough(arguments: list[str]) -> None:
+    ours = subprocess.Popen(
+        [sys.executable, "-m", "lightning_ncmtl", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert ours.stdout is not None
+    ours.stdout.close()
+    assert ours.communicate(timeout=300)[1] == ""
+    assert ours.returncode == 141  # as a shell tells SIGPIPE
 
 
 def test_all_settings_are_listed_where_they_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

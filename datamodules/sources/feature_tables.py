@@ -276,6 +276,8 @@ def _need(columns: Collection[str], names: Collection[str], file: Path, way_out:
     """The names that these columns have in a file; an InputError where one is missing."""
     found = {column: find_column(column, names) for column in sorted({*columns})}
     if missing := [column for column, name in found.items() if name is None]:
+        if "*" in missing[0]:
+            way_out += f" to a list for a pattern, [{missing[0]}]"
         raise InputError(f"{file}:1: no column {describe(missing[0], names)}: {way_out}")
     return [name for name in found.values() if name is not None]
 

@@ -30,6 +30,8 @@ def find_files(patterns: str | list[str], setting: str) -> list[Path]:
         names = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
         files = {name for name in names if Path(name).is_file()}
         if not files:
+            if pattern and Path(pattern).is_dir():
+                raise InputError(f"{pattern!r} is a folder: set {setting} to files in it, '{Path(pattern)}/*.csv'")
             raise InputError(f"no file matches {pattern!r}: set {setting} to files, or such as 'folder/*.csv'")
         found |= files
     return sorted(map(Path, found))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
@@ -17,6 +16,7 @@ from lightning_ncmtl.comparison.plan import Cell, Sweep, plan
 from lightning_ncmtl.comparison.report import write_report
 from lightning_ncmtl.comparison.runner import find_unfinished, run_all
 from lightning_ncmtl.errors import InputError
+from lightning_ncmtl.wrong_settings import parse, read_file, suggest
 
 
 def compare(
@@ -132,7 +132,7 @@ def main(args: list[str]) -> None:
         InputError: If the configuration cannot be used.
     """
     about = "Systems x seeds x folds (or x splits), in tables and figures. Arguments behind -- go to every ncmtl fit."
-    parser = ArgumentParser(prog="ncmtl compare", description=about)
+    parser = ArgumentParser(prog="ncmtl compare", description=about, exit_on_error=False)
     parser.add_argument("--config", required=True, help="A YAML file with systems, common, sweeps and all below.")
     parser.add_function_arguments(compare, skip={"systems", "common", "sweeps", "dry_run", "arguments", "command"})
     about = "Run nothing, but print the command of each cell that is not finished: for Slurm, GNU parallel or a look."
@@ -141,7 +141,7 @@ def main(args: list[str]) -> None:
     # Settings for ncmtl fit are not parsed here: class paths in them would be completed with defaults.
     config, rest = _read(find_option("--config", args[:behind]))
     parser.set_defaults(config)
-    values = parser.parse_args(args[:behind]).as_dict()
+    values = parse(parser, args[:behind], parser).as_dict()
     values.pop("config")
     try:
         compare(**values, **rest, arguments=args[behind + 1 :], command=args)
@@ -154,15 +154,15 @@ def _read(file: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """A configuration: what the parser checks, and the settings for ``ncmtl fit``."""
     if file is None:
         return {}, {}  # --help, or an error that the parser reports
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read the configuration {file!r}: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("systems"), dict):
+    content = read_file(file)
+    if not isinstance(content.get("systems"), dict):
         raise InputError(f"the configuration {file!r} needs systems, a mapping of names to settings")
     known = inspect.signature(compare).parameters.keys() - {"arguments", "command"}
     if unknown := content.keys() - known:
-        raise InputError(f"unknown settings in the configuration of the comparison: {', '.join(sorted(unknown))}")
+        meant = suggest(min(unknown), known)
+        raise InputError(
+            f"unknown settings in the configuration of the comparison: {', '.join(sorted(unknown))}{meant}"
+        )
     rest = {name: content.pop(name, None) or {} for name in ("systems", "common", "sweeps")}
     for name, value in [*rest.items(), *rest["systems"].items(), *rest["sweeps"].items()]:
         if not isinstance(name, str) or not isinstance(value, dict | None):

@@ -1,7 +1,5 @@
 """Running one cell of a comparison, through the same command line as ``ncmtl fit``."""
 
-import contextlib
-import io
 import json
 import os
 import platform
@@ -60,13 +58,10 @@ def check(cells: Iterable[Cell]) -> None:
     cli = make_cli(["fit"], _Settings)  # one for all, as it takes longer to make than to parse
     measures: dict[str, str] = {}
     for cell in cells:
-        printed = io.StringIO()
         try:
-            with contextlib.redirect_stderr(printed):
-                cli.parse_arguments(cli.parser, _arguments(cell))
-        except SystemExit as error:  # jsonargparse has printed what is wrong
-            text = printed.getvalue().split("error: ")[-1].strip()
-            raise InputError(f"the settings of {cell.system!r} cannot be used: {text}") from error
+            cli.parse_arguments(cli.parser, _arguments(cell))
+        except InputError as error:
+            raise InputError(f"the settings of {cell.system!r} cannot be used: {error}") from error
         settings = cli.config.fit
         find_reference(cell, settings.data)
         metrics = settings.model.init_args.get("metrics") or []

@@ -75,7 +75,9 @@ def test_report_before_any_clustering(
         "trace": [],
     }
     assert report["ari"] == {}
-    assert "not clustered" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "not clustered" in shown
+    assert "None" not in shown
 
 
 def test_an_interrupted_training_leaves_its_clusters(

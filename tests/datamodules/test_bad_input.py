@@ -274,11 +274,7 @@ def test_nothing_but_rows_that_are_too_long(tmp_path: Path, log: pytest.LogCaptu
     assert refused(lambda: use(module(tmp_path))) == (
         f"there are no documents in the train split; {file}:2: expected 2 fields, found 3, over 2 lines"
     )
-    assert lines(log, "expected")[1] == f"train: {file}:4: expected 2 fields, found 3, over 2 lines"
-    assert log.messages[-2:] == [
-        "train: 'a' has no documents: the domain is left out",
-        "train: and 3 more problems",
-    ]
+    assert not any(line.startswith("train: ") for line in log.messages)  # the error says it
 
 
 def test_a_quote_that_is_never_closed(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:

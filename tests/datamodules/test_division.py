@@ -10,7 +10,7 @@ from lightning_ncmtl.datamodules.copies import deal_share
 from lightning_ncmtl.datamodules.corpus import Corpus
 from lightning_ncmtl.datamodules.division import Division
 from lightning_ncmtl.datamodules.settings import SplitSettings
-from lightning_ncmtl.datamodules.sources import Source
+from lightning_ncmtl.datamodules.sources import FeatureTables, Source
 from lightning_ncmtl.errors import InputError
 
 SIZES = {"a": 40, "b": 21, "c": 300}
@@ -260,3 +260,20 @@ def test_too_many_documents_are_compared_by_their_start(
         fast = divide(Fixed(documents), validation_size=1)
     assert fast.groups.tolist() == slow.groups.tolist() == [0, 0, 1, 2, 3]
     assert "too many documents to compare all words: copies are those with the same start" in caplog.text
+
+
+def test_the_fingerprint_tells_which_documents_train(tmp_path: Path) -> None:
+    """And nothing of the files that they are in."""
+    first = divide(source(), folds=4).fingerprint
+    assert divide(source(test=True), folds=4).fingerprint == first
+    for settings in ({"folds": 4, "seed": 1}, {"folds": 5}, {"folds": 4, "test_size": 0.2}):
+        assert divide(source(), **settings).fingerprint != first
+    changed = source()
+    changed.documents["b", "train"][0] = ("another text", 0)
+    assert divide(changed, folds=4).fingerprint != first
+    tables = []
+    for name, cell in (("one", "0.5"), ("two", "0.5"), ("three", "0.6")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.csv").write_text(f"label,x\n0,1\n1,{cell}\n0,3\n1,4\n")
+        tables.append(divide(FeatureTables(str(tmp_path / name / "*.csv")), validation_size=1).fingerprint)
+    assert tables[0] == tables[1] != tables[2]

@@ -300,6 +300,25 @@ def test_state_carries_the_vocabulary(datamodule: MultiDomainDataModule, source:
         make_data(source, domains=["domain01"]).load_state_dict(datamodule.state_dict())
 
 
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+@pytest.mark.parametrize(("validation_size", "told"), [(11, False), (12, True)])
+def test_a_checkpoint_of_other_training_documents_is_told(
+    datamodule: MultiDomainDataModule, source: Synthetic, stage: str, validation_size: int, told: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    datamodule.setup("fit")
+    state = json.loads(json.dumps(datamodule.state_dict()))
+    other = make_data(source, batch_size=16, validation_size=validation_size, min_frequency=1)
+    other.setup(stage)
+    with caplog.at_level("INFO"):
+        other.load_state_dict(state)
+        assert ("the checkpoint was trained on other documents" in caplog.text) == told
+        caplog.clear()
+        del state["documents"]  # of a checkpoint from before
+        other.load_state_dict(state)
+        assert "other documents" not in caplog.text
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 def test_predictions_read_texts(datamodule: MultiDomainDataModule, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"texts.{suffix}"
@@ -390,16 +409,24 @@ def test_unusual_texts_to_predict(datamodule: MultiDomainDataModule, tmp_path: P
         ("t.csv", "text,domain\n", r"t.csv:1: empty: the file has no rows"),
         ("t.csv", "", r"t.csv:1: empty: the file has no rows"),
         (None, "", r"does not exist: set data.predict_path"),
+        (".", "", r"is a folder: set data.predict_path to one file"),
     ],
 )
 def test_bad_texts_to_predict_are_refused(
     datamodule: MultiDomainDataModule, tmp_path: Path, name: str | None, content: str, message: str
 ) -> None:
-    if name is not None:
-        (tmp_path / name).write_text(content)
+    if name not in (None, "."):
+        (tmp_path / str(name)).write_text(content)
     datamodule.predict_path = str(tmp_path / (name or "nothing.csv"))
     with pytest.raises(InputError, match=message):
         datamodule.setup("predict")
+
+
+def test_where_nothing_can_be_used_there_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    bad = Fixed({(domain, "train"): [("x", 2), ("y", 3)] for domain in "abc"})
+    with caplog.at_level("INFO"), pytest.raises(InputError, match="no documents in the train split; a.train:1"):
+        make_data(bad, classes=[0, 1])
+    assert "train" not in caplog.text
 
 
 def test_predict_without_a_file_is_refused(datamodule: MultiDomainDataModule) -> None:

@@ -165,7 +165,10 @@ def test_features_without_an_order_are_not_numbers(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"label": "class"}, "a.csv:1: no column 'class' among 'x', 'y', 'label', 'field': set data.source.label"),
-        ({"label": "lab*"}, "a.csv:1: no column 'lab*' among 'x', 'y', 'label', 'field': set data.source.label"),
+        (
+            {"label": "lab*"},
+            "no column 'lab*' among 'x', 'y', 'label', 'field': set data.source.label to a list for a pattern, [lab*]",
+        ),
         ({"label": ["label", "t*"]}, "no column 't*' among 'x', 'y', 'label', 'field': set data.source.label"),
         ({"task": "where"}, "no column 'where' among"),
         ({"id": "name"}, "no column 'name' among 'x', 'y', 'label', 'field': set data.source.task and data.source.id"),

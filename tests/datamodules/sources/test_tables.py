@@ -195,11 +195,13 @@ def test_splits_may_have_domains_of_their_own(tmp_path: Path) -> None:
 def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     (tmp_path / "a.parquet.gz").touch()
-    for pattern in (f"{tmp_path}/*.csv", str(tmp_path), f"{tmp_path}/none.csv", ""):
+    for pattern in (f"{tmp_path}/*.csv", f"{tmp_path}/none.csv", ""):
         with pytest.raises(InputError, match=f"no file matches {re.escape(repr(pattern))}: set data.source.train"):
             Tables(pattern).domains()
         with pytest.raises(InputError, match="set data.source.test"):
             next(Tables("", test=pattern).read("test"))
+    with pytest.raises(InputError, match=f"'{tmp_path}' is a folder: set data.source.train to .* '{tmp_path}/.*csv'"):
+        Tables(str(tmp_path)).domains()
     for name in ("a.txt", "a.parquet.gz"):
         with pytest.raises(InputError, match=f"cannot read .*{name}': tables are .csv, .tsv or .jsonl files"):
             next(Tables(f"{tmp_path}/{name}").read("train"))
