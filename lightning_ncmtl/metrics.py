@@ -282,8 +282,8 @@ def _score_classes(scores: dict[str, _Score], rows: Tensor, labels: Tensor) -> d
         if len(present) == 2:
             result[name] = score.binary(probabilities[:, 1].contiguous(), targets)
         else:
-            # Some give one number for each class
-            result[name] = score.multiclass(probabilities, targets, num_classes=len(present)).mean()
+            # Some give one number for each class, and a whole one where they do not know
+            result[name] = score.multiclass(probabilities, targets, num_classes=len(present)).double().mean()
     return result
 
 

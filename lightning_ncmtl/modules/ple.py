@@ -78,7 +78,7 @@ class PLE(MultiTaskModule):
         else:
             x, every = spread(shared, self.num_tasks)
             places = torch.arange(shared.shape[0], device=shared.device).repeat(self.num_tasks)
-            for level in self.levels[:-1]:
+            for level in list(self.levels)[:-1]:  # torch.export below 2.5 cannot cut module lists
                 x, shared = level(x, every, shared, places)
             x = gather(x, self.num_tasks, task_ids, rows)
         routing = route(task_ids, self.num_tasks)
