@@ -22,7 +22,7 @@ WRONG = [
     (["--model.encoder", "lightning_ncmtl.encoders.HANN"], "there is no class 'lightning_ncmtl.encoders.HANN' for it"),
     (["--model.encoder.hidden", "3"], "lightning_ncmtl.encoders.HAN has no 'hidden': did you mean hidden_size?"),
     (["--model.cluster_features", "[8, a]"], "model.cluster_features must be a whole number, found 'a'"),
-    (["--model.dropout", "2"], "a setting was refused: dropout probability has to be between 0 and 1, but got 2.0"),
+    (["--model.dropout", "2"], "dropout must be at least 0 and less than 1, found 2.0"),
     (["--clustering.warmup", "late"], "clustering.warmup must be shared or apart, found 'late'"),
     (["--trainer", "3"], "trainer must be a mapping of settings, or a file of them, found '3'"),
     (["--trainer.max_epochs"], "argument --trainer.max_epochs: expected one argument"),
