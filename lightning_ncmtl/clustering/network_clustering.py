@@ -213,9 +213,10 @@ class NetworkClustering:
             if self._saved_warmup is not None:
                 self._warmup.load(self._saved_warmup)
         for name, target in targets.items() if not saved else ():
-            number = clusters[name] or "as yet unknown"
-            of_each = f"{target.size:,} parameters each, {number} clusters"
-            say(f"{name}: {len(tasks)} tasks with {of_each}: {target.describe(tasks)}")
+            number = "as many clusters as will be found" if clusters[name] is None else f"{clusters[name]} clusters"
+            say(
+                f"{name}: {number} of {len(tasks)} tasks with {target.size:,} parameters each: {target.describe(tasks)}"
+            )
         if fresh and not saved:
             if self.preset == "literal":
                 start_apart(module, self.seed)

@@ -294,8 +294,11 @@ class MultiTaskModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         learned = () if self._aggregation is None else self._aggregation.parameters()
-        optimizer = self.optimizer([*self.parameters(), *learned])
-        scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
+        try:
+            optimizer = self.optimizer([*self.parameters(), *learned])
+            scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
+        except ValueError as error:
+            raise InputError(f"a setting of model.optimizer or model.lr_scheduler was refused: {error}") from error
         return LightningCLI.configure_optimizers(self, optimizer, scheduler)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -176,7 +176,7 @@ def test_shared_start(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixtur
         make_trainer(max_steps=3, callbacks=[callback, start]).fit(model)
     assert start.rows.eq(first).all()
     assert "shared start: all tasks of heads start from the weights of 'ant'" in caplog.text
-    assert "heads: 6 tasks with 51 parameters each, 2 clusters" in caplog.text
+    assert "heads: 2 clusters of 6 tasks with 51 parameters each" in caplog.text
 
 
 @pytest.mark.parametrize("settings", [{"shared_start": False}, {"preset": "literal"}])

@@ -86,8 +86,8 @@ def test_tasks_in_any_place_train_resume_and_become_compact(
 
     with caplog.at_level(logging.INFO):
         half, _, _ = run(1)  # 6 steps: within the warm-up
-    assert "blocked: 6 tasks with 18 parameters each, 2 clusters: 0 (row 0, 1), 1 (row 2, 3)," in caplog.text
-    assert "chunks: 6 tasks with 18 parameters each, 3 clusters: 0 (row 0, 6), 1 (row 1, 7)," in caplog.text
+    assert "blocked: 2 clusters of 6 tasks with 18 parameters each: 0 (row 0, 1), 1 (row 2, 3)," in caplog.text
+    assert "chunks: 3 clusters of 6 tasks with 18 parameters each: 0 (row 0, 6), 1 (row 1, 7)," in caplog.text
     half.save_checkpoint(tmp_path / "half.ckpt")
     _, whole, expected = run(3)
     check_shared(expected, whole.assignments)

@@ -246,3 +246,16 @@ def test_torch_export_takes_any_number_of_documents(system: Callable[..., Any], 
     )
     program = torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
     torch.testing.assert_close(program.module()(*other), model(*other))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": lambda parameters: torch.optim.Adam(parameters, lr=-1.0)}, "Invalid learning rate: -1"),
+        ({"lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1)}, "total_steps"),
+    ],
+)
+def test_settings_that_an_optimizer_refuses(settings: dict[str, Any], message: str) -> None:
+    model = HardShare(nn.Linear(4, 5), 3, **settings)
+    with pytest.raises(InputError, match=f"model.lr_scheduler was refused: .*{message}"):
+        model.configure_optimizers()
