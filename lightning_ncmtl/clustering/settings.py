@@ -46,6 +46,11 @@ def check_settings(of: Any) -> None:
         (not cosine or of.shared_start, "the metric cosine compares ways from a shared start: allow for one"),
         (is_whole(of.max_clusters, 2), f"max_clusters must be a whole number from 2, found {of.max_clusters!r}"),
         (not shared or not unused, f"{', '.join(unused)} is not for a shared warm-up: choose warmup='apart'"),
+        (
+            shared or of.preset is not None or not of.specific,
+            f"specific says what stops sharing behind a shared warm-up, found {of.specific} with warmup='apart': leave "
+            "it out",
+        ),
         (names, f"task_names must be a list of strings, found {tasks!r}"),
     ):
         if not is_right:

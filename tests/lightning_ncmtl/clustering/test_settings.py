@@ -51,6 +51,13 @@ def test_whole_numbers_may_be_those_of_numpy() -> None:
     assert NetworkClustering(make(), np.int64(3), "heads", **APART).summarize()["heads"]["num_clusters"] == 3
 
 
+def test_what_stops_sharing_is_for_a_shared_warm_up() -> None:
+    with pytest.raises(InputError, match="specific says what stops sharing .*, found .'heads'. with warmup='apart'"):
+        NetworkClustering(specific="heads", **APART)
+    for settings in (APART | {"specific": []}, {"specific": "heads"}, {"specific": "heads", "preset": "literal"}):
+        NetworkClustering(**settings)
+
+
 def test_a_switch_is_true_or_false() -> None:
     with pytest.raises(InputError, match="shared_start must be true or false, found 'no'"):
         NetworkClustering(warmup="apart", shared_start="no")  # type: ignore[arg-type]
