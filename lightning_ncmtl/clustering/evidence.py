@@ -75,10 +75,7 @@ def multiply_halves(first: Tensor, second: Tensor, group: dist.ProcessGroup | No
     """
     n, device = len(first), first.device.type
     rows = torch.cat([first, second])
-    if torch.is_autocast_enabled(device):  # where somebody's whole loop is under it
-        with torch.autocast(device, enabled=False):
-            products = rows @ rows.T
-    else:
+    with torch.autocast(device, enabled=False):  # somebody's whole loop may be under one
         products = rows @ rows.T
     products = _to_unit_length(summed(products.double(), group))
     center = torch.eye(n, dtype=products.dtype, device=products.device) - 1 / n

@@ -163,7 +163,7 @@ def cold_assignments(
 ) -> list[Tensor]:
     """Cluster several layers with the same N points each anew, few points on the CPU: a GPU is asked once for all.
 
-    It would wait for each of many small steps, some of which the host has to wait for.
+    There each of many small steps would be a launch, and some a wait.
 
     Args:
         points: ``[N, D]`` of each layer, D may differ.

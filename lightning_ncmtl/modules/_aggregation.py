@@ -135,7 +135,7 @@ class Aggregation:
         Raises:
             InputError: If tasks are missing that the aggregator needs.
         """
-        counts = task_ids[known].bincount(minlength=self.num_tasks)
+        counts = task_ids.new_zeros(self.num_tasks).index_add(0, task_ids, known.to(task_ids.dtype))
         if self._ranks > 1:
             dist.all_reduce(counts)
         present = counts.nonzero().squeeze(1)

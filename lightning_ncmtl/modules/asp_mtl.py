@@ -23,9 +23,8 @@ class ASPMTL(MultiTaskModule):
     documents without.
 
     All encoders have one table of word vectors in common, and what is frozen; else each starts at random, or as it was
-    pretrained. The private encoder of a task
-    that is absent from a batch has no gradient, so DDP must look for unused parameters:
-    ``--trainer.strategy ddp_find_unused_parameters_true``.
+    pretrained. The private encoder of a task that is absent from a batch has no gradient, so DDP must look for unused
+    parameters: ``--trainer.strategy ddp_find_unused_parameters_true``.
 
     Args:
         encoder: The shared encoder: maps ``inputs`` to ``[B, encoder.out_features]``. Private ones are copies of it,
